@@ -1,0 +1,150 @@
+"""`manifest.json`: what a record set holds, written last by the Beam job and believed by nobody unchecked."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+
+import tensorflow as tf
+
+from pipeline.data import record
+
+FILE = "manifest.json"
+FORMAT = 1
+
+
+class ManifestError(ValueError):
+    """The data directory is missing, incomplete, or contradicts itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard: its file name, its records, its size in bytes and the SHA-256 of the TFRecord file."""
+
+    file: str
+    examples: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split; `listed == written + sum(rejected.values())`, `rejected` maps a reason to a count.
+
+    `id_checksum` is the sum of the record ids modulo 2**64, as 16 hexadecimal digits.
+    """
+
+    listed: int
+    written: int
+    rejected: dict[str, int]
+    id_checksum: str
+    shards: tuple[Shard, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A record set: its name, class names in label order, label kind ('single' or 'multiple') and splits."""
+
+    name: str
+    classes: tuple[str, ...]
+    label_kind: str
+    splits: dict[str, Split]
+
+    def __post_init__(self):
+        if self.label_kind not in record.LABEL_KINDS:
+            raise ManifestError(f"label_kind is {self.label_kind!r}; expected one of {record.LABEL_KINDS}.")
+        for name, split in self.splits.items():
+            if split.listed != split.written + sum(split.rejected.values()):
+                raise ManifestError(
+                    f"Split {name!r}: {split.listed} images listed, but {split.written} written and "
+                    f"{sum(split.rejected.values())} rejected do not add up to that."
+                )
+            if split.written != (held := sum(shard.examples for shard in split.shards)):
+                raise ManifestError(
+                    f"Split {name!r}: {split.written} examples written, but its shards hold {held}."
+                )
+
+    def split(self, name: str) -> Split:
+        """The split `name`; a ManifestError lists the splits there are."""
+        if name not in self.splits:
+            raise ManifestError(f"No split {name!r} in data set {self.name!r}; it has {sorted(self.splits)}.")
+        return self.splits[name]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over class names and shard digests: two record sets with one digest hold the same bytes."""
+        content = {
+            "classes": self.classes,
+            "label_kind": self.label_kind,
+            "splits": {
+                name: [shard.sha256 for shard in split.shards] for name, split in sorted(self.splits.items())
+            },
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def checksum(ids) -> str:
+    """The order-independent checksum of record ids: their sum modulo 2**64, as 16 hexadecimal digits."""
+    return f"{sum(int(i) for i in ids) % 2**64:016x}"
+
+
+def write(manifest: Manifest, directory: str) -> str:
+    """Writes `manifest.json` into `directory`, whole or not at all; returns its path."""
+    path = os.path.join(directory, FILE)
+    content = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
+        file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+    return path
+
+
+def read(directory: str) -> Manifest:
+    """Reads and checks the manifest of the record set in `directory`, and that its shards are there.
+
+    Raises:
+      ManifestError: no such directory, no manifest, a damaged one, or a shard missing or of another size.
+    """
+    path = os.path.join(directory, FILE)
+    if not tf.io.gfile.exists(path):
+        found = "exists but holds no manifest.json" if tf.io.gfile.exists(directory) else "does not exist"
+        raise ManifestError(
+            f"No record set at {directory!r}: it {found}. Make one with "
+            f"`python beam/build_tfrecords.py --input=IMAGES --output_dir={directory}`."
+        )
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            content = json.load(file)
+        if (found := content.pop("format")) != FORMAT:
+            raise ManifestError(f"{path} has format {found}; this version reads format {FORMAT}.")
+        splits = {
+            name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
+            for name, split in content.pop("splits").items()
+        }
+        manifest = Manifest(splits=splits, **{**content, "classes": tuple(content["classes"])})
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ManifestError(
+            f"{path} is damaged ({type(error).__name__}: {error}): build the records again."
+        ) from error
+    _check_shards(manifest, directory)
+    return manifest
+
+
+def _check_shards(manifest: Manifest, directory: str) -> None:
+    sizes = (
+        {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
+        if os.path.isdir(directory)
+        else None
+    )
+    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
+        path = os.path.join(directory, shard.file)
+        if sizes is not None:
+            size = sizes.get(shard.file)
+        else:
+            size = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
+        if size != shard.bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise ManifestError(
+                f"{path} {found}; the manifest says {shard.bytes} bytes: restore it, or build the "
+                "records again."
+            )

@@ -1,0 +1,114 @@
+"""One shard on disk: a TFRecord file with an index of byte offsets beside it.
+
+The index `SHARD.index` holds little-endian int64: the offset of each record and, last, the file's size.
+It makes any range of records one contiguous read; the TFRecord file stays what every other tool reads.
+"""
+
+import struct
+from collections.abc import Iterable
+
+import google_crc32c
+import numpy as np
+import tensorflow as tf
+
+_HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 bytes
+_FOOTER = struct.Struct("<I")  # masked CRC of the payload
+
+
+class DamagedRecordError(Exception):
+    """A record's bytes are not what was written; the message names shard, record and offset."""
+
+
+def shard_name(name: str, split: str, shard: int, shards: int) -> str:
+    """The file name that TFDS gives a shard: `NAME-SPLIT.tfrecord-00000-of-00008`."""
+    return f"{name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
+
+
+def index_path(shard_path: str) -> str:
+    """Where the index of a shard lies."""
+    return f"{shard_path}.index"
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(record: bytes) -> bytes:
+    """A record as it stands in a TFRecord file: length, CRC, payload, CRC."""
+    length = struct.pack("<Q", len(record))
+    return b"".join((length, _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))))
+
+
+def framed_size(record: bytes) -> int:
+    """Bytes that `record` takes in a shard."""
+    return _HEADER.size + len(record) + _FOOTER.size
+
+
+def write_shard(path: str, records: Iterable[bytes]) -> np.ndarray:
+    """Writes `records` and their index; returns the index, int64 [records + 1]."""
+    offsets = [0]
+    with tf.io.gfile.GFile(path, "wb") as file:
+        for record in records:
+            file.write(frame(record))
+            offsets.append(offsets[-1] + framed_size(record))
+    index = np.asarray(offsets, "<i8")
+    write_index(path, index)
+    return index
+
+
+def write_index(path: str, index: np.ndarray) -> None:
+    """Writes the index of the shard at `path`: int64 [records + 1]."""
+    with tf.io.gfile.GFile(index_path(path), "wb") as file:
+        file.write(np.asarray(index, "<i8").tobytes())
+
+
+def read_index(path: str, examples: int) -> np.ndarray:
+    """The index of the shard at `path`, int64 [examples + 1].
+
+    Raises:
+      ValueError: the index is missing or does not fit `examples` records.
+    """
+    try:
+        with tf.io.gfile.GFile(index_path(path), "rb") as file:
+            data = file.read()
+    except tf.errors.NotFoundError as error:
+        raise ValueError(
+            f"{index_path(path)} is missing: copy it beside its shard, or build the records again."
+        ) from error
+    index = np.frombuffer(data, "<i8") if len(data) % 8 == 0 else np.zeros(0, "<i8")
+    if len(index) != examples + 1 or index[0] != 0 or np.any(np.diff(index) < _HEADER.size + _FOOTER.size):
+        raise ValueError(
+            f"{index_path(path)} is not the index of {examples} records ({len(data)} bytes found, "
+            f"{8 * (examples + 1)} expected): restore it, or build the records again."
+        )
+    return index
+
+
+def read_records(path: str, index: np.ndarray, first: int, count: int) -> list[bytes | None]:
+    """Reads records [first, first + count) of the shard at `path` in one contiguous read.
+
+    Returns:
+      A payload for each record; None where its bytes are damaged or missing.
+    """
+    start, end = int(index[first]), int(index[first + count])
+    with tf.io.gfile.GFile(path, "rb") as file:
+        file.seek(start)
+        data = memoryview(file.read(end - start))
+    offsets = index[first : first + count + 1] - start
+    return [_unframe(data[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def _unframe(data: memoryview) -> bytes | None:
+    if len(data) < _HEADER.size + _FOOTER.size:
+        return None
+    length, length_crc = _HEADER.unpack_from(data)
+    payload = bytes(data[_HEADER.size : -_FOOTER.size])
+    (payload_crc,) = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
+    if (
+        length != len(payload)
+        or length_crc != _masked_crc(bytes(data[:8]))
+        or payload_crc != _masked_crc(payload)
+    ):
+        return None
+    return payload
