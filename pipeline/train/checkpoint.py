@@ -1,0 +1,256 @@
+"""Checkpoints that exist whole or not at all.
+
+A checkpoint is a folder `step-00001200/` with the variables (a TensorFlow checkpoint whose keys are
+`GROUP/VARIABLE NAME`) and, written last, `checkpoint.json`: the step, facts of the run, and size and SHA-256 of every
+other file. A folder without a `checkpoint.json` that fits is half-written or damaged, and is skipped with a warning.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+FORMAT = 1
+COMMIT_FILE = "checkpoint.json"
+_PREFIX = "variables"
+_KEY_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+State = Mapping[str, Mapping[str, tf.Variable]]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, is damaged, or does not fit what it should be restored into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint: its folder, its step and the facts of the run that were saved with it."""
+
+    path: str
+    step: int
+    facts: dict
+    time: float
+
+    @property
+    def prefix(self) -> str:
+        """The prefix that `tf.train.load_checkpoint` takes."""
+        return os.path.join(self.path, _PREFIX)
+
+
+def folder(directory: str, step: int) -> str:
+    """Where the checkpoint of `step` lies."""
+    return os.path.join(directory, f"step-{step:08d}")
+
+
+class Writer:
+    """Writes checkpoints of `state` (group name to variable name to variable) into `directory`.
+
+    With `background=True` the variables are copied and the files are written while training goes on; `wait` waits
+    for the last one. A failed write raises at the next call.
+    """
+
+    def __init__(self, directory: str, state: State, background: bool = False):
+        self.directory = directory
+        self._checkpoint = tf.train.Checkpoint(**{group: dict(variables) for group, variables in state.items()})
+        self._background = background
+        self._pending: tuple[str, int, Mapping] | None = None
+
+    def save(self, step: int, facts: Mapping[str, object]) -> str:
+        """Saves the state as the checkpoint of `step`; returns its folder.
+
+        Raises:
+          CheckpointError: it could not be written (no space, no permission); nothing half-written is left.
+        """
+        self.wait()
+        path = folder(self.directory, step)
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.rmtree(path)
+        tf.io.gfile.makedirs(path)
+        with _failing_cleanly(path):
+            options = tf.train.CheckpointOptions(enable_async=self._background)
+            self._checkpoint.write(os.path.join(path, _PREFIX), options)
+        self._pending = path, step, dict(facts)
+        if not self._background:
+            self.wait()
+        return path
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is committed."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        with _failing_cleanly(pending[0]):
+            self._checkpoint.sync()
+            _commit(*pending)
+
+
+@contextlib.contextmanager
+def _failing_cleanly(path: str):
+    """Removes `path` and raises a CheckpointError where the body cannot write."""
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.rmtree(path)
+        raise CheckpointError(
+            f"Could not write the checkpoint {path}: {str(error).splitlines()[0]}. Earlier checkpoints are whole; make "
+            "room or fix the permissions, and run the same command again to go on from the last one."
+        ) from error
+
+
+def _commit(path: str, step: int, facts: Mapping[str, object]) -> None:
+    files = {name: _file_facts(os.path.join(path, name)) for name in sorted(tf.io.gfile.listdir(path))}
+    content = {"format": FORMAT, "step": step, "time": time.time(), "facts": facts, "files": files}
+    commit = os.path.join(path, COMMIT_FILE)
+    with tf.io.gfile.GFile(f"{commit}.partial", "w") as file:
+        file.write(json.dumps(content, indent=1))
+    tf.io.gfile.rename(f"{commit}.partial", commit)
+
+
+def _file_facts(path: str) -> dict:
+    digest, size = hashlib.sha256(), 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def open_checkpoint(path: str) -> Saved:
+    """Reads and verifies the checkpoint in the folder `path`.
+
+    Raises:
+      CheckpointError: it is missing, half-written or damaged; says how.
+    """
+    commit = os.path.join(path, COMMIT_FILE)
+    if not tf.io.gfile.exists(commit):
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {COMMIT_FILE} (half-written, or another folder).")
+    try:
+        with tf.io.gfile.GFile(commit) as file:
+            content = json.load(file)
+        files, step = content["files"], content["step"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{commit} is damaged: {error}.") from error
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{commit} has format {content['format']}; this version reads format {FORMAT}.")
+    for name, expected in files.items():
+        file_path = os.path.join(path, name)
+        found = _file_facts(file_path) if tf.io.gfile.exists(file_path) else "nothing"
+        if found != expected:
+            raise CheckpointError(f"{file_path} is damaged: expected {expected}, found {found}.")
+    return Saved(path, step, content["facts"], content["time"])
+
+
+def checkpoints(directory: str) -> list[str]:
+    """Folders of all checkpoints in `directory`, committed or not, oldest step first."""
+    if not tf.io.gfile.isdir(directory):
+        return []
+    names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+    return [os.path.join(directory, name) for name in sorted(names) if re.fullmatch(r"step-\d{8,}", name)]
+
+
+def latest(directory: str) -> Saved | None:
+    """The newest whole checkpoint in `directory`, None where there is none; damaged ones are skipped with a warning."""
+    for path in reversed(checkpoints(directory)):
+        try:
+            return open_checkpoint(path)
+        except CheckpointError as error:
+            logging.warning("Skipping a checkpoint that is not whole: %s", error)
+    return None
+
+
+def find(path: str) -> Saved:
+    """The checkpoint at `path`: a checkpoint's own folder, or a run's or an import's folder (its newest one).
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    if tf.io.gfile.exists(os.path.join(path, COMMIT_FILE)):
+        return open_checkpoint(path)
+    saved = latest(os.path.join(path, "checkpoints")) or latest(path)
+    if saved is None:
+        what = "holds no whole checkpoint" if tf.io.gfile.exists(path) else "does not exist"
+        raise CheckpointError(f"{path} {what}: give the folder of a run, or of one of its checkpoints.")
+    return saved
+
+
+def prune(directory: str, keep: int, keep_every_hours: float) -> None:
+    """Removes old checkpoints: the newest `keep` stay, and of the older ones one every `keep_every_hours` (0: none)."""
+    old = checkpoints(directory)[:-keep]
+    last_kept = -np.inf
+    for path in old:
+        try:
+            with tf.io.gfile.GFile(os.path.join(path, COMMIT_FILE)) as file:
+                saved_time = json.load(file)["time"]
+        except (tf.errors.OpError, json.JSONDecodeError, KeyError):
+            saved_time = -np.inf
+        if keep_every_hours and saved_time - last_kept >= 3600 * keep_every_hours:
+            last_kept = saved_time
+        else:
+            tf.io.gfile.rmtree(path)
+
+
+def copy(path: str, directory: str) -> str:
+    """Copies the committed checkpoint at `path` into `directory`, commit file last; returns its new folder."""
+    saved = open_checkpoint(path)
+    target = folder(directory, saved.step)
+    if tf.io.gfile.exists(target):
+        tf.io.gfile.rmtree(target)
+    tf.io.gfile.makedirs(target)
+    for name in sorted(tf.io.gfile.listdir(path), key=lambda name: name == COMMIT_FILE):
+        tf.io.gfile.copy(os.path.join(path, name), os.path.join(target, name))
+    return target
+
+
+def variables(saved: Saved) -> dict[str, tuple[int, ...]]:
+    """`GROUP/VARIABLE NAME` to shape of every variable in the checkpoint."""
+    shapes = tf.train.load_checkpoint(saved.prefix).get_variable_to_shape_map()
+    names = {_name(key): tuple(shape) for key, shape in shapes.items() if key.endswith(_KEY_SUFFIX)}
+    return {name: shape for name, shape in names.items() if "/" in name}  # save_counter belongs to TensorFlow
+
+
+def arrays(saved: Saved, group: str) -> dict[str, np.ndarray]:
+    """Variable name to value of one group of the checkpoint."""
+    reader = tf.train.load_checkpoint(saved.prefix)
+    keys = [key for key in reader.get_variable_to_shape_map() if key.endswith(_KEY_SUFFIX)]
+    return {_name(key)[len(group) + 1 :]: reader.get_tensor(key) for key in keys if _name(key).startswith(f"{group}/")}
+
+
+def restore(saved: Saved, state: State) -> None:
+    """Restores all of `state`, in the strategy's scope.
+
+    Raises:
+      CheckpointError: names every variable that the checkpoint lacks, has too many, or has in another shape.
+    """
+    expected = {f"{group}/{name}": tuple(v.shape) for group, members in state.items() for name, v in members.items()}
+    if problems := differences(expected, variables(saved)):
+        raise CheckpointError(f"{saved.path} does not fit this model:\n  " + "\n  ".join(problems))
+    checkpoint = tf.train.Checkpoint(**{group: dict(members) for group, members in state.items()})
+    checkpoint.read(saved.prefix).assert_existing_objects_matched()
+
+
+def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
+    """How two sets of variables (name to shape) differ, a line each; empty where they fit."""
+    return (
+        [f"{name} {expected[name]} is not in the checkpoint" for name in sorted(expected.keys() - found.keys())]
+        + [f"{name} {found[name]} has no place in the model" for name in sorted(found.keys() - expected.keys())]
+        + [
+            f"{name} has shape {found[name]} in the checkpoint and {expected[name]} in the model"
+            for name in sorted(expected.keys() & found.keys())
+            if expected[name] != found[name]
+        ]
+    )
+
+
+def _name(key: str) -> str:
+    """Undoes TensorFlow's escaping of `/` and `.` in a checkpoint key."""
+    escaped = key.removesuffix(_KEY_SUFFIX)
+    return re.sub(r"\.(.)", lambda match: {"S": "/", ".": "."}[match.group(1)], escaped)
