@@ -49,6 +49,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> np.ndarray:
     """Writes `records` and their index; returns the index, int64 [records + 1]."""
     offsets = [0]
     with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(b"")  # makes the file, also when no record follows
         for record in records:
             file.write(frame(record))
             offsets.append(offsets[-1] + framed_size(record))
@@ -105,10 +106,6 @@ def _unframe(data: memoryview) -> bytes | None:
     length, length_crc = _HEADER.unpack_from(data)
     payload = bytes(data[_HEADER.size : -_FOOTER.size])
     (payload_crc,) = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
-    if (
-        length != len(payload)
-        or length_crc != _masked_crc(bytes(data[:8]))
-        or payload_crc != _masked_crc(payload)
-    ):
+    if length != len(payload) or length_crc != _masked_crc(bytes(data[:8])) or payload_crc != _masked_crc(payload):
         return None
     return payload

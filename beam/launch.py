@@ -1,0 +1,75 @@
+"""Runs the build: checks, the Beam job with its progress line, and what to say at the end."""
+
+import logging
+import re
+import sys
+import time
+import warnings
+
+import apache_beam as beam
+import tensorflow as tf
+from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from beam import ingest, options, progress, sources
+from beam.options import BuildError, BuildOptions
+
+
+def main(argv: list[str]) -> int:
+    """Builds the record set that the flags ask for; returns the exit status."""
+    warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of broken metadata
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)  # logs what it raises too
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        start = time.monotonic()
+        parsed = options.parse(argv)
+        summary = run(parsed)
+    except BuildError as error:
+        print(f"build_tfrecords.py: {error}", file=sys.stderr)
+        return 1
+    build = parsed.view_as(BuildOptions)
+    for split, counts in summary.items():
+        refused = counts["listed"] - counts["written"]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
+        print(
+            f"{split}: {counts['written']:,} of {counts['listed']:,} images written"
+            + (f", {refused:,} refused ({reasons})" if refused else "")
+        )
+    print(f"{build.output_dir}/manifest.json is written; {time.monotonic() - start:.1f} s.")
+    return 0
+
+
+def run(parsed: beam.options.pipeline_options.PipelineOptions) -> dict:
+    """Runs the job and waits for it; returns `finish.finish`'s summary.
+
+    Raises:
+      BuildError: the job could not be done as asked.
+    """
+    build = parsed.view_as(BuildOptions)
+    sources.check(build.input)
+    pipeline = beam.Pipeline(runner=_runner(parsed), options=parsed)
+    ingest.build(pipeline, build)
+    tf.io.gfile.makedirs(build.output_dir)
+    ingest.remove_manifest(build.output_dir)
+    try:
+        with progress.shown():
+            pipeline.run().wait_until_finish()
+    except Exception as error:
+        if found := re.search(r"BuildError: (.*?)(?: \[while running|\n|$)", f"{type(error).__name__}: {error}"):
+            raise BuildError(found[1]) from error
+        raise
+    return finish_summary(build.output_dir)
+
+
+def finish_summary(output_dir: str) -> dict:
+    """The counts of each split, from the manifest."""
+    from pipeline.data import manifest
+
+    splits = manifest.read(output_dir).splits
+    return {n: {"listed": s.listed, "written": s.written, "rejected": s.rejected} for n, s in splits.items()}
+
+
+def _runner(parsed):
+    """Beam's in-memory and multi-processing runner for local work; whatever else is asked for by its name."""
+    name = (parsed.view_as(StandardOptions).runner or "").lower()
+    return FnApiRunner() if name in ("", "directrunner", "direct") else None

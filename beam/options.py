@@ -1,0 +1,120 @@
+"""The flags of the ingest job: Beam pipeline options, checked before any work."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
+
+
+class BuildError(Exception):
+    """The job cannot be done as asked; the message says what was found, what was expected and what to do."""
+
+
+class BuildOptions(PipelineOptions):
+    """Flags of `build_tfrecords.py`; every flag of Beam and of the chosen runner works beside them."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser):
+        group = parser.add_argument_group("labelled images to records")
+        group.add_argument("--input", help="A folder of class folders, or a .csv or .jsonl list of images.")
+        group.add_argument("--output_dir", help="Where the record set goes.")
+        group.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
+        group.add_argument(
+            "--classes", metavar="FILE", help="Class names in label order, one a line; by default those found, sorted."
+        )
+        group.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
+        group.add_argument(
+            "--validation_fraction", type=float, default=0.0, help="Part of the images to hold out, by hash of the key."
+        )
+        group.add_argument(
+            "--validation_examples", type=int, default=0, help="Hold out exactly so many of the listed images instead."
+        )
+        group.add_argument("--min_side", type=int, default=8, help="Refuse images with a shorter side below this.")
+        group.add_argument(
+            "--max_pixels", type=int, default=100_000_000, help="Refuse images with more pixels than this, undecoded."
+        )
+        group.add_argument(
+            "--animated", choices=("first_frame", "refuse"), default="first_frame", help="What to do with animations."
+        )
+        group.add_argument(
+            "--resize", type=int, default=0, help="Shrink to this shorter side, in pixels; 0 keeps every size."
+        )
+        group.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """What is done to each image: everything that decides the bytes of a record."""
+
+    min_side: int = 8
+    max_pixels: int = 100_000_000
+    animated: str = "first_frame"
+    resize: int = 0
+    jpeg_quality: int = 95
+
+
+def image_settings(options: BuildOptions) -> ImageSettings:
+    """The flags that decide the bytes of a record."""
+    return ImageSettings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ImageSettings)})
+
+
+def parse(argv: list[str]) -> PipelineOptions:
+    """Parses the command line and checks it.
+
+    Exits with status 2 and a message that names the flag and similar ones when a flag is unknown, as argparse
+    does for a value of the wrong type.
+
+    Raises:
+      BuildError: a flag is missing, or its value is out of range.
+    """
+    runner = PipelineOptions(argv).view_as(StandardOptions).runner
+    if runner:
+        create_runner(runner)  # a runner's module brings the runner's own flags
+    parser = argparse.ArgumentParser(
+        prog="build_tfrecords.py",
+        allow_abbrev=False,
+        conflict_handler="resolve",
+        description="Turns labelled images into TFRecord shards with a manifest.",
+    )
+    for option_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
+        option_class._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        parser.exit(2, "".join(_unknown(flag, known) for flag in unknown))
+    options = PipelineOptions(argv)
+    _check(options.view_as(BuildOptions))
+    return options
+
+
+def _unknown(argument: str, known: list[str]) -> str:
+    flag = argument.split("=")[0]
+    similar = difflib.get_close_matches(flag, known, n=3)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "see --help for the flags there are."
+    return f"build_tfrecords.py: unknown argument {argument!r}: {hint}\n"
+
+
+def _check(options: BuildOptions) -> None:
+    for flag in ("input", "output_dir"):
+        if not getattr(options, flag):
+            raise BuildError(f"--{flag} is missing: say `--{flag}=...`; see --help.")
+    if not re.fullmatch(r"[A-Za-z]\w*", options.name):
+        raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
+    for flag, low, high in (
+        ("shards", 1, 99_999),
+        ("validation_examples", 0, sys.maxsize),
+        ("min_side", 1, sys.maxsize),
+        ("max_pixels", 1, 1 << 31),
+        ("resize", 0, 1 << 15),
+        ("jpeg_quality", 1, 100),
+    ):
+        if not low <= (value := getattr(options, flag)) <= high:
+            raise BuildError(f"--{flag}={value}: expected {low} to {high}.")
+    if not 0 <= options.validation_fraction < 1:
+        raise BuildError(f"--validation_fraction={options.validation_fraction}: expected 0 up to less than 1.")
+    if options.validation_fraction and options.validation_examples:
+        raise BuildError("--validation_fraction and --validation_examples are both given: give one of them.")

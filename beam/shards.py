@@ -1,0 +1,213 @@
+"""Names to shards: which shard a key belongs to, and one shard read, checked, written and committed.
+
+Only names cross Beam's shuffle. A shard is three files, the same bytes whoever makes them: the TFRecord,
+its index and its statistics; the statistics are renamed into place last and are the commit. A committed shard
+that was made with the same settings from the same listing is skipped.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from beam import images, progress
+from beam.options import ImageSettings
+from beam.sources import WHOLE_FILE
+from pipeline.data import manifest, record, shard
+
+TRAIN, VALIDATION = "train", "validation"
+FORMAT = 1  # of the statistics and of how records are made: raise it when either changes
+_CHUNK = 8  # images a thread takes at once
+
+
+class Name(NamedTuple):
+    """What of an image crosses the shuffle; labels are class indices. See `sources.Item`."""
+
+    key: bytes
+    path: bytes
+    offset: int
+    size: int
+    labels: tuple[int, ...]
+    weights: tuple[float, ...]
+    refusal: tuple[str, str] | None
+
+
+def text(key: bytes) -> str:
+    """A key as text; bytes that are not UTF-8 become surrogates, as Python spells file names."""
+    return key.decode("utf-8", "surrogateescape")
+
+
+def position(key: bytes) -> int:
+    """The hash that gives a key its shard and its place in it, in [0, 2**64): the record id, unsigned."""
+    return record.record_id(text(key)) % 2**64
+
+
+def split_hash(key: bytes) -> int:
+    """The hash that decides whether a key is held out, in [0, 2**64); independent of `position`."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"split").digest(), "big")
+
+
+class Task(NamedTuple):
+    """What is the same for all shards of a build."""
+
+    name: str
+    output_dir: str
+    label_kind: str
+    shards: dict[str, int]
+    images: ImageSettings
+
+
+def stats_path(task: Task, split: str, index: int) -> str:
+    """Where the statistics of a shard lie."""
+    return os.path.join(task.output_dir, shard.shard_name(task.name, split, index, task.shards[split]) + ".json")
+
+
+def build(task: Task, split: str, index: int, names: Iterable[Name]) -> dict:
+    """Writes one shard, unless it is committed already; returns its statistics.
+
+    The statistics: file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept),
+    classes (class index to count), rejected (a list of key, reason and detail) and a fingerprint.
+    """
+    names = sorted(names, key=lambda name: (position(name.key), repr(name)))
+    fingerprint = _fingerprint(task, names)
+    path = stats_path(task, split, index)
+    if (stats := _committed(path, fingerprint)) is not None:
+        progress.count(len(names))
+        return stats
+    if tf.io.gfile.exists(path):
+        tf.io.gfile.remove(path)  # first of all: old statistics must not vouch for a new shard
+    stats = _write(task, path.removesuffix(".json"), names) | {"format": FORMAT, "fingerprint": fingerprint}
+    partial = f"{path}.partial-{uuid.uuid4().hex}"
+    with tf.io.gfile.GFile(partial, "w") as file:
+        file.write(json.dumps(stats, sort_keys=True) + "\n")
+    tf.io.gfile.rename(partial, path, overwrite=True)
+    return stats
+
+
+def _fingerprint(task: Task, names: list[Name]) -> str:
+    """SHA-256 over all that decides the shard's bytes: settings and listing."""
+    made_by = [FORMAT, task.label_kind, list(task.images.__dict__.items())]
+    digest = hashlib.sha256(json.dumps(made_by).encode())
+    for name in names:
+        digest.update(repr(tuple(name)).encode())
+    return digest.hexdigest()
+
+
+def _committed(path: str, fingerprint: str) -> dict | None:
+    """The statistics at `path` if they are of this very shard and its files are whole."""
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            stats = json.load(file)
+        file = path.removesuffix(".json")
+        whole = (
+            stats["format"] == FORMAT
+            and stats["fingerprint"] == fingerprint
+            and tf.io.gfile.stat(file).length == stats["bytes"]
+            and tf.io.gfile.stat(shard.index_path(file)).length == 8 * (stats["examples"] + 1)
+        )
+    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+        return None
+    return stats if whole else None
+
+
+def _write(task: Task, path: str, names: list[Name]) -> dict:
+    digest, classes, ids, rejected, passed = hashlib.sha256(), collections.Counter(), [], [], 0
+
+    def records() -> Iterator[bytes]:
+        nonlocal passed
+        for name, outcome in _outcomes(names, task.images):
+            key = text(name.key)
+            if isinstance(outcome, images.Refused):
+                rejected.append({"key": key, "reason": outcome.reason, "detail": outcome.detail})
+                continue
+            values = {"image": outcome.data, "key": name.key, "id": record.record_id(key)}
+            if task.label_kind == record.SINGLE_LABEL:
+                values["label"] = name.labels[0]
+            else:
+                values |= {"labels": name.labels, "label_weights": name.weights}
+            data = record.serialize(values, task.label_kind)
+            digest.update(shard.frame(data))
+            classes.update(name.labels)
+            ids.append(values["id"])
+            passed += outcome.passed
+            yield data
+
+    partial = f"{path}.partial-{uuid.uuid4().hex}"
+    index = shard.write_shard(partial, records())
+    tf.io.gfile.rename(shard.index_path(partial), shard.index_path(path), overwrite=True)
+    tf.io.gfile.rename(partial, path, overwrite=True)
+    return {
+        "file": os.path.basename(path),
+        "listed": len(names),
+        "examples": len(ids),
+        "bytes": int(index[-1]),
+        "sha256": digest.hexdigest(),
+        "id_checksum": manifest.checksum(ids),
+        "passed": passed,
+        "classes": {str(label): count for label, count in sorted(classes.items())},
+        "rejected": rejected,
+    }
+
+
+def _outcomes(names: list[Name], settings: ImageSettings) -> Iterator[tuple[Name, images.Encoded | images.Refused]]:
+    """Each name, in order, with what became of it; reads and checks a few images ahead in threads."""
+
+    def chunk(first: int) -> list:
+        part = range(first, min(first + _CHUNK, len(names)))
+        outcomes = [_outcome(names[i], i > 0 and names[i - 1].key == names[i].key, settings) for i in part]
+        progress.count(len(part))
+        return outcomes
+
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for first, outcomes in _ahead(pool, chunk, range(0, len(names), _CHUNK), 2 * threads):
+            yield from zip(names[first : first + _CHUNK], outcomes, strict=True)
+
+
+def _ahead(pool, function: Callable, arguments: Iterable, depth: int) -> Iterator[tuple]:
+    """(argument, function(argument)) in order, at most `depth` of them under way: bounded memory."""
+    waiting = collections.deque()
+    for argument in arguments:
+        waiting.append((argument, pool.submit(function, argument)))
+        if len(waiting) > depth:
+            argument, future = waiting.popleft()
+            yield argument, future.result()
+    for argument, future in waiting:
+        yield argument, future.result()
+
+
+def _outcome(name: Name, repeated: bool, settings: ImageSettings) -> images.Encoded | images.Refused:
+    try:
+        if repeated:
+            raise images.Refused("duplicate_key", "listed more than once; another entry was taken")
+        if name.refusal:
+            raise images.Refused(*name.refusal)
+        return images.normalise(_read(name), settings)
+    except images.Refused as refused:
+        return refused
+
+
+def _read(name: Name) -> bytes:
+    path = text(name.path)
+    try:
+        with _open(path) as file:
+            if name.offset == WHOLE_FILE:
+                return file.read()
+            file.seek(name.offset)
+            return file.read(name.size)
+    except OSError as error:
+        raise images.Refused("unreadable", error.strerror or str(error)) from error
+
+
+def _open(path: str):
+    if "://" not in path:
+        return open(path, "rb")
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
