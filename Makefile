@@ -1,0 +1,59 @@
+# `make` alone lists the commands. Each one sets up what it needs first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-all lint format build-file bench-ingest bench-input lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install requirements.txt into it
+
+$(READY): requirements.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "Found '$(PYTHON)', which is no Python 3.11; install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@touch $@
+
+quickstart: setup ## demo images -> records -> pre-training -> fine-tuning -> predictions
+	$(RUN) examples/quickstart.py
+
+test: setup ## the quick tests
+	$(RUN) -m pytest
+
+test-all: setup ## every test, the slow ones too
+	$(RUN) -m pytest -m ''
+
+lint: setup ## check format and lint
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+format: setup ## format the code and mend what lint can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+build-file: setup ## write BUILD anew from the imports
+	$(RUN) tools/build_file.py
+
+bench-ingest: setup ## speed and memory of the Beam job
+	$(RUN) benchmarks/ingest.py
+
+bench-input: setup ## speed and memory of the trainer's input
+	$(RUN) benchmarks/input.py
+
+lock: ## write requirements.txt anew from requirements.in, with the newest versions that fit
+	rm -rf $(VENV)-lock
+	"$(PYTHON)" -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.in
+	{ sed -n '1,/^#$$/p' requirements.txt; sed -n '/^[^#]/s/^/#   /p' requirements.in; echo '#'; \
+	  $(VENV)-lock/bin/python -m pip freeze --all --exclude pip; } > requirements.new
+	mv requirements.new requirements.txt
+	rm -rf $(VENV)-lock
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) $(VENV)-lock .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,122 @@
+"""Who may import whom: the arrows of docs/design.md, and BUILD, which states them again."""
+
+import ast
+import re
+
+import pytest
+
+from tools import build_file
+
+# Folder or file -> the parts of the project that it may import, besides itself. Entry points in
+# pipeline/ and everything in tests/, tools/, benchmarks/ and examples/ may import what they like.
+ARROWS = {
+    "pipeline/data/": (),
+    "pipeline/model/": (),
+    "pipeline/train/": ("pipeline/data/", "pipeline/model/", "pipeline/report.py"),
+    "pipeline/serve/": ("pipeline/model/", "pipeline/data/augment.py"),
+    "pipeline/study/": ("pipeline/model/cost.py",),
+    "pipeline/": ("pipeline/",),
+    "beam/batch_predict.py": (
+        "beam/",
+        "pipeline/data/record.py",
+        "pipeline/data/shard.py",
+        "pipeline/data/manifest.py",
+        "pipeline/serve/",
+    ),
+    "beam/": ("pipeline/data/record.py", "pipeline/data/shard.py", "pipeline/data/manifest.py"),
+}
+LIBRARY = [path for path in build_file.python_files() if path.startswith(("pipeline/", "beam/"))]
+# (who imports, who is imported): the arrows that must be refused if somebody draws them.
+FORBIDDEN = [
+    ("pipeline/data/augment.py", "pipeline/model/nfnet.py"),
+    ("pipeline/model/nfnet.py", "pipeline/data/record.py"),
+    ("pipeline/serve/export.py", "pipeline/data/reader.py"),
+    ("pipeline/serve/export.py", "pipeline/train/checkpoint.py"),
+    ("pipeline/study/law.py", "pipeline/train/trainer.py"),
+    ("pipeline/main.py", "beam/images.py"),
+    ("beam/images.py", "pipeline/serve/export.py"),
+    ("beam/batch_predict.py", "pipeline/model/nfnet.py"),
+]
+
+
+def allowed(importer: str, imported: str) -> bool:
+    """Whether the arrow may be drawn: the longest entry of ARROWS that fits the importer decides."""
+    origin = max((part for part in ARROWS if importer.startswith(part)), key=len)
+    return imported.startswith((origin, *ARROWS[origin]))
+
+
+@pytest.mark.parametrize("arrow", FORBIDDEN, ids=" to ".join)
+def test_the_table_refuses(arrow):
+    assert not allowed(*arrow)
+
+
+@pytest.mark.parametrize("path", LIBRARY)
+def test_arrows(path):
+    wrong = [imported for imported in sorted(build_file.dependencies(path)) if not allowed(path, imported)]
+    assert not wrong, f"{path} may not import {', '.join(wrong)}: see ARROWS in this file."
+
+
+@pytest.mark.parametrize("path", LIBRARY)
+def test_packages(path):
+    names = build_file.imported_names((build_file.ROOT / path).read_text())
+    packages = {name.split(".")[0] for name in names}
+    if path.startswith("pipeline/"):
+        assert "apache_beam" not in packages, f"{path}: only beam/ imports Apache Beam."
+    if path != "pipeline/configure.py" and not build_file.is_entry_point(path):
+        assert "gin" not in packages, f"{path}: only entry points and pipeline/configure.py import gin."
+
+
+@pytest.mark.parametrize("path", build_file.python_files())
+def test_keras_is_tf_keras(path):
+    source = (build_file.ROOT / path).read_text()
+    names = build_file.imported_names(source)
+    assert not any(re.match(r"(tensorflow\.)?keras(\.|$)", name) for name in names), f"{path}: import tf_keras."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr == "keras":
+            assert ast.unparse(node) != "tf.keras", f"{path}:{node.lineno}: write tf_keras."
+
+
+def test_gin_folder_holds_no_python():
+    """A package of that name would hide the gin library."""
+    assert not list((build_file.ROOT / "gin").rglob("*.py"))
+
+
+def test_build_is_what_the_files_import():
+    assert (build_file.ROOT / "BUILD").read_text() == build_file.render(), "Run `make build-file`."
+
+
+def test_build_text_from_a_small_tree(tmp_path):
+    """Deps by every way to import, tests with a runner, entry points as binaries."""
+    files = {
+        "pipeline/__init__.py": "",
+        "pipeline/a.py": "def f():\n    from pipeline.b import g\n    return g\n",
+        "pipeline/b.py": "import os\nimport pipeline.c\n",
+        "pipeline/c.py": "x = 1\n",
+        "pipeline/main.py": "from pipeline import a\nif __name__ == '__main__':\n    a.f()\n",
+        "tests/test_a.py": "from pipeline import a, b\nprogram = 'pipeline/main.py'\n",
+    }
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    targets = build_file.render(tmp_path).split("\n\n")[-5:]
+    rules = {re.search(r'name = "(.*)"', text)[1]: text.split("(")[0] for text in targets}
+    assert rules == {
+        "pipeline/a": "py_library",
+        "pipeline/b": "py_library",
+        "pipeline/c": "py_library",
+        "pipeline/main": "py_binary",
+        "tests/test_a": "py_test",
+    }
+    deps = [re.findall(r'":(pipeline/\w+)"', text) for text in targets]
+    assert deps == [
+        ["pipeline/b"],
+        ["pipeline/c"],
+        [],
+        ["pipeline/a"],
+        ["pipeline/a", "pipeline/b", "pipeline/main"],
+    ]
+
+
+def test_relative_imports_are_refused():
+    with pytest.raises(ValueError, match="Line 1: relative import"):
+        build_file.imported_names("from . import record\n")
