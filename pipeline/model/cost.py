@@ -1,0 +1,58 @@
+"""Parameters and multiply-adds of a variant, counted from its plan without building it."""
+
+import math
+
+from pipeline.model import variants
+
+
+def parameters(variant: str, num_classes: int) -> int:
+    """Returns the number of trainable parameters of `nfnet.create(variant, num_classes)`."""
+    chosen = variants.get(variant)
+    blocks = variants.blocks(chosen)
+    convs = [*variants.stem(chosen), *_convs(blocks), variants.final_conv(chosen)]
+    total = sum(_fan_in(conv) * conv.channels + 2 * conv.channels for conv in convs)  # kernel, gain, bias
+    for block in blocks:
+        channels = block.convs[-1].channels
+        total += _linear(channels, block.squeeze) + _linear(block.squeeze, channels) + 1  # and skip_gain
+    return total + _linear(convs[-1].channels, num_classes)
+
+
+def multiply_adds(variant: str, resolution: int, num_classes: int) -> int:
+    """Returns the multiply-adds of the forward pass of one image of `resolution` x `resolution` pixels.
+
+    Convolutions and linear layers alone count, as in the family's published numbers (which are for the
+    test resolution of each variant); a training step takes about three times as many.
+    """
+    chosen = variants.get(variant)
+    size, total = resolution, 0
+    for conv in variants.stem(chosen):
+        size = math.ceil(size / conv.stride)
+        total += _conv_work(conv, size)
+    for block in variants.blocks(chosen):
+        for conv in block.convs:
+            size = math.ceil(size / conv.stride)
+            total += _conv_work(conv, size)
+        if block.shortcut:
+            total += _conv_work(block.shortcut, size)
+        total += 2 * block.convs[-1].channels * block.squeeze
+    final = variants.final_conv(chosen)
+    return total + _conv_work(final, size) + final.channels * num_classes
+
+
+def _convs(blocks):
+    for block in blocks:
+        yield from block.convs
+        if block.shortcut:
+            yield block.shortcut
+
+
+def _fan_in(conv: variants.Conv) -> int:
+    return conv.kernel**2 * conv.in_channels // conv.groups
+
+
+def _conv_work(conv: variants.Conv, size: int) -> int:
+    return _fan_in(conv) * conv.channels * size**2
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs

@@ -1,0 +1,129 @@
+"""What NFNet is made of: the scaled activation, weight-standardised convolutions, blocks, stateless noise.
+
+Variables are created at construction, named by their path (`stage0/block0/conv0/kernel`), in float32
+whatever the Keras policy; layers compute in the policy's compute dtype. Kernels are HWIO.
+"""
+
+import tensorflow as tf
+import tf_keras
+
+from pipeline.model import variants
+
+ACTIVATION_GAIN = 1.7015043497085571  # makes the activation of a unit normal input have unit variance
+STANDARDIZATION_EPSILON = 1e-4
+
+
+def activation(inputs: tf.Tensor) -> tf.Tensor:
+    """GELU (tanh approximation), scaled to preserve the variance of a unit normal input."""
+    return tf.nn.gelu(inputs, approximate=True) * tf.cast(ACTIVATION_GAIN, inputs.dtype)
+
+
+def standardize(kernel: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+    """Scaled weight standardisation of a float32 HWIO kernel over the fan-in of each output channel.
+
+    `gain * (w - mean) / sqrt(max(var * fan_in, 1e-4))`, `gain` one value per output channel.
+    """
+    mean, variance = tf.nn.moments(kernel, axes=[0, 1, 2], keepdims=True)
+    fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
+    scale = tf.math.rsqrt(tf.maximum(variance * fan_in, STANDARDIZATION_EPSILON)) * gain
+    return (kernel - mean) * scale
+
+
+def dropout(inputs: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    """Zeroes a share `rate` of the values, and scales up the others; the same mask for the same seed."""
+    return tf.nn.experimental.stateless_dropout(inputs, rate, seed)
+
+
+def stochastic_depth(branch: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    """Zeroes a residual branch [batch, h, w, c] for a share `rate` of the examples, without rescaling."""
+    keep = tf.random.stateless_uniform([tf.shape(branch)[0], 1, 1, 1], seed) >= rate
+    return branch * tf.cast(keep, branch.dtype)
+
+
+class WSConv(tf_keras.layers.Layer):
+    """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
+
+    def __init__(self, spec: variants.Conv):
+        super().__init__(name=spec.name.replace("/", "_"))
+        self._spec = spec
+        shape = (spec.kernel, spec.kernel, spec.in_channels // spec.groups, spec.channels)
+        normal = tf_keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
+        self.kernel = _weight(self, f"{spec.name}/kernel", shape, normal)
+        self.gain = _weight(self, f"{spec.name}/gain", (spec.channels,), "ones")
+        self.bias = _weight(self, f"{spec.name}/bias", (spec.channels,), "zeros")
+
+    def call(self, inputs):
+        """Maps [batch, h, w, in_channels] to [batch, ceil(h / stride), ceil(w / stride), channels]."""
+        dtype = self.compute_dtype
+        kernel = tf.cast(standardize(self.kernel, self.gain), dtype)
+        outputs = tf.nn.conv2d(inputs, kernel, self._spec.stride, "SAME")
+        return tf.nn.bias_add(outputs, tf.cast(self.bias, dtype))
+
+
+class Linear(tf_keras.layers.Layer):
+    """A linear layer with bias, on [batch, in_channels]."""
+
+    def __init__(self, name: str, in_channels: int, channels: int, initializer, dtype=None):
+        super().__init__(name=name.replace("/", "_"), dtype=dtype)
+        self.kernel = _weight(self, f"{name}/kernel", (in_channels, channels), initializer)
+        self.bias = _weight(self, f"{name}/bias", (channels,), "zeros")
+
+    def call(self, inputs):
+        """Maps [batch, in_channels] to [batch, channels]."""
+        dtype = self.compute_dtype
+        return tf.matmul(inputs, tf.cast(self.kernel, dtype)) + tf.cast(self.bias, dtype)
+
+
+class SqueezeExcite(tf_keras.layers.Layer):
+    """A gate in (0, 1) for each channel, from the channels' global averages."""
+
+    def __init__(self, name: str, channels: int, hidden: int):
+        super().__init__(name=name.replace("/", "_"))
+        self.fc0 = Linear(f"{name}/fc0", channels, hidden, tf_keras.initializers.LecunNormal())
+        self.fc1 = Linear(f"{name}/fc1", hidden, channels, tf_keras.initializers.LecunNormal())
+
+    def call(self, inputs):
+        """Maps [batch, h, w, channels] to gates [batch, 1, 1, channels]."""
+        averages = tf.reduce_mean(inputs, axis=[1, 2])
+        gates = tf.sigmoid(self.fc1(tf.nn.relu(self.fc0(averages))))
+        return gates[:, tf.newaxis, tf.newaxis, :]
+
+
+class NFBlock(tf_keras.layers.Layer):
+    """A residual block without normalisation; `drop_rate` is its rate of stochastic depth."""
+
+    def __init__(self, spec: variants.Block, drop_rate: float):
+        super().__init__(name=spec.name.replace("/", "_"))
+        self._spec = spec
+        self._drop_rate = drop_rate
+        self.convs = [WSConv(conv) for conv in spec.convs]
+        self.conv_shortcut = WSConv(spec.shortcut) if spec.shortcut else None
+        channels = spec.convs[-1].channels
+        self.squeeze_excite = SqueezeExcite(f"{spec.name}/squeeze_excite", channels, spec.squeeze)
+        self.skip_gain = _weight(self, f"{spec.name}/skip_gain", (), "zeros")
+
+    def call(self, inputs, training=False, seed=None):
+        """Maps [batch, h, w, c] to the stage's width and stride; `seed` (int32 [2]) drives the noise."""
+        activated = activation(inputs) * tf.cast(self._spec.beta, inputs.dtype)
+        branch = self.convs[0](activated)
+        for conv in self.convs[1:]:
+            branch = conv(activation(branch))
+        branch *= 2 * self.squeeze_excite(branch)
+        if training and self._drop_rate:
+            branch = stochastic_depth(branch, self._drop_rate, seed)
+        branch *= tf.cast(variants.ALPHA * self.skip_gain, branch.dtype)
+        return branch + self._shortcut(inputs, activated)
+
+    def _shortcut(self, inputs, activated):
+        if self.conv_shortcut is None:
+            return inputs
+        if self._spec.stride > 1:
+            activated = tf.nn.avg_pool2d(activated, 2, self._spec.stride, "SAME")
+        return self.conv_shortcut(activated)
+
+
+def _weight(layer, name, shape, initializer):
+    # Without autocast the variable reads as float32, so that standardisation is done in float32.
+    return layer.add_weight(
+        name=name, shape=shape, initializer=initializer, experimental_autocast=False, dtype=tf.float32
+    )

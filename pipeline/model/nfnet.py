@@ -1,0 +1,108 @@
+"""NFNet: normaliser-free residual networks, from normalised images to logits."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tf_keras
+
+from pipeline.model import layers, variants
+
+
+class NFNet(tf_keras.Model):
+    """A variant of the family with its linear layer; made by `create`."""
+
+    def __init__(
+        self,
+        variant: str,
+        num_classes: int,
+        dropout_rate: float,
+        stochastic_depth_rate: float,
+        recompute_stages: Sequence[int],
+    ):
+        super().__init__(name=f"nfnet_{variant.replace('+', 'plus').lower()}")
+        spec = variants.get(variant)
+        self._dropout_rate = dropout_rate
+        self._recompute_stages = frozenset(recompute_stages)
+        self._plan = variants.blocks(spec)
+        self.stem = [layers.WSConv(conv) for conv in variants.stem(spec)]
+        self.blocks = [layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan]
+        final = variants.final_conv(spec)
+        self.final_conv = layers.WSConv(final)
+        small_normal = tf_keras.initializers.RandomNormal(stddev=0.01)
+        self.linear = layers.Linear("linear", final.channels, num_classes, small_normal, dtype=tf.float32)
+        self.built = True
+
+    def call(self, images, training=False, seed=None):
+        """Returns float32 logits [batch, num_classes] of normalised images [batch, height, width, 3].
+
+        Args:
+          images: float images; at least 32 pixels a side are sensible.
+          training: whether dropout and stochastic depth act.
+          seed: int32 [2], from which each layer derives its noise; drawn if not given.
+        """
+        if training and seed is None:
+            seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+        features = self.features(images, training, seed)
+        if training and self._dropout_rate:
+            features = layers.dropout(features, self._dropout_rate, _fold(seed, len(self.blocks)))
+        return self.linear(features)
+
+    def features(self, images, training=False, seed=None):
+        """Returns the float32 features [batch, channels] that the linear layer sees, before dropout."""
+        outputs = self.stage_outputs(images, training, seed)[-1]
+        outputs = layers.activation(self.final_conv(outputs))
+        return tf.reduce_mean(tf.cast(outputs, tf.float32), axis=[1, 2])
+
+    def stage_outputs(self, images, training=False, seed=None):
+        """Returns the four stages' outputs [batch, h, w, width], at strides 4, 8, 16 and 32."""
+        outputs = self.stem[0](tf.cast(images, self.compute_dtype))
+        for conv in self.stem[1:]:
+            outputs = conv(layers.activation(outputs))
+        ends = []
+        for index, (spec, block) in enumerate(zip(self._plan, self.blocks, strict=True)):
+            if spec.stage == len(ends) + 1:
+                ends.append(outputs)
+            outputs = self._run(spec, block, outputs, training, _fold(seed, index) if training else None)
+        return [*ends, outputs]
+
+    def _run(self, spec, block, inputs, training, seed):
+        if training and spec.stage in self._recompute_stages:
+            return tf.recompute_grad(lambda values: block(values, training=True, seed=seed))(inputs)
+        return block(inputs, training=training, seed=seed)
+
+
+def create(
+    variant: str,
+    num_classes: int,
+    *,
+    dropout_rate: float | None = None,
+    stochastic_depth_rate: float = 0.0,
+    recompute_stages: Sequence[int] = (),
+) -> NFNet:
+    """Creates an NFNet under the global Keras policy (float32, or mixed_bfloat16).
+
+    Args:
+      variant: 'F0' to 'F7', 'F0+' to 'F7+', or 'nano' or 'tiny' for one machine.
+      num_classes: length of the logits.
+      dropout_rate: before the linear layer; None takes the rate with which the variant was published.
+      stochastic_depth_rate: grows linearly from 0 at the first block towards this after the last.
+      recompute_stages: stages (0 to 3) whose activations are computed again in the backward pass
+        instead of kept: less memory for about a third more time.
+
+    Raises:
+      ValueError: the variant is unknown, or a number is out of its range.
+    """
+    spec = variants.get(variant)
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1.")
+    dropout_rate = spec.dropout_rate if dropout_rate is None else dropout_rate
+    for name, rate in (("dropout_rate", dropout_rate), ("stochastic_depth_rate", stochastic_depth_rate)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
+    if unknown := set(recompute_stages) - set(range(len(spec.depths))):
+        raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
+    return NFNet(variant, num_classes, dropout_rate, stochastic_depth_rate, recompute_stages)
+
+
+def _fold(seed, index):
+    return tf.random.experimental.stateless_fold_in(seed, index)

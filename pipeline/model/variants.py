@@ -1,0 +1,152 @@
+"""The NFNet family: one table of variants, and the plan of convolutions that each of them stands for.
+
+Pure Python: `nfnet.py` builds variables from the plan, `cost.py` counts with it.
+Source: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", 2021.
+"""
+
+import dataclasses
+import math
+
+ALPHA = 0.2  # how much a block's branch adds to its shortcut
+BOTTLENECK = 0.5  # a block's inner width as a share of its output width
+STAGE_STRIDES = (1, 2, 2, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One member of the family: four stages' widths and depths, and what varies with size.
+
+    Attributes:
+      widths: output channels of each stage.
+      depths: blocks in each stage.
+      dropout_rate: rate before the linear layer with which the variant was published.
+      group_width: channels in each group of a 3x3 convolution.
+      stem_widths: output channels of the stem's four convolutions.
+    """
+
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    dropout_rate: float
+    group_width: int
+    stem_widths: tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A weight-standardised convolution, `SAME` padding; `name` is the path of its variables."""
+
+    name: str
+    in_channels: int
+    channels: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A residual block: `shortcut + ALPHA * skip_gain * branch(beta * activation(x))`.
+
+    Attributes:
+      name: path of its variables.
+      stage: index of its stage.
+      convs: the branch's convolutions, in order.
+      squeeze: hidden width of the squeeze-excite layer after them.
+      shortcut: 1x1 convolution of a transition block's shortcut, None where the shortcut is the input.
+      stride: of the transition, taken by the first 3x3 convolution and by the shortcut's average pooling.
+      beta: one over the expected standard deviation of the block's input.
+      depth_fraction: the block's index over the number of blocks; scales the rate of stochastic depth.
+    """
+
+    name: str
+    stage: int
+    convs: tuple[Conv, ...]
+    squeeze: int
+    shortcut: Conv | None
+    stride: int
+    beta: float
+    depth_fraction: float
+
+
+def _published(multiple: int, dropout_rate: float, widths: tuple[int, int, int, int]) -> Variant:
+    depths = tuple(multiple * depth for depth in (1, 2, 6, 3))
+    return Variant(widths, depths, dropout_rate, 128, (16, 32, 64, widths[0] // 2))
+
+
+_DROPOUT_RATES = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5)
+
+VARIANTS: dict[str, Variant] = {
+    "nano": Variant((32, 64, 128, 128), (1, 1, 2, 1), 0.0, 8, (8, 12, 16, 16)),
+    "tiny": Variant((64, 128, 256, 256), (1, 2, 3, 1), 0.1, 16, (16, 16, 32, 32)),
+    **{f"F{i}": _published(i + 1, r, (256, 512, 1536, 1536)) for i, r in enumerate(_DROPOUT_RATES)},
+    **{f"F{i}+": _published(i + 1, r, (384, 768, 2048, 2048)) for i, r in enumerate(_DROPOUT_RATES)},
+}
+
+
+def get(name: str) -> Variant:
+    """Returns the variant called `name`; raises ValueError naming those that exist."""
+    if name not in VARIANTS:
+        raise ValueError(f"Unknown variant {name!r}; expected one of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def stem(variant: Variant) -> tuple[Conv, ...]:
+    """The stem's convolutions, from RGB; the first and the last halve the resolution."""
+    channels = (3, *variant.stem_widths)
+    strides = (2, 1, 1, 2)
+    return tuple(
+        Conv(f"stem/conv{i}", channels[i], channels[i + 1], kernel=3, stride=stride) for i, stride in enumerate(strides)
+    )
+
+
+def blocks(variant: Variant) -> tuple[Block, ...]:
+    """The residual blocks of all stages, in order."""
+    total = sum(variant.depths)
+    plan = []
+    channels = variant.stem_widths[-1]
+    variance = 1.0
+    for stage, (width, depth) in enumerate(zip(variant.widths, variant.depths, strict=True)):
+        for index in range(depth):
+            stride = STAGE_STRIDES[stage] if index == 0 else 1
+            plan.append(
+                _block(
+                    f"stage{stage}/block{index}",
+                    stage,
+                    (channels, width),
+                    stride,
+                    group_width=variant.group_width,
+                    is_transition=index == 0,
+                    beta=1 / math.sqrt(variance),
+                    depth_fraction=len(plan) / total,
+                )
+            )
+            # A transition's shortcut is computed from the scaled input, so that the variance starts anew.
+            variance = (1.0 if index == 0 else variance) + ALPHA**2
+            channels = width
+    return tuple(plan)
+
+
+def final_conv(variant: Variant) -> Conv:
+    """The 1x1 convolution after the last stage."""
+    return Conv("final_conv", variant.widths[-1], 2 * variant.widths[-1])
+
+
+def _block(name, stage, channels, stride, *, group_width, is_transition, beta, depth_fraction) -> Block:
+    before, after = channels
+    inner = int(after * BOTTLENECK)
+    groups = inner // group_width
+    return Block(
+        name=name,
+        stage=stage,
+        convs=(
+            Conv(f"{name}/conv0", before, inner),
+            Conv(f"{name}/conv1", inner, inner, kernel=3, stride=stride, groups=groups),
+            Conv(f"{name}/conv1b", inner, inner, kernel=3, groups=groups),
+            Conv(f"{name}/conv2", inner, after),
+        ),
+        squeeze=after // 2,
+        shortcut=Conv(f"{name}/conv_shortcut", before, after) if is_transition else None,
+        stride=stride,
+        beta=beta,
+        depth_fraction=depth_fraction,
+    )
