@@ -13,7 +13,7 @@ logging.getLogger().setLevel(logging.ERROR)  # before Apache Beam looks for clou
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from beam import launch  # noqa: E402
+from beam import launch
 
 if __name__ == "__main__":
     sys.exit(launch.main(sys.argv[1:]))

@@ -4,48 +4,45 @@ import os
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
+from apache_beam.pvalue import AsList, AsSingleton
 
 from beam import finish, progress, shards, sources
+from beam.carry import CarriedObject, carried
 from beam.options import BuildError, BuildOptions, image_settings
 from pipeline.data import record
 
 _ALL = 2**64  # split hashes lie below
 
 
-def build(pipeline: beam.Pipeline, options: BuildOptions) -> beam.PCollection:
-    """Adds the whole build to `pipeline`; returns a collection of one element, `finish.finish`'s summary."""
+def build(pipeline: beam.Pipeline, options: BuildOptions) -> None:
+    """Adds the whole build to `pipeline`."""
     task = make_task(options)
     given = read_classes(options.classes) if options.classes else None
     items = (
         pipeline
         | "Source" >> beam.Create(sources.parts(options.input))
         | "Spread" >> beam.Reshuffle()
-        | "List" >> beam.FlatMap(list_items, options.input)
+        | "List" >> beam.FlatMap(carried(list_items), options.input)
     )
     if given is None:
-        found = items | "Labels" >> beam.FlatMap(lambda item: item.labels) | "Classes" >> beam.CombineGlobally(Union())
+        labels = items | "Labels" >> beam.FlatMap(carried(labels_of))
+        classes = labels | "Classes" >> beam.CombineGlobally(Union())
     else:
-        found = pipeline | "Classes" >> beam.Create([given])
+        classes = pipeline | "Classes" >> beam.Create([given])
+    indices = classes | "Indices" >> beam.Map(carried(indices_of))
     held_out = _held_out(items, options)
-    names = items | "Name" >> beam.ParDo(
-        ToName(task), beam.pvalue.AsSingleton(found), beam.pvalue.AsSingleton(held_out)
-    )
+    names = items | "Name" >> beam.Map(carried(to_name), task, AsSingleton(indices), AsSingleton(held_out))
     every = pipeline | "Shards" >> beam.Create(
         [((split, index), None) for split, count in task.shards.items() for index in range(count)]
     )
     results = (
-        (names, every) | beam.Flatten() | "Shuffle names" >> beam.GroupByKey() | "Write" >> beam.Map(write_shard, task)
+        (names, every)
+        | beam.Flatten()
+        | "Shuffle names" >> beam.GroupByKey()
+        | "Write" >> beam.Map(carried(write_shard), task)
     )
-    return (
-        pipeline
-        | "End" >> beam.Create([None])
-        | "Finish"
-        >> beam.Map(
-            lambda _, results, classes: finish.finish(task, classes, given is not None, results),
-            beam.pvalue.AsList(results),
-            beam.pvalue.AsSingleton(found),
-        )
-    )
+    end = pipeline | "End" >> beam.Create([task])
+    end | "Finish" >> beam.Map(carried(finish.finish), AsSingleton(classes), given is not None, AsList(results))
 
 
 def make_task(options: BuildOptions) -> shards.Task:
@@ -82,11 +79,21 @@ def read_classes(path: str) -> list[str]:
 def list_items(part: str, path: str) -> Iterator[tuple]:
     """Lists one part of the source, counting for the progress line."""
     for item in sources.items(path, part):
-        progress.listed(1)
+        progress.count("listed", 1)
         yield item
 
 
-class Union(beam.CombineFn):
+def labels_of(item: sources.Item) -> Iterable:
+    """The class names of an item."""
+    return item.labels
+
+
+def indices_of(classes: list[str]) -> dict:
+    """Class name to label."""
+    return {name: index for index, name in enumerate(classes)}
+
+
+class Union(CarriedObject, beam.CombineFn):
     """The sorted list of distinct values."""
 
     def create_accumulator(self):
@@ -107,6 +114,7 @@ class Smallest(Union):
     """The sorted `count` smallest distinct values, in memory for twice as many."""
 
     def __init__(self, count: int):
+        self.arguments = (count,)
         self.count = count
 
     def add_input(self, accumulator, value):
@@ -134,13 +142,19 @@ def _held_out(items: beam.PCollection, options: BuildOptions) -> beam.PCollectio
         return items.pipeline | "Held out" >> beam.Create([bound])
     return (
         items
-        | "Split hashes" >> beam.Map(lambda item: shards.split_hash(item.key))
+        | "Split hashes" >> beam.Map(carried(split_hash_of))
         | "Smallest" >> beam.CombineGlobally(Smallest(count + 1))
-        | "Bound" >> beam.Map(_bound, count)
+        | "Bound" >> beam.Map(carried(bound_of), count)
     )
 
 
-def _bound(smallest: list[int], count: int) -> int:
+def split_hash_of(item: sources.Item) -> int:
+    """The hash that decides whether an item is held out."""
+    return shards.split_hash(item.key)
+
+
+def bound_of(smallest: list[int], count: int) -> int:
+    """The hash below which exactly `count` keys lie, of the `count + 1` smallest hashes."""
     if len(smallest) <= count:
         raise BuildError(
             f"--validation_examples={count}: the source lists only {len(smallest)} images, which would leave "
@@ -149,31 +163,20 @@ def _bound(smallest: list[int], count: int) -> int:
     return smallest[count]
 
 
-class ToName(beam.DoFn):
-    """Item -> ((split, shard), name): class names become indices, the key's hashes say where it goes."""
-
-    def __init__(self, task: shards.Task):
-        self.task = task
-        self.indices = None
-
-    def start_bundle(self):
-        self.indices = None
-
-    def process(self, item, classes: list[str], held_out: int) -> Iterable:
-        if self.indices is None:
-            self.indices = {name: index for index, name in enumerate(classes)}
-        labels, refusal = (), item.refusal
-        try:
-            labels = tuple(self.indices[label] for label in item.labels)
-        except KeyError as error:
-            refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(classes)} classes")
-        split = shards.VALIDATION if shards.split_hash(item.key) < held_out else shards.TRAIN
-        index = shards.position(item.key) % self.task.shards[split]
-        yield (split, index), tuple(item._replace(labels=labels, refusal=refusal))
+def to_name(item: sources.Item, task: shards.Task, indices: dict, held_out: int) -> tuple:
+    """((split, shard), name): class names become indices, the key's hashes say where it goes."""
+    labels, refusal = (), item.refusal
+    try:
+        labels = tuple(indices[label] for label in item.labels)
+    except KeyError as error:
+        refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(indices)} classes")
+    split = shards.VALIDATION if shards.split_hash(item.key) < held_out else shards.TRAIN
+    index = shards.position(item.key) % task.shards[split]
+    return (split, index), tuple(item._replace(labels=labels, refusal=refusal))
 
 
-def write_shard(group: tuple[tuple[str, int], Iterable], task: shards.Task) -> tuple[str, int, dict]:
-    """Builds one shard; returns where it belongs and what the end of the build needs of it."""
+def write_shard(group: tuple, task: shards.Task) -> tuple:
+    """Builds one shard; returns (split, shard number, what the end of the build needs of it)."""
     (split, index), names = group
     names = (shards.Name(*name) for name in names if name is not None)
     return split, index, finish.summary(shards.build(task, split, index, names))

@@ -72,4 +72,6 @@ def finish_summary(output_dir: str) -> dict:
 def _runner(parsed):
     """Beam's in-memory and multi-processing runner for local work; whatever else is asked for by its name."""
     name = (parsed.view_as(StandardOptions).runner or "").lower()
-    return FnApiRunner() if name in ("", "directrunner", "direct") else None
+    if name in ("", "directrunner", "direct"):
+        return FnApiRunner()
+    return None

@@ -5,23 +5,12 @@ import sys
 import threading
 import time
 
-_lock = threading.Lock()
-_done = 0
-_listed = 0
+_counts = {"listed": 0, "done": 0}  # without a lock: a lost update only bends the line, and locks cannot be sent
 
 
-def count(images: int) -> None:
-    """Counts images that are finished (written or refused) in this process."""
-    global _done
-    with _lock:
-        _done += images
-
-
-def listed(images: int) -> None:
-    """Counts images that were found in the source by this process."""
-    global _listed
-    with _lock:
-        _listed += images
+def count(what: str, images: int) -> None:
+    """Counts images that this process has `listed` in the source, or has `done` (written or refused)."""
+    _counts[what] += images
 
 
 @contextlib.contextmanager
@@ -31,17 +20,16 @@ def shown(every: float | None = None, stream=None):
     By default twice a second on a terminal, in place, and every 5 seconds in a log, a line each. The counts
     are this process's own: they stay silent where a runner works in other processes.
     """
-    global _done, _listed
     stream = stream or sys.stderr
     terminal = stream.isatty()
     every = every or (0.5 if terminal else 5.0)
-    _done = _listed = 0
+    _counts.update(listed=0, done=0)
     start, finished = time.monotonic(), threading.Event()
 
     def show():
         while not finished.wait(every):
-            if _listed:
-                line = _line(_done, _listed, time.monotonic() - start)
+            if _counts["listed"]:
+                line = _line(_counts["done"], _counts["listed"], time.monotonic() - start)
                 print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", file=stream, flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
@@ -51,7 +39,7 @@ def shown(every: float | None = None, stream=None):
     finally:
         finished.set()
         thread.join()
-        if terminal and _listed:
+        if terminal and _counts["listed"]:
             print("\r\x1b[K", end="", file=stream, flush=True)
 
 

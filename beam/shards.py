@@ -80,7 +80,7 @@ def build(task: Task, split: str, index: int, names: Iterable[Name]) -> dict:
     fingerprint = _fingerprint(task, names)
     path = stats_path(task, split, index)
     if (stats := _committed(path, fingerprint)) is not None:
-        progress.count(len(names))
+        progress.count("done", len(names))
         return stats
     if tf.io.gfile.exists(path):
         tf.io.gfile.remove(path)  # first of all: old statistics must not vouch for a new shard
@@ -162,13 +162,12 @@ def _outcomes(names: list[Name], settings: ImageSettings) -> Iterator[tuple[Name
 
     def chunk(first: int) -> list:
         part = range(first, min(first + _CHUNK, len(names)))
-        outcomes = [_outcome(names[i], i > 0 and names[i - 1].key == names[i].key, settings) for i in part]
-        progress.count(len(part))
-        return outcomes
+        return [_outcome(names[i], i > 0 and names[i - 1].key == names[i].key, settings) for i in part]
 
     threads = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for first, outcomes in _ahead(pool, chunk, range(0, len(names), _CHUNK), 2 * threads):
+            progress.count("done", len(outcomes))
             yield from zip(names[first : first + _CHUNK], outcomes, strict=True)
 
 
