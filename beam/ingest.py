@@ -8,25 +8,27 @@ from apache_beam.pvalue import AsList, AsSingleton
 
 from beam import finish, progress, shards, sources
 from beam.carry import CarriedObject, carried
+from beam.items import Item
 from beam.options import BuildError, BuildOptions, image_settings
 from pipeline.data import record
 
 _ALL = 2**64  # split hashes lie below
 
 
-def build(pipeline: beam.Pipeline, options: BuildOptions) -> None:
+def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source) -> None:
     """Adds the whole build to `pipeline`."""
-    task = make_task(options)
-    given = read_classes(options.classes) if options.classes else None
+    task = make_task(options, source)
+    given = read_classes(options.classes) if options.classes else source.classes
     items = (
         pipeline
-        | "Source" >> beam.Create(sources.parts(options.input))
+        | "Source" >> beam.Create(source.parts)
         | "Spread" >> beam.Reshuffle()
-        | "List" >> beam.FlatMap(carried(list_items), options.input)
+        | "List" >> beam.FlatMap(carried(list_items), source._replace(parts=[]))
     )
     if given is None:
         labels = items | "Labels" >> beam.FlatMap(carried(labels_of))
-        classes = labels | "Classes" >> beam.CombineGlobally(Union())
+        found = labels | "Labels found" >> beam.CombineGlobally(Union())
+        classes = found | "Classes" >> beam.Map(carried(sources.sorted_classes), source.kind)
     else:
         classes = pipeline | "Classes" >> beam.Create([given])
     indices = classes | "Indices" >> beam.Map(carried(indices_of))
@@ -45,12 +47,12 @@ def build(pipeline: beam.Pipeline, options: BuildOptions) -> None:
     end | "Finish" >> beam.Map(carried(finish.finish), AsSingleton(classes), given is not None, AsList(results))
 
 
-def make_task(options: BuildOptions) -> shards.Task:
+def make_task(options: BuildOptions, source: sources.Source) -> shards.Task:
     """What the flags say about every shard."""
     return shards.Task(
         name=options.name,
         output_dir=options.output_dir,
-        label_kind=record.MULTI_LABEL if sources.is_multi_label(options.input) else record.SINGLE_LABEL,
+        label_kind=record.MULTI_LABEL if source.is_multi_label else record.SINGLE_LABEL,
         shards={shards.TRAIN: options.shards} | validation_shards(options),
         images=image_settings(options),
     )
@@ -76,14 +78,14 @@ def read_classes(path: str) -> list[str]:
     return names
 
 
-def list_items(part: str, path: str) -> Iterator[tuple]:
+def list_items(part: bytes, source: sources.Source) -> Iterator[tuple]:
     """Lists one part of the source, counting for the progress line."""
-    for item in sources.items(path, part):
+    for item in sources.items(part, source):
         progress.count("listed", 1)
         yield item
 
 
-def labels_of(item: sources.Item) -> Iterable:
+def labels_of(item: Item) -> Iterable:
     """The class names of an item."""
     return item.labels
 
@@ -148,7 +150,7 @@ def _held_out(items: beam.PCollection, options: BuildOptions) -> beam.PCollectio
     )
 
 
-def split_hash_of(item: sources.Item) -> int:
+def split_hash_of(item: Item) -> int:
     """The hash that decides whether an item is held out."""
     return shards.split_hash(item.key)
 
@@ -163,13 +165,15 @@ def bound_of(smallest: list[int], count: int) -> int:
     return smallest[count]
 
 
-def to_name(item: sources.Item, task: shards.Task, indices: dict, held_out: int) -> tuple:
+def to_name(item: Item, task: shards.Task, indices: dict, held_out: int) -> tuple:
     """((split, shard), name): class names become indices, the key's hashes say where it goes."""
     labels, refusal = (), item.refusal
     try:
         labels = tuple(indices[label] for label in item.labels)
     except KeyError as error:
         refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(indices)} classes")
+    if task.label_kind == record.SINGLE_LABEL and len(labels) != 1:
+        refusal = refusal or ("bad_row", f"{len(labels)} labels in a source of one label an image")
     split = shards.VALIDATION if shards.split_hash(item.key) < held_out else shards.TRAIN
     index = shards.position(item.key) % task.shards[split]
     return (split, index), tuple(item._replace(labels=labels, refusal=refusal))

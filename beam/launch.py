@@ -46,9 +46,9 @@ def run(parsed: beam.options.pipeline_options.PipelineOptions) -> dict:
       BuildError: the job could not be done as asked.
     """
     build = parsed.view_as(BuildOptions)
-    sources.check(build.input)
+    source = sources.look(build.input)
     pipeline = beam.Pipeline(runner=_runner(parsed), options=parsed)
-    ingest.build(pipeline, build)
+    ingest.build(pipeline, build, source)
     tf.io.gfile.makedirs(build.output_dir)
     ingest.remove_manifest(build.output_dir)
     try:

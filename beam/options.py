@@ -20,7 +20,10 @@ class BuildOptions(PipelineOptions):
     @classmethod
     def _add_argparse_args(cls, parser):
         group = parser.add_argument_group("labelled images to records")
-        group.add_argument("--input", help="A folder of class folders, or a .csv or .jsonl list of images.")
+        group.add_argument(
+            "--input",
+            help="A folder of class folders; .csv, .jsonl or .parquet lists; .tar shards; or tfds:NAME/SPLIT.",
+        )
         group.add_argument("--output_dir", help="Where the record set goes.")
         group.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
         group.add_argument(

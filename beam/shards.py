@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
-from beam import images, progress
+from beam import files, images, progress
+from beam.items import text
 from beam.options import ImageSettings
-from beam.sources import WHOLE_FILE
 from pipeline.data import manifest, record, shard
 
 TRAIN, VALIDATION = "train", "validation"
@@ -29,7 +27,7 @@ _CHUNK = 8  # images a thread takes at once
 
 
 class Name(NamedTuple):
-    """What of an image crosses the shuffle; labels are class indices. See `sources.Item`."""
+    """What of an image crosses the shuffle; labels are class indices. See `items.Item`."""
 
     key: bytes
     path: bytes
@@ -38,11 +36,6 @@ class Name(NamedTuple):
     labels: tuple[int, ...]
     weights: tuple[float, ...]
     refusal: tuple[str, str] | None
-
-
-def text(key: bytes) -> str:
-    """A key as text; bytes that are not UTF-8 become surrogates, as Python spells file names."""
-    return key.decode("utf-8", "surrogateescape")
 
 
 def position(key: bytes) -> int:
@@ -195,18 +188,7 @@ def _outcome(name: Name, repeated: bool, settings: ImageSettings) -> images.Enco
 
 
 def _read(name: Name) -> bytes:
-    path = text(name.path)
     try:
-        with _open(path) as file:
-            if name.offset == WHOLE_FILE:
-                return file.read()
-            file.seek(name.offset)
-            return file.read(name.size)
-    except OSError as error:
-        raise images.Refused("unreadable", error.strerror or str(error)) from error
-
-
-def _open(path: str):
-    if "://" not in path:
-        return open(path, "rb")
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        return files.read(text(name.path), name.offset, name.size)
+    except (OSError, ValueError) as error:
+        raise images.Refused("unreadable", getattr(error, "strerror", None) or str(error)) from error

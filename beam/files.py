@@ -1,0 +1,81 @@
+"""Files by path, on this machine's disk or on any file system that Beam knows (`gs://`, `s3://`, `hdfs://`)."""
+
+import os
+from collections.abc import Iterator
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` has a scheme, and so belongs to one of Beam's file systems."""
+    return "://" in path
+
+
+def open_to_read(path: str):
+    """The file at `path`, opened to read bytes as they lie.
+
+    Raises:
+      OSError: it cannot be opened.
+    """
+    if not is_remote(path):
+        return open(path, "rb")
+    try:
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    except BeamIOError as error:
+        raise OSError(str(error)) from error
+
+
+def read(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; from a negative offset, the whole file."""
+    with open_to_read(path) as file:
+        if offset < 0:
+            return file.read()
+        file.seek(offset)
+        return file.read(size)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or a folder at `path`."""
+    if is_remote(path):
+        return FileSystems.exists(path) or next(walk(path), None) is not None
+    return os.path.exists(path)
+
+
+def match(pattern: str) -> list[str]:
+    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself."""
+    if not is_remote(pattern) and os.path.exists(pattern):
+        return [pattern]
+    return sorted(metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list)
+
+
+def join(folder: str, name: str) -> str:
+    """`name` below `folder`, or `name` itself if it is absolute or has a scheme."""
+    if is_remote(name) or not is_remote(folder):
+        return name if is_remote(name) else os.path.join(folder, name)
+    return FileSystems.join(folder, name)
+
+
+def folder_of(path: str) -> str:
+    """The folder that the file at `path` lies in."""
+    return FileSystems.split(path)[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
+
+
+def size_of(path: str) -> int:
+    """Size in bytes; -1 where asking would take a request over a network for each file.
+
+    Raises:
+      OSError: there is no such file.
+      ValueError: the path cannot name a file.
+    """
+    return -1 if is_remote(path) else os.stat(path).st_size
+
+
+def walk(root: str) -> Iterator[tuple[str, int]]:
+    """(path, size) of every file below a remote folder, as a stream."""
+    prefix = root.rstrip("/") + "/"
+    try:
+        for metadata in FileSystems.get_filesystem(prefix)._list(prefix):  # the only listing that streams
+            yield metadata.path, metadata.size_in_bytes
+    except BeamIOError as error:
+        raise OSError(str(error)) from error

@@ -1,0 +1,104 @@
+"""Folder trees: every file below a folder is an image, and the first folder names its class."""
+
+import os
+from collections.abc import Iterator
+
+from beam import files
+from beam.items import Item, label_text, name_bytes
+from beam.options import BuildError
+
+
+def check(root: str) -> None:
+    """Looks at the tree before any work.
+
+    Raises:
+      BuildError: it has no class folders, or a class folder without a file.
+    """
+    if files.is_remote(root):
+        if next(files.walk(root), None) is None:
+            raise BuildError(f"--input={root} holds no file: expected {root}/CLASS/IMAGE.jpg and the like.")
+        return
+    if not os.path.isdir(root):
+        raise BuildError(
+            f"--input={root} is a file: expected a folder of class folders, a list (.csv, .jsonl, .parquet), "
+            "tar shards (.tar) or tfds:NAME/SPLIT."
+        )
+    classes = class_folders(root)
+    if not classes:
+        raise BuildError(f"--input={root} holds no class folders: expected {root}/CLASS/IMAGE.jpg and the like.")
+    if empty := [name for name in classes if next(_files(os.path.join(root, name)), None) is None]:
+        some = ", ".join(map(repr, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        raise BuildError(
+            f"--input={root}: {len(empty)} of {len(classes)} class folders hold no image ({some}): "
+            "add images, or remove the folder."
+        )
+
+
+def class_folders(root: str) -> list[str]:
+    """The names of the class folders below a local `root`, sorted; hidden ones (`.name`) are no classes."""
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def parts(root: str) -> list[str]:
+    """What can be listed on its own: each class folder, and the files beside them; a remote tree is one part."""
+    return [""] if files.is_remote(root) else ["", *class_folders(root)]
+
+
+def items(root: str, folder: str) -> Iterator[Item]:
+    """The items of one of the `parts`; hidden files and folders (`.name`) are not listed."""
+    if files.is_remote(root):
+        yield from _remote(root)
+    elif folder:
+        labels = (label_text(folder),)
+        for file, size, refusal in _files(os.path.join(root, folder)):
+            key = name_bytes(os.path.relpath(file, root))
+            yield Item(key, name_bytes(file), size=size, labels=labels, weights=(1.0,), refusal=refusal)
+    else:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if not entry.is_dir() and not entry.name.startswith("."):
+                    yield Item(name_bytes(entry.name), name_bytes(entry.path), refusal=_NO_CLASS)
+
+
+_NO_CLASS = ("no_label", "lies beside the class folders, not in one")
+
+
+def _remote(root: str) -> Iterator[Item]:
+    for path, size in files.walk(root):
+        key = path[len(root.rstrip("/")) + 1 :]
+        steps = key.split("/")
+        if any(step.startswith(".") for step in steps) or not steps[-1]:
+            continue
+        item = Item(name_bytes(key), name_bytes(path), size=size)
+        if len(steps) == 1:
+            yield item._replace(refusal=_NO_CLASS)
+        else:
+            yield item._replace(labels=(label_text(steps[0]),), weights=(1.0,))
+
+
+def _files(folder: str, above: tuple = ()) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
+    """(path, size, refusal) of every file below `folder`, through symbolic links but never in a circle."""
+    try:
+        identity = (status := os.stat(folder)).st_dev, status.st_ino
+        if identity in above:
+            yield folder, -1, ("unreadable", "symbolic link to a folder that holds it")
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    yield from _entry(entry, (*above, identity))
+    except OSError as error:
+        yield folder, -1, ("unreadable", error.strerror or str(error))
+
+
+def _entry(entry: os.DirEntry, above: tuple) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
+    try:
+        if entry.is_dir():
+            yield from _files(entry.path, above)
+        elif entry.is_file():
+            yield entry.path, entry.stat().st_size, None
+        else:
+            yield entry.path, -1, ("unreadable", "neither a file nor a folder")
+    except OSError as error:
+        yield entry.path, -1, ("unreadable", error.strerror or str(error))

@@ -1,0 +1,310 @@
+"""Every kind of source: what is listed, where its bytes lie, and what is refused."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
+
+from beam import files, launch, sources
+from beam.options import BuildError
+from pipeline.data import manifest
+from tests import ingest_images
+
+
+def listed(path) -> dict:
+    """Key to item, of the whole source."""
+    source = sources.look(str(path))
+    items = [item for part in source.parts for item in sources.items(part, source)]
+    assert len({item.key for item in items}) == len(items)
+    return {item.key.decode("utf-8", "backslashreplace"): item for item in items}
+
+
+def content(item) -> bytes:
+    """The bytes that an item points to."""
+    return files.read(item.path.decode(), item.offset, item.size)
+
+
+def picture(seed: int) -> bytes:
+    return ingest_images.encode(ingest_images.picture(seed))
+
+
+def tar(path, members: list[tuple[str, bytes]]) -> str:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return str(path)
+
+
+def test_lists_of_three_formats_say_the_same(tmp_path):
+    rows = [{"path": f"{i}.jpg", "label": f"c{i % 2}"} for i in range(6)]
+    for row in rows:
+        ingest_images.write(tmp_path / row["path"], b"x" * 3)
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["label", "path"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist([{**row, "other": 1} for row in rows]), tmp_path / "list.parquet")
+    from_csv = listed(tmp_path / "list.csv")
+    assert from_csv == listed(tmp_path / "list.jsonl") == listed(tmp_path / "list.parquet")
+    assert from_csv["3.jpg"].labels == ("c1",) and from_csv["3.jpg"].weights == (1.0,)
+    assert content(from_csv["3.jpg"]) == b"xxx" and from_csv["3.jpg"].size == 3
+
+
+def test_labels_with_weights_from_csv_and_parquet(tmp_path):
+    ingest_images.write(tmp_path / "a.jpg", b"x")
+    (tmp_path / "list.csv").write_text("path,labels,label_weights\na.jpg,cat|dog,0.25|1\n")
+    row = {"path": "a.jpg", "labels": ["cat", "dog"], "label_weights": [0.25, 1.0]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "list.parquet")
+    for name in ("list.csv", "list.parquet"):
+        assert sources.look(str(tmp_path / name)).is_multi_label
+        item = listed(tmp_path / name)["a.jpg"]
+        assert (item.labels, item.weights) == (("cat", "dog"), (0.25, 1.0))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], [1.0, -1.0], ["heavy", 1]])
+def test_weights_that_make_no_sense_refuse_the_row(tmp_path, weights):
+    ingest_images.write(tmp_path / "a.jpg", b"x")
+    row = {"path": "a.jpg", "labels": ["cat", "dog"], "label_weights": weights}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
+    assert listed(tmp_path / "list.jsonl")["a.jpg"].refusal[0] == "bad_row"
+
+
+def test_parquet_without_the_columns_or_damaged(tmp_path):
+    pq.write_table(pa.table({"file": ["a"], "label": ["b"]}), tmp_path / "columns.parquet")
+    with pytest.raises(BuildError, match=r"found the columns \['file', 'label'\]"):
+        sources.look(str(tmp_path / "columns.parquet"))
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BuildError, match="cannot be read"):
+        sources.look(str(tmp_path / "damaged.parquet"))
+
+
+def test_a_pattern_names_several_lists(tmp_path):
+    for i in range(3):
+        ingest_images.write(tmp_path / f"{i}.jpg", b"x")
+        (tmp_path / f"part-{i}.csv").write_text(f"path,label\n{i}.jpg,c\n")
+    assert sorted(listed(tmp_path / "part-*.csv")) == ["0.jpg", "1.jpg", "2.jpg"]
+    with pytest.raises(BuildError, match="does not exist"):
+        sources.look(str(tmp_path / "nothing-*.csv"))
+
+
+def test_a_list_streams(tmp_path):
+    """The second item comes before the rest of a list of 200,000 rows is read."""
+    ingest_images.write(tmp_path / "a.jpg", b"x")
+    with open(tmp_path / "list.csv", "w") as file:
+        file.write("path,label\n")
+        for i in range(200_000):
+            file.write(f"{i}.jpg,c\n")
+    source = sources.look(str(tmp_path / "list.csv"))
+    items = sources.items(source.parts[0], source)
+    assert next(items).key == b"0.jpg" and next(items).key == b"1.jpg"
+    items.close()
+
+
+def test_webdataset_tar_with_classes_and_json(tmp_path):
+    members = []
+    for i in range(12):
+        members += [(f"dir/{i:03d}.jpg", picture(i)), (f"dir/{i:03d}.cls", str(i % 11).encode())]
+    source = tar(tmp_path / "a.tar", members)
+    items = listed(source)
+    assert items["a.tar/dir/005.jpg"].labels == ("5",)
+    assert all(content(items[f"a.tar/dir/{i:03d}.jpg"]) == picture(i) for i in range(12))
+    assert launch.main([f"--input={source}", f"--output_dir={tmp_path}/set", "--shards=1"]) == 0
+    made = manifest.read(str(tmp_path / "set"))
+    assert made.classes == tuple(str(i) for i in range(11)), "numbers are sorted by value"
+
+    row = json.dumps({"labels": ["a", "b"], "label_weights": [1, 2]}).encode()
+    source = tar(tmp_path / "b.tar", [("x.json", row), ("x.png", b"image")])
+    assert sources.look(source).is_multi_label
+    item = listed(source)["b.tar/x.png"]
+    assert (item.labels, item.weights, content(item)) == (("a", "b"), (1.0, 2.0), b"image")
+
+
+def test_tar_members_that_cannot_be_samples(tmp_path):
+    path = tar(
+        tmp_path / "a.tar",
+        [
+            ("../../etc/up.jpg", b"x"),
+            ("../../etc/up.cls", b"1"),
+            ("/etc/root.jpg", b"x"),
+            ("/etc/root.cls", b"1"),
+            ("alone.cls", b"1"),
+            ("nolabel.jpg", b"x"),
+            ("two.jpg", b"x"),
+            ("two.png", b"x"),
+            ("two.cls", b"1"),
+            ("bad.jpg", b"x"),
+            ("bad.json", b"{"),
+            ("list.jpg", b"x"),
+            ("list.json", b"[]"),
+            ("binary.jpg", b"x"),
+            ("binary.cls", b"\xff\xfe"),
+        ],
+    )
+    with tarfile.open(path, "a") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "soft"), (tarfile.LNKTYPE, "hard")):
+            link = tarfile.TarInfo(f"{name}.jpg")
+            link.type, link.linkname = kind, "/etc/passwd"
+            archive.addfile(link)
+            label = tarfile.TarInfo(f"{name}.cls")
+            label.size = 1
+            archive.addfile(label, io.BytesIO(b"1"))
+    reasons = {key.removeprefix("a.tar/"): item.refusal[0] for key, item in listed(path).items()}
+    assert reasons == {
+        "../../etc/up.jpg": "outside",
+        "/etc/root.jpg": "outside",
+        "alone.cls": "bad_sample",
+        "nolabel.jpg": "no_label",
+        "two.jpg": "bad_sample",
+        "bad.jpg": "bad_sample",
+        "list.jpg": "bad_sample",
+        "binary.jpg": "bad_sample",
+        "soft.jpg": "outside",
+        "hard.jpg": "outside",
+    }
+
+
+@pytest.mark.parametrize("cut", [100, 700, 1300, 3000])
+def test_a_damaged_tar_gives_what_is_whole_and_says_so(tmp_path, cut):
+    path = tar(tmp_path / "a.tar", [(f"{i}.{e}", b"1" * 600) for i in range(3) for e in ("jpg", "cls")])
+    with open(path, "r+b") as file:
+        file.truncate(cut)
+    items = listed(path)
+    assert any(item.refusal for item in items.values())
+    ingest_images.write(tmp_path / "noise.tar", b"no tar at all" * 100)
+    (noise,) = listed(tmp_path / "noise.tar").values()
+    assert noise.refusal[0] == "unreadable"
+
+
+def test_tfds_set_keeps_its_class_order_and_its_bytes(tmp_path):
+    names = ["zebra", "ape", "mole"]
+    shard = tmp_path / "animals-train.tfrecord-00000-of-00001"
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+        for i in range(6):
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[picture(i)])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[i % 3])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(tmp_path),
+        features={"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)},
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train",
+                shard_lengths=[6],
+                num_bytes=0,
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=str(tmp_path), dataset_name="animals", split="train", filetype_suffix="tfrecord"
+                ),
+            )
+        ],
+        check_data=False,
+    )
+    items = listed(f"tfds:{tmp_path}/train")
+    assert items[f"{shard.name}__4"].labels == ("ape",)
+    assert [content(item) for item in items.values()] == [picture(i) for i in range(6)]
+    output = tmp_path / "set"
+    assert launch.main([f"--input=tfds:{tmp_path}/train", f"--output_dir={output}", "--shards=1"]) == 0
+    assert manifest.read(str(output)).classes == tuple(names)
+    with pytest.raises(BuildError, match="test"):
+        sources.look(f"tfds:{tmp_path}/test")
+    with pytest.raises(BuildError, match="tfds build"):
+        sources.look("tfds:no_such_data_set/train")
+    with open(shard, "r+b") as file:
+        file.truncate(shard.stat().st_size - 700)
+    last = list(listed(f"tfds:{tmp_path}/train").values())[-1]
+    assert last.refusal is not None
+
+
+class ShelfFileSystem(FileSystem):
+    """A file system that Beam knows by the scheme `shelf://`, over a folder on disk."""
+
+    root = ""
+
+    @classmethod
+    def scheme(cls):
+        return "shelf"
+
+    def _real(self, path):
+        return path.replace("shelf://", f"{self.root}/")
+
+    def _list(self, dir_or_prefix):
+        for folder, _, names in os.walk(self._real(dir_or_prefix)):
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                yield FileMetadata(path.replace(f"{self.root}/", "shelf://"), os.path.getsize(path))
+
+    def open(self, path, mime_type=None, compression_type=None):
+        try:
+            return open(self._real(path), "rb")
+        except OSError as error:
+            raise BeamIOError("Open failed", {path: error}) from error
+
+    def join(self, basepath, *paths):
+        return "/".join([basepath.rstrip("/"), *paths])
+
+    def split(self, path):
+        return tuple(path.rsplit("/", 1))
+
+    def exists(self, path):
+        return os.path.exists(self._real(path))
+
+    def has_dirs(self):
+        return False
+
+    def mkdirs(self, path):
+        raise NotImplementedError
+
+    def metadata(self, path):
+        return FileMetadata(path, os.path.getsize(self._real(path)))
+
+    create = copy = rename = delete = size = last_updated = checksum = mkdirs
+
+
+def test_another_file_system_holds_the_same_tree_and_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
+    ingest_images.folder_tree(tmp_path / "box", images=6, classes=2)
+    ingest_images.write(tmp_path / "box" / "beside.txt", b"x")
+    local, remote = listed(tmp_path / "box"), listed("shelf://box")
+    assert remote.keys() == local.keys()
+    for key, item in remote.items():
+        assert item.path == b"shelf://box/" + item.key
+        assert item.labels == local[key].labels and item.refusal == local[key].refusal
+        assert content(item) == content(local[key])
+    (tmp_path / "box" / "list.csv").write_text("path,label\nclass_0/000.png,a\nshelf://box/class_1/001.jpg,b\n")
+    items = listed("shelf://box/list.csv")
+    assert content(items["class_0/000.png"]) == content(local["class_0/000.png"])
+    assert content(items["shelf://box/class_1/001.jpg"]) == content(local["class_1/001.jpg"])
+    output = tmp_path / "set"
+    assert launch.main(["--input=shelf://box/list.csv", f"--output_dir={output}", "--shards=1"]) == 0
+    for nothing in ("shelf://nothing", "shelf://nothing.csv"):
+        with pytest.raises(BuildError, match="does not exist"):
+            sources.look(nothing)
+
+
+def test_class_folders_in_every_encoding(tmp_path):
+    root = os.fsencode(tmp_path)
+    for name in ("été".encode(), b"\xff\xfe", "日本".encode(), b"a b\n", b"1"):
+        os.makedirs(root + b"/" + name)
+        with open(root + b"/" + name + b"/x.jpg", "wb") as file:
+            file.write(picture(1))
+    output = tmp_path / "set"
+    assert launch.main([f"--input={tmp_path}", f"--output_dir={output}", "--shards=1"]) == 0
+    made = manifest.read(str(output))
+    assert set(made.classes) == {"été", r"\xff\xfe", "日本", r"a b\n", "1"}
+    assert made.split("train").written == 5
+    builder = tfds.builder_from_directory(str(output))
+    assert builder.info.features["label"].names == list(made.classes)
+    assert np.unique([e["label"] for e in builder.as_dataset(split="train").as_numpy_iterator()]).size == 5
