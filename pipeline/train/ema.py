@@ -1,0 +1,58 @@
+"""Exponential moving averages of a model's weights, kept in a second model that evaluation and export use as it is."""
+
+import tensorflow as tf
+import tf_keras
+
+
+class AveragedModel:
+    """`model`, an average over time of another model's variables.
+
+    The weights that are trained are never swapped out: both sets exist side by side. The decay starts low, so that
+    the random initial weights are soon forgotten: `min(decay, (1 + t) / (10 + t))` with t the steps done before.
+    """
+
+    def __init__(self, trained: tf_keras.Model, model: tf_keras.Model, decay: float):
+        """Starts the average at the weights of `trained`; `model` is another one made like it, which is taken over.
+
+        Raises:
+          ValueError: `decay` is not in (0, 1), or the two models differ.
+        """
+        if not 0 < decay < 1:
+            raise ValueError(f"The decay of the averaged weights is {decay}; expected a number between 0 and 1.")
+        shapes = [[(tuple(v.shape), v.dtype) for v in each.variables] for each in (trained, model)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{model.name} has not the variables of {trained.name}, so it cannot hold their average.")
+        self.model = model
+        self._trained = trained
+        self._decay = decay
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets the average to the current weights; outside of `strategy.run`."""
+        for average, variable in self._pairs():
+            average.assign(variable.read_value())
+
+    def update(self, steps_done) -> None:
+        """Moves the average towards the current weights; inside `strategy.run`, after the optimiser's step.
+
+        Args:
+          steps_done: steps taken, this one included.
+        """
+        before = tf.cast(steps_done, tf.float32) - 1.0
+        # One minus the decay, of which float32 would keep few digits if it were computed from the decay.
+        rate = tf.maximum(1.0 - self._decay, 9.0 / (10.0 + before))
+        # As Keras' optimisers do it: each replica updates its own copy, and nothing is communicated.
+        tf.__internal__.distribute.interim.maybe_merge_call(self._update, tf.distribute.get_strategy(), rate)
+
+    def _update(self, strategy, rate):
+        def move(average, value, rate):
+            if average.dtype.is_floating:
+                average.assign_sub(tf.cast(rate, average.dtype) * (average - value))
+            else:
+                average.assign(value)
+
+        for average, variable in self._pairs():
+            strategy.extended.update(average, move, args=(variable, rate), group=False)
+
+    def _pairs(self):
+        return zip(self.model.variables, self._trained.variables, strict=True)

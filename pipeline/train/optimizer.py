@@ -1,0 +1,127 @@
+"""SGD with momentum, weight decay and adaptive gradient clipping (AGC).
+
+Source: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", 2021, section 4.
+"""
+
+import fnmatch
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tf_keras
+
+
+def unit_norms(values: tf.Tensor) -> tf.Tensor:
+    """L2 norms per output unit: over all axes but the last of a weight, over the whole of a vector or scalar.
+
+    The result keeps the reduced axes, with length 1.
+    """
+    axes = list(range(values.shape.rank - 1)) if values.shape.rank > 1 else None
+    return tf.sqrt(tf.reduce_sum(tf.square(values), axes, keepdims=True))
+
+
+def clip_adaptively(gradient: tf.Tensor, weight: tf.Tensor, clipping: float, epsilon: float) -> tf.Tensor:
+    """Scales the gradient of each output unit down to at most `clipping * max(norm of its weight, epsilon)`."""
+    largest = clipping * tf.maximum(unit_norms(weight), epsilon)
+    norms = unit_norms(gradient)
+    return tf.where(norms > largest, gradient * (largest / tf.maximum(norms, 1e-6)), gradient)
+
+
+class SGD(tf_keras.optimizers.SGD):
+    """SGD whose step on each variable is: clip per output unit, add decay, add momentum.
+
+    With g the clipped gradient plus `weight_decay * w`: `m = momentum * m + g`, then `w -= rate * m`, or with
+    Nesterov `w -= rate * (g + momentum * m)`. Gradients are summed over replicas before, by Keras.
+
+    Args:
+      learning_rate: a number, or a schedule of the step.
+      momentum: of the gradients.
+      nesterov: whether momentum looks ahead.
+      weight_decay: L2 decay of the variables in `decayed`; applied to the clipped gradient.
+      clipping: AGC's threshold; None does not clip.
+      clipping_epsilon: the smallest norm that a weight counts with, so that weights at 0 can move.
+      unclipped: patterns (as of file names) of the variables that AGC leaves alone.
+      decayed: patterns of the variables that decay.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 2e-5,
+        clipping: float | None = 0.01,
+        clipping_epsilon: float = 1e-3,
+        unclipped: Sequence[str] = ("linear/kernel",),
+        decayed: Sequence[str] = ("*kernel",),
+        name: str = "sgd",
+    ):
+        # Keras' own weight decay is decoupled from the gradient; ours is not, so Keras gets none.
+        super().__init__(learning_rate, momentum, nesterov, weight_decay=None, jit_compile=False, name=name)
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay is {weight_decay}; expected 0 or more.")
+        if clipping is not None and clipping <= 0:
+            raise ValueError(f"clipping is {clipping}; expected more than 0, or None not to clip.")
+        self._decay = weight_decay
+        self._clipping = clipping
+        self._clipping_epsilon = clipping_epsilon
+        self._unclipped = tuple(unclipped)
+        self._decayed = tuple(decayed)
+
+    def build(self, var_list):
+        """Creates the momenta, and settles by name which variables are clipped and which decay.
+
+        Raises:
+          ValueError: a pattern fits none of the variables.
+        """
+        super().build(var_list)
+        # The copies on other replicas have other names, so that names are matched here, on the originals.
+        names = [variable.name.split(":")[0] for variable in var_list]
+        unclipped = _matching(names, self._unclipped, "unclipped") if self._clipping else set()
+        decayed = _matching(names, self._decayed, "decayed") if self._decay else set()
+        self._is_clipped = [self._clipping is not None and name not in unclipped for name in names]
+        self._is_decayed = [name in decayed for name in names]
+
+    def update_step(self, gradient, variable):
+        """Updates `variable`, on one replica, from the gradient of the global batch."""
+        index = self._index_dict[self._var_key(variable)]
+        if self._is_clipped[index]:
+            gradient = clip_adaptively(gradient, variable, self._clipping, self._clipping_epsilon)
+        if self._is_decayed[index]:
+            gradient += self._decay * variable
+        rate = tf.cast(self.learning_rate, variable.dtype)
+        momentum = self.momentums[index]
+        momentum.assign(self.momentum * momentum + gradient)
+        step = gradient + self.momentum * momentum if self.nesterov else momentum
+        variable.assign_sub(rate * step)
+
+    def learning_rate_at(self, step) -> tf.Tensor:
+        """The learning rate with which step `step` (counted from 0) is taken, float32 []."""
+        rate = self._learning_rate
+        return tf.cast(rate(step) if callable(rate) else rate, tf.float32)
+
+    def get_config(self):
+        """The arguments that make an equal optimiser."""
+        return {
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self._decay,
+            "clipping": self._clipping,
+            "clipping_epsilon": self._clipping_epsilon,
+            "unclipped": list(self._unclipped),
+            "decayed": list(self._decayed),
+            "name": self.name,
+        }
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str], setting: str) -> set[str]:
+    found = set()
+    for pattern in patterns:
+        fits = fnmatch.filter(names, pattern)
+        if not fits:
+            raise ValueError(
+                f"SGD.{setting} has {pattern!r}, which fits none of the {len(names)} trainable variables "
+                f"({names[0]}, ..., {names[-1]}): correct the pattern or leave it out."
+            )
+        found.update(fits)
+    return found
