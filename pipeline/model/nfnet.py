@@ -20,7 +20,9 @@ class NFNet(tf_keras.Model):
         recompute_stages: Sequence[int],
     ):
         super().__init__(name=f"nfnet_{variant.replace('+', 'plus').lower()}")
+        self.variant = variant
         spec = variants.get(variant)
+        self.variant = variant
         self._dropout_rate = dropout_rate
         self._recompute_stages = frozenset(recompute_stages)
         self._plan = variants.blocks(spec)

@@ -67,7 +67,7 @@ def assign(model, arrays: Mapping[str, np.ndarray], source: str) -> Placement:
         if np.shape(array) != expected:
             mismatched.append(f"{key} has shape {list(np.shape(array))}; the model needs {list(expected)}")
             continue
-        value = _to_ours(np.asarray(array), key, source).reshape(variable.shape)
+        value = _to_ours(np.asarray(array, np.float32), key, source).reshape(variable.shape)
         variable.assign(value)
         placed.append(ours[key])
     if source == "timm":
