@@ -62,11 +62,23 @@ def load(files: Sequence[str], params: Sequence[str], entry: str, tasks: Sequenc
     try:
         statements = [statement for file in files for statement in _read_file(file)]
         statements += [s for i, param in enumerate(params) for s in _parse(param, f"--gin_param number {i + 1}")]
-        gin.parse_config_files_and_bindings(list(files), list(params))
+        gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=False)
     except (ValueError, SyntaxError, AttributeError, OSError) as error:
         raise ConfigurationError(f"The configuration is wrong:\n  {error}{_suggest_names(str(error))}") from error
     if problems := list(_problems({s.key: s for s in statements}, entry, tasks)):
         raise ConfigurationError("The configuration is wrong:\n  " + "\n  ".join(problems))
+
+
+def register(configurables: Mapping[str, collections.abc.Callable]) -> None:
+    """Makes functions and classes known to gin under their names; what is known already stays."""
+    for name, configurable in configurables.items():
+        if gin_config._REGISTRY.get_match(name) is None:
+            gin.external_configurable(configurable, name, module="pipeline")
+
+
+def get(name: str) -> collections.abc.Callable:
+    """The configurable `name`, which takes what is not passed to it from the configuration."""
+    return gin.get_configurable(name)
 
 
 def text() -> str:
@@ -115,7 +127,7 @@ def _parse(source, name: str) -> list[Statement]:
 
 
 def _problems(statements: Mapping[tuple, Statement], entry: str, tasks: Sequence[str]) -> Iterator[str]:
-    macros, configurables, called = _reachable([entry, *tasks], entry)
+    macros, configurables, called = _reachable([entry, *tasks])
     defined = {s.scope for s in statements.values() if s.selector == _MACRO}
     for s in statements.values():
         short = s.selector.rsplit(".", 1)[-1]
@@ -143,12 +155,12 @@ def _problems(statements: Mapping[tuple, Statement], entry: str, tasks: Sequence
                 yield f"{name} must be set: in a gin file or with --gin_param='{name}=VALUE'"
 
 
-def _reachable(roots: Sequence[str], entry: str) -> tuple[set[str], set[str], set[str]]:
+def _reachable(roots: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
     """What the roots refer to, directly or not: names of macros, selectors of configurables, and of these the ones
     that gin itself calls, with nothing but its bindings."""
     pending = [gin_config._REGISTRY.get_match(root).selector for root in roots]
     macros, configurables = set(), set()
-    called = {gin_config._REGISTRY.get_match(entry).selector}
+    called = set()
     while pending:
         selector = pending.pop()
         configurables.add(selector)
@@ -225,5 +237,5 @@ def _suggest_names(message: str) -> str:
     """A hint for gin's own errors about names that it does not know."""
     if not (match := re.search(r"(?:No configurable matching|has no parameter named) '([^']*)'", message)):
         return ""
-    names = [selector.rsplit(".", 1)[-1] for selector in gin_config._REGISTRY]
+    names = [selector.rsplit(".", 1)[-1] for selector in gin_config._REGISTRY._selector_map]
     return _suggest(match.group(1), names)

@@ -11,7 +11,10 @@ import tensorflow as tf
 
 MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STDDEV_RGB = np.array([0.229, 0.224, 0.225], np.float32) * 255
-CROP_PADDING = 32  # evaluation crops the share size / (size + 32) of the shorter side
+# Evaluation crops the share size / (size + padding) of the shorter side. The authors pad by 32 pixels, 1/7 of 224;
+# at lower resolutions that would cut off the object, so there the share stays what it is at 224.
+CROP_PADDING = 32
+MAX_CROP_PADDING = 1 / 7
 
 
 def normalize(images: tf.Tensor) -> tf.Tensor:
@@ -32,13 +35,14 @@ def evaluation_view(encoded: tf.Tensor, size: int) -> tf.Tensor:
       size: pixels a side.
 
     Returns:
-      The central square that holds size / (size + 32) of the shorter side, resized (bicubic), normalised: float32
-      [size, size, 3].
+      The central square that holds size / (size + padding) of the shorter side, resized (bicubic), normalised:
+      float32 [size, size, 3].
     """
     image = _decode(encoded)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     shorter = tf.cast(tf.minimum(height, width), tf.float32)
-    side = tf.cast(tf.round(shorter * (size / (size + CROP_PADDING))), tf.int32)
+    share = size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
+    side = tf.cast(tf.round(shorter * share), tf.int32)
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     return normalize(_resize(image[top : top + side, left : left + side], size))
 

@@ -61,9 +61,7 @@ class Manifest:
                     f"{sum(split.rejected.values())} rejected do not add up to that."
                 )
             if split.written != (held := sum(shard.examples for shard in split.shards)):
-                raise ManifestError(
-                    f"Split {name!r}: {split.written} examples written, but its shards hold {held}."
-                )
+                raise ManifestError(f"Split {name!r}: {split.written} examples written, but its shards hold {held}.")
 
     def split(self, name: str) -> Split:
         """The split `name`; a ManifestError lists the splits there are."""
@@ -71,15 +69,18 @@ class Manifest:
             raise ManifestError(f"No split {name!r} in data set {self.name!r}; it has {sorted(self.splits)}.")
         return self.splits[name]
 
+    @property
+    def classes_digest(self) -> str:
+        """SHA-256 of the class names in label order: two sets with one digest pose the same task."""
+        return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over class names and shard digests: two record sets with one digest hold the same bytes."""
         content = {
             "classes": self.classes,
             "label_kind": self.label_kind,
-            "splits": {
-                name: [shard.sha256 for shard in split.shards] for name, split in sorted(self.splits.items())
-            },
+            "splits": {name: [shard.sha256 for shard in split.shards] for name, split in sorted(self.splits.items())},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -123,19 +124,13 @@ def read(directory: str) -> Manifest:
         }
         manifest = Manifest(splits=splits, **{**content, "classes": tuple(content["classes"])})
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ManifestError(
-            f"{path} is damaged ({type(error).__name__}: {error}): build the records again."
-        ) from error
+        raise ManifestError(f"{path} is damaged ({type(error).__name__}: {error}): build the records again.") from error
     _check_shards(manifest, directory)
     return manifest
 
 
 def _check_shards(manifest: Manifest, directory: str) -> None:
-    sizes = (
-        {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
-        if os.path.isdir(directory)
-        else None
-    )
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(directory)} if os.path.isdir(directory) else None
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         path = os.path.join(directory, shard.file)
         if sizes is not None:
@@ -145,6 +140,5 @@ def _check_shards(manifest: Manifest, directory: str) -> None:
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise ManifestError(
-                f"{path} {found}; the manifest says {shard.bytes} bytes: restore it, or build the "
-                "records again."
+                f"{path} {found}; the manifest says {shard.bytes} bytes: restore it, or build the records again."
             )

@@ -28,6 +28,10 @@ class Entry:
     expected: int
     exactly_once: bool
 
+    def as_dict(self) -> dict:
+        """The entry as `run.json` holds it."""
+        return dataclasses.asdict(self)
+
     def __str__(self) -> str:
         if self.exactly_once:
             return f"epoch {self.epoch}: exactly once"
@@ -67,24 +71,23 @@ class Ledger(tf.Module):
         self.checksum.assign_add(tf.reduce_sum(tf.bitwise.left_shift(tf.cast(sums[:, 1:], tf.int64), shifts), 1))
         return tf.reduce_sum(sums[:, 0])
 
-    def entries(self, expected: list[int], epoch_examples: int, id_checksum: str, damaged: int = 0) -> list[Entry]:
+    def entries(self, expected: list[int], epoch_examples: int, id_checksum: str) -> list[Entry]:
         """The epochs so far begun.
 
         Args:
           expected: examples to be consumed in each epoch of the budget.
           epoch_examples: examples of a whole epoch.
           id_checksum: the manifest's checksum of them, 16 hexadecimal digits.
-          damaged: records that were left out as damaged: with any, no epoch can be exact.
         """
-        rows = zip(expected, self.examples.numpy().tolist(), self.checksum.numpy().astype(np.uint64), strict=True)
+        rows = zip(
+            expected, self.examples.numpy().tolist(), self.checksum.numpy().astype(np.uint64).tolist(), strict=True
+        )
         return [
             Entry(
                 epoch,
                 examples,
                 count,
-                examples == count
-                and not damaged
-                and (count != epoch_examples or f"{int(checksum):016x}" == id_checksum),
+                examples == count and (count < epoch_examples or checksum == int(id_checksum, 16)),
             )
             for epoch, (count, examples, checksum) in enumerate(rows)
             if examples

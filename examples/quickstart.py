@@ -1,0 +1,166 @@
+"""The whole line on one machine: images -> records -> pre-training -> fine-tuning -> SavedModel -> predictions.
+
+    python examples/quickstart.py [--input=FOLDER] [--output_dir=runs/quickstart]
+
+Each stage is a command that a user could type; it is printed before it runs. A second run skips what is done.
+Without --input, the fine-tuning task is a second set of demo images; with it, the user's own folder, in which each
+class is a folder of images.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import shlex
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def main() -> int:
+    """Runs the stages; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=pathlib.Path, help="your own images: a folder a class")
+    parser.add_argument("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/quickstart"))
+    arguments = parser.parse_args()
+    out = arguments.output_dir
+
+    images = out / "images"
+    run("Demo images", "examples/make_demo_images.py", f"--output_dir={images}")
+    task_images = arguments.input or images / "finetune"
+    pretrain_records, task_records = out / "records/pretrain", out / "records/finetune"
+    run(
+        "Records for pre-training",
+        "beam/build_tfrecords.py",
+        *(f"--input={images / 'pretrain'}", f"--output_dir={pretrain_records}", "--name=pretrain"),
+        "--validation_examples=500",
+    )
+    run(
+        "Records for fine-tuning",
+        "beam/build_tfrecords.py",
+        *(f"--input={task_images}", f"--output_dir={task_records}", "--name=finetune", "--validation_fraction=0.4"),
+    )
+    pretrain, finetune, scratch = out / "pretrain", out / "finetune", out / "from_scratch"
+    train("Pre-training", "quickstart_pretrain", pretrain, DATA_DIR=pretrain_records)
+    train("Fine-tuning", "quickstart_finetune", finetune, DATA_DIR=task_records, INITIAL_CHECKPOINT=pretrain)
+    train("The same network from scratch", "quickstart_finetune", scratch, DATA_DIR=task_records, INITIAL_CHECKPOINT="")
+
+    saved_model = finetune / "saved_model"
+    if not is_newer(saved_model, finetune / "run.json"):
+        task = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
+        train("Export", "quickstart_finetune", finetune, RUN="@export", **task)
+    examples = held_out_images(task_images, task_records, 8)
+    predictions = predict(saved_model, examples)
+    picture = draw(predictions, out / "predictions.png")
+    show(out, finetune, scratch, predictions, picture)
+    return 0
+
+
+def run(title: str, *command: object) -> str:
+    """Runs a Python program of this repository, showing its progress; returns what it printed."""
+    words = [str(word) for word in command]
+    console.rule(f"[bold]{title}")
+    print("python", shlex.join(words), flush=True)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(done.stdout)
+        sys.exit(f"\n{title} failed with exit code {done.returncode}; what went wrong stands above.")
+    return done.stdout
+
+
+def train(title: str, gin_file: str, model_dir: pathlib.Path, **settings: object) -> None:
+    """Runs `pipeline/main.py` with an experiment file and bindings over it."""
+    values = {name: value if str(value).startswith("@") else f'"{value}"' for name, value in settings.items()}
+    bindings = [f"--gin_param={name}={value}" for name, value in values.items()]
+    files = ("pipeline/main.py", f"--gin_file=gin/{gin_file}.gin")
+    print(run(title, *files, *bindings, f"--model_dir={model_dir}"), end="")
+
+
+def predict(saved_model: pathlib.Path, images: list[pathlib.Path]) -> list[dict]:
+    """Classifies images with the exported model, in a process that has nothing but the SavedModel."""
+    lines = run("Predictions", "pipeline/predict.py", f"--saved_model={saved_model}", "--json", *images)
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
+    """Whether `path` exists and was made after `than`."""
+    return path.exists() and path.stat().st_mtime > than.stat().st_mtime
+
+
+def held_out_images(folder: pathlib.Path, records: pathlib.Path, count: int) -> list[pathlib.Path]:
+    """Some images of the validation split, which training has not seen: their keys stand in the records."""
+    import tensorflow_datasets as tfds  # the record set is an ordinary TFDS data set
+
+    dataset = tfds.builder_from_directory(str(records)).as_dataset("validation", decoders={"image": tfds.decode.SkipDecoding()})
+    keys = sorted(example["key"].decode() for example in dataset.as_numpy_iterator())
+    return [folder / key for key in random.Random(0).sample(keys, min(count, len(keys)))]
+
+
+def draw(predictions: list[dict], path: pathlib.Path) -> pathlib.Path:
+    """Draws the images with their best classes; right ones (by folder name) in blue, wrong ones in orange."""
+    matplotlib.use("Agg")
+    columns = 4
+    rows = -(-len(predictions) // columns)
+    figure, axes = plt.subplots(rows, 2 * columns, figsize=(16, 2.6 * rows), width_ratios=[1, 1.2] * columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    for (picture, chart), prediction in zip(axes.reshape(-1, 2), predictions, strict=False):
+        truth = pathlib.Path(prediction["image"]).parent.name
+        picture.imshow(Image.open(ROOT / prediction["image"]).convert("RGB"))
+        picture.set_title(truth, fontsize=11)
+        names, shares = prediction["classes"][::-1], prediction["probabilities"][::-1]
+        bars = chart.barh(names, shares, color=["#0072B2" if name == truth else "#E69F00" for name in names])
+        chart.bar_label(bars, [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True)], fontsize=9)
+        chart.set_xlim(0, 2.4)
+    figure.suptitle("Held-out images (true class above) and what the fine-tuned model says: right in blue")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def show(out, finetune, scratch, predictions, picture) -> None:
+    """Prints the closing tables."""
+    tuned, raw = (json.loads((folder / "run.json").read_text()) for folder in (finetune, scratch))
+    console.rule("[bold]Done")
+    table = Table("held-out accuracy", "top-1", "top-5", "loss", "steps")
+    for name, summary in (("pre-trained, then fine-tuned", tuned), ("the same network from scratch", raw)):
+        scores = (f"{summary['validation_top1']:.1%}", f"{summary['validation_top5']:.1%}", f"{summary['validation_loss']:.3f}")
+        table.add_row(name, *scores, str(summary["step"]))
+    gain = tuned["validation_top1"] - raw["validation_top1"]
+    table.caption = f"Pre-training is worth {100 * gain:+.1f} points of accuracy here."
+    console.print(table)
+    guesses = Table("image", "top-5")
+    for prediction in predictions[:4]:
+        pairs = zip(prediction["classes"], prediction["probabilities"], strict=True)
+        guesses.add_row(prediction["image"], ", ".join(f"{name} {share:.0%}" for name, share in pairs))
+    console.print(guesses)
+    where = Table("what", "where")
+    for what, place in (
+        ("predictions, as a picture", picture),
+        ("SavedModel", finetune / "saved_model"),
+        ("pre-trained run: checkpoints, metrics, TensorBoard", out / "pretrain"),
+        ("fine-tuned run", finetune),
+        ("records, with a report of what was refused", out / "records"),
+    ):
+        where.add_row(what, str(place))
+    console.print(where)
+    console.print("[bold]Next:", highlight=False)
+    for command in (
+        f"python pipeline/predict.py --saved_model={finetune / 'saved_model'} YOUR_IMAGE.jpg",
+        "make quickstart INPUT=FOLDER_WITH_A_FOLDER_A_CLASS",
+        f"tensorboard --logdir={out}",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

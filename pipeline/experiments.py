@@ -1,0 +1,73 @@
+"""What a gin file can name, and what `main.py` does with it."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from pipeline import configure
+from pipeline.data import augment, manifest
+from pipeline.model import nfnet
+from pipeline.serve import export as serving
+from pipeline.train import checkpoint, experiment, ledger, optimizer, run, schedule, settings, trainer
+from pipeline.train.journal import Preempted
+
+TASKS = ("train", "evaluate", "export")
+# What can go wrong in a way that the message explains; anything else is a defect and shows its traceback.
+EXPECTED_ERRORS = (
+    ValueError,  # configuration, manifest, settings
+    checkpoint.CheckpointError,
+    ledger.LedgerError,
+    trainer.DivergedError,
+    Preempted,
+)
+
+
+def run_configured(files: Sequence[str], params: Sequence[str], model_dir: str, force_resume: bool = False) -> None:
+    """Parses and checks the configuration, then does what `main.run` names, in `model_dir`."""
+    register()
+    configure.load(files, params, entry="main", tasks=TASKS)
+    bindings = configure.resolved(ignore=("main", "Loop", *TASKS))
+    context = settings.Context(model_dir, configure.text(), bindings, configure.digest(bindings), force_resume)
+    configure.get("main")(context)
+
+
+def register() -> None:
+    """Makes the library's functions and classes known to gin."""
+    configure.register(
+        {
+            "main": main,
+            "train": run.train,
+            "evaluate": run.evaluate,
+            "export": export,
+            "Experiment": experiment.Experiment,
+            "Data": experiment.Data,
+            "Loop": settings.Loop,
+            "Augmentation": augment.Augmentation,
+            "nfnet": nfnet.create,
+            "sgd": optimizer.SGD,
+            "cosine": schedule.cosine,
+            "linear": schedule.linear,
+            "constant": schedule.constant,
+        }
+    )
+
+
+def main(context: settings.Context, run: Callable) -> None:
+    """Calls the task that the configuration names."""
+    run(context)
+
+
+def export(context: settings.Context, experiment: experiment.Experiment, directory: str = "", top: int = 5) -> str:
+    """Exports the newest checkpoint of the run as a SavedModel; returns its version folder.
+
+    Args:
+      context: where the run is.
+      experiment: the run's experiment.
+      directory: where the version folders go; `saved_model` in the run's folder where ''.
+      top: how many class names an answer holds for each image.
+    """
+    model = run.trained_model(context, experiment)
+    classes = manifest.read(experiment.data.directory).classes
+    classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.loss)
+    path = serving.export(classifier, directory or os.path.join(context.model_dir, "saved_model"))
+    print(f"Exported to {path}; try: python pipeline/predict.py --saved_model={path} IMAGE")
+    return path

@@ -1,0 +1,52 @@
+"""Classifies image files with an exported SavedModel: `python pipeline/predict.py --saved_model=DIR IMAGE…`."""
+
+import dataclasses
+import json
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+_SAVED_MODEL = flags.DEFINE_string("saved_model", None, "Folder of the export, or one of its version folders.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a line instead of a table.")
+
+
+def main(argv: list[str]) -> int:
+    """Prints the best classes of each image; returns 1 where an image could not be classified."""
+    from pipeline.serve import client  # TensorFlow takes seconds: flags are checked first
+
+    if len(argv) < 2:
+        raise app.UsageError("Name at least one image file.")
+    try:
+        predictions = client.predict(client.load(_SAVED_MODEL.value), argv[1:])
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if _JSON.value:
+        for prediction in predictions:
+            print(json.dumps(dataclasses.asdict(prediction)))
+    else:
+        Console().print(_table(predictions))
+    return 1 if any(prediction.error for prediction in predictions) else 0
+
+
+def _table(predictions) -> Table:
+    table = Table("image", "class", "probability")
+    for prediction in predictions:
+        rows = zip(prediction.classes, (f"{p:.1%}" for p in prediction.probabilities), strict=True)
+        for i, (name, probability) in enumerate(rows):
+            table.add_row(prediction.image if i == 0 else "", name, probability)
+        if prediction.error:
+            table.add_row(prediction.image, f"not classified: {prediction.error}", "")
+        table.add_section()
+    return table
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("saved_model")
+    app.run(main)

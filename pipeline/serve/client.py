@@ -1,0 +1,80 @@
+"""Classifying images with an exported SavedModel, with TensorFlow alone."""
+
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+
+import tensorflow as tf
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_ORIENTATION = 0x0112
+_NATIVE_FORMATS = ("JPEG", "PNG", "BMP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image with their probabilities; `error` says why there are none."""
+
+    image: str
+    classes: list[str]
+    probabilities: list[float]
+    error: str | None = None
+
+
+def load(directory: str):
+    """Loads a SavedModel: `directory` itself, or its highest numbered version folder.
+
+    Raises:
+      FileNotFoundError: neither holds a SavedModel.
+    """
+    path = directory
+    if not tf.saved_model.contains_saved_model(path):
+        names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
+        versions = [int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()]
+        path = os.path.join(directory, str(max(versions, default=0)))
+        if not tf.saved_model.contains_saved_model(path):
+            raise FileNotFoundError(
+                f"{directory} holds no SavedModel, neither itself nor in a numbered version folder: export one with "
+                "`python pipeline/main.py --gin_file=EXPERIMENT.gin --gin_param='RUN=@export' --model_dir=RUN_DIR`."
+            )
+    return tf.saved_model.load(path)
+
+
+def predict(saved_model, paths: Sequence[str], batch: int = 32) -> list[Prediction]:
+    """Classifies the image files `paths`; one that cannot be read or decoded yields an `error`."""
+    serve = saved_model.signatures["serving_default"]
+    predictions = []
+    for start in range(0, len(paths), batch):
+        chunk = paths[start : start + batch]
+        encoded, errors = zip(*(_read(path) for path in chunk), strict=True)
+        output = {name: value.numpy() for name, value in serve(image_bytes=tf.constant(encoded)).items()}
+        for i, path in enumerate(chunk):
+            if not output["valid"][i]:
+                predictions.append(Prediction(path, [], [], errors[i] or "not a JPEG, PNG, GIF or BMP image"))
+            else:
+                names = [name.decode() for name in output["top_classes"][i]]
+                predictions.append(Prediction(path, names, output["top_probabilities"][i].tolist()))
+    return predictions
+
+
+def _read(path: str) -> tuple[bytes, str | None]:
+    """The bytes of an image as the model takes them, and what went wrong.
+
+    Training records are upright; TensorFlow's decoder does not turn an image as its EXIF orientation says. Such a
+    photo, and a format that TensorFlow cannot decode, goes through Pillow once.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            data = file.read()
+    except tf.errors.OpError as error:
+        return b"", str(error).splitlines()[0]
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.format in _NATIVE_FORMATS and image.getexif().get(_ORIENTATION, 1) == 1:
+            return data, None
+        upright = io.BytesIO()
+        ImageOps.exif_transpose(image).convert("RGB").save(upright, "PNG")
+        return upright.getvalue(), None
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        return b"", f"{type(error).__name__}: {error}"

@@ -1,0 +1,103 @@
+"""Export of a trained model as a SavedModel that classifies encoded images with TensorFlow alone."""
+
+import os
+
+import tensorflow as tf
+import tf_keras
+
+from pipeline.data import augment
+
+
+class Classifier(tf.Module):
+    """From encoded images to class probabilities, through the one evaluation view.
+
+    Args:
+      model: from normalised images to logits [batch, num_classes]; a wider last layer than there are classes is cut.
+      classes: class names in label order.
+      size: evaluation resolution, pixels.
+      top: how many names to return for each image.
+      kind: 'softmax' or 'sigmoid', as the model was trained.
+    """
+
+    def __init__(self, model: tf_keras.Model, classes: list[str], size: int, top: int = 5, kind: str = "softmax"):
+        super().__init__(name="classifier")
+        self._model = model
+        self._variables = list(model.variables)  # tracked, so that they are saved
+        self._names = tf.constant(list(classes))
+        self._size = size
+        self._top = min(top, len(classes))
+        self._activation = tf.nn.softmax if kind == "softmax" else tf.nn.sigmoid
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def __call__(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Classifies encoded images (JPEG, PNG, GIF or BMP).
+
+        Args:
+          image_bytes: string [batch].
+
+        Returns:
+          `probabilities` float32 [batch, classes] in label order; `top_classes` string [batch, top] and
+          `top_probabilities` float32 [batch, top], best first; `valid` bool [batch]: whether the image could be
+          decoded. One that could not does not fail its neighbours: its probabilities are 0 and its names empty.
+        """
+        images, valid = self._views(image_bytes)
+        classes = self._names.shape[0]
+        logits = tf.cast(self._model(images, training=False), tf.float32)
+        probabilities = self._activation(logits[:, :classes]) * tf.cast(valid, tf.float32)[:, None]
+        top_probabilities, top = tf.math.top_k(probabilities, self._top)
+        names = tf.where(valid[:, None], tf.gather(self._names, top), "")
+        return {
+            "probabilities": probabilities,
+            "top_probabilities": top_probabilities,
+            "top_classes": names,
+            "valid": valid,
+        }
+
+    @tf.function(input_signature=[])
+    def classes(self) -> dict[str, tf.Tensor]:
+        """The class names in label order: `classes` string [classes]."""
+        return {"classes": tf.identity(self._names)}
+
+    def _views(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Evaluation views, float32 [batch, size, size, 3], zeros where undecodable; and which could be decoded."""
+        shape = (self._size, self._size, 3)
+
+        def decode(index, encoded):
+            return index, augment.evaluation_view(encoded, self._size)
+
+        def scatter(state, element):
+            images, valid = state
+            index, image = element
+            where = tf.cast(index, tf.int32)[None, None]
+            images = tf.tensor_scatter_nd_update(images, where, image[None])
+            return images, tf.tensor_scatter_nd_update(valid, where, [True])
+
+        batch = tf.size(image_bytes)
+        dataset = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
+        dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+        empty = tf.zeros(tf.concat([[batch], shape], 0)), tf.zeros([batch], tf.bool)
+        images, valid = dataset.reduce(empty, scatter)
+        return tf.ensure_shape(images, [None, *shape]), valid
+
+
+def export(classifier: Classifier, directory: str) -> str:
+    """Writes the SavedModel into the next numbered version folder of `directory`, whole or not at all.
+
+    Returns:
+      The version folder, `directory/1` for the first.
+    """
+    tf.io.gfile.makedirs(directory)
+    versions = [int(name) for name in map(_plain, tf.io.gfile.listdir(directory)) if name.isdigit()]
+    version = max(versions, default=0) + 1
+    final, partial = os.path.join(directory, str(version)), os.path.join(directory, f"partial-{version}")
+    if tf.io.gfile.exists(partial):
+        tf.io.gfile.rmtree(partial)
+    tf.saved_model.save(
+        classifier, partial, signatures={"serving_default": classifier.__call__, "classes": classifier.classes}
+    )
+    tf.io.gfile.rename(partial, final)
+    return final
+
+
+def _plain(name: str) -> str:
+    return name.rstrip("/")

@@ -1,0 +1,133 @@
+"""One experiment: which model learns what, from which data, for how long."""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+import tf_keras
+
+from pipeline.data import augment, reader
+from pipeline.data import order as orders
+
+PRECISIONS = ("float32", "mixed_bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read.
+
+    Attributes:
+      directory: a record set, made by `beam/build_tfrecords.py`.
+      batch: global batch, in examples.
+      train_size, eval_size: resolution in training and evaluation, in pixels.
+      augmentation: how a training image is varied.
+      train_split, validation_split: names of the splits.
+      on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
+      block, window: sizes of the shuffle, in records (see `order.py`).
+      max_labels: labels kept of a multi-label record.
+    """
+
+    directory: str
+    batch: int
+    train_size: int
+    eval_size: int
+    augmentation: augment.Augmentation = augment.Augmentation()  # noqa: RUF009 (frozen)
+    train_split: str = "train"
+    validation_split: str = "validation"
+    on_damage: str = "stop"
+    block: int = 16
+    window: int = 64
+    max_labels: int = 16
+
+    def training_records(self) -> reader.RecordSet:
+        """The training split."""
+        return reader.RecordSet(self.directory, self.train_split, self.on_damage)
+
+    def validation_records(self) -> reader.RecordSet:
+        """The held-out split."""
+        return reader.RecordSet(self.directory, self.validation_split, self.on_damage)
+
+    def training_view(self, seed: int) -> Callable:
+        """Maps a record to a varied training example; the variation depends on (seed, epoch, record id) alone."""
+
+        def view(example):
+            key = tf.constant([seed, 1], tf.int64)
+            for number in (tf.cast(example["epoch"], tf.int64), example["id"]):
+                key = tf.random.experimental.stateless_fold_in(key, number)
+            key = tf.random.stateless_uniform([2], key, None, None, tf.int32)
+            return self._element(example, self.augmentation.view(example["image"], key, self.train_size))
+
+        return view
+
+    def evaluation_view(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Maps a record to the example that evaluation sees."""
+        return self._element(example, augment.evaluation_view(example["image"], self.eval_size))
+
+    def _element(self, example: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:
+        if "label" in example:
+            labels, weights = example["label"][None], tf.ones([1])
+        else:
+            labels, weights = example["labels"][: self.max_labels], example["label_weights"][: self.max_labels]
+            padding = [[0, self.max_labels - tf.size(labels)]]
+            labels = tf.ensure_shape(tf.pad(labels, padding), [self.max_labels])
+            weights = tf.ensure_shape(tf.pad(weights, padding), [self.max_labels])
+        kept = {name: example[name] for name in ("id", "epoch", "weight")}
+        return {"image": image, "labels": labels, "label_weights": weights, **kept}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is trained, and how.
+
+    Attributes:
+      model: called with `num_classes`, returns a `tf_keras.Model` from images to logits.
+      data: what is read.
+      optimizer: called with a learning rate schedule, returns the optimiser.
+      schedule: called with (steps, steps an epoch), returns the learning rate schedule.
+      epochs: the epoch budget; a fraction is allowed.
+      max_steps: stop after this many steps, as if interrupted; for trying things out.
+      num_classes: width of the last layer; the record set's number of classes where None.
+      loss: 'softmax' or 'sigmoid'.
+      label_smoothing: share of the target that is spread over all classes.
+      ema_decay: decay of the averaged weights that evaluation and export use; None evaluates the raw weights.
+      precision: 'float32' or 'mixed_bfloat16'.
+      seed: of initialisation, order, augmentation and dropout.
+      initial_checkpoint: start from the weights of this run, checkpoint or import; '' from random ones.
+    """
+
+    model: Callable[..., tf_keras.Model]
+    data: Data
+    optimizer: Callable[..., tf_keras.optimizers.Optimizer]
+    schedule: Callable[..., tf_keras.optimizers.schedules.LearningRateSchedule]
+    epochs: float
+    max_steps: int | None = None
+    num_classes: int | None = None
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    precision: str = "float32"
+    seed: int = 0
+    initial_checkpoint: str = ""
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"Experiment.precision is {self.precision!r}; expected one of {PRECISIONS}.")
+
+    def classes(self, records: reader.RecordSet) -> int:
+        """Width of the last layer.
+
+        Raises:
+          ValueError: the record set has more classes than `num_classes`.
+        """
+        found = len(records.manifest.classes)
+        if self.num_classes is not None and found > self.num_classes:
+            raise ValueError(
+                f"{self.data.directory} has {found} classes, but num_classes is {self.num_classes}: raise num_classes, "
+                "or leave it out to take the record set's own."
+            )
+        return self.num_classes or found
+
+    def budget(self, records: reader.RecordSet) -> orders.Budget:
+        """Order and length of training over `records`."""
+        order = records.order(self.data.batch, self.seed, block=self.data.block, window=self.data.window)
+        return orders.Budget(order, self.data.batch, self.epochs)

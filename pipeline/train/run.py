@@ -1,0 +1,184 @@
+"""One run from its first step to its summary: restore, train, evaluate, report."""
+
+import contextlib
+import dataclasses
+import io
+import os
+
+import orbit
+import tensorflow as tf
+import tf_keras
+
+from pipeline import report
+from pipeline.data import order, reader
+from pipeline.train import checkpoint, distribution
+from pipeline.train import state as states
+from pipeline.train.experiment import Experiment
+from pipeline.train.journal import Journal
+from pipeline.train.settings import Context, Loop
+from pipeline.train.step import TrainingStep
+from pipeline.train.trainer import Evaluator, Trainer, check_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run works with, made in the order in which the parts need each other."""
+
+    strategy: tf.distribute.Strategy
+    records: reader.RecordSet
+    validation: reader.RecordSet
+    budget: order.Budget
+    last_step: int
+    state: states.TrainState
+
+
+def assemble(experiment: Experiment, loop: Loop) -> Parts:
+    """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
+    distribution.check_cpu_kernels()
+    strategy = loop.create_strategy()
+    check_batch(experiment.data.batch, strategy)
+    records, validation = experiment.data.training_records(), experiment.data.validation_records()
+    num_classes, budget = experiment.classes(records), experiment.budget(records)
+    with strategy.scope():
+        state = states.create(experiment, num_classes, budget)
+    last_step = min(budget.steps, experiment.max_steps or budget.steps)
+    return Parts(strategy, records, validation, budget, last_step, state)
+
+
+def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
+    """Trains to the end of the epoch budget, going on from the newest checkpoint in `context.model_dir`.
+
+    Returns:
+      The summary that `run.json` holds.
+
+    Raises:
+      CheckpointError, ManifestError, ValueError: something does not fit; found before any work.
+      DivergedError: the loss is not finite.
+      LedgerError: an epoch did not consume each example exactly once.
+      Preempted: the process was told to stop.
+    """
+    parts = assemble(experiment, loop)
+    state = parts.state
+    resumed = _start(context, experiment, parts)
+    if state.step >= parts.last_step and (summary := report.find_summary(context.model_dir)):
+        print(f"{context.model_dir} is finished: step {state.step} of {parts.last_step}.")
+        return summary
+    if distribution.is_chief():
+        tf.io.gfile.makedirs(context.model_dir)
+        report.write_whole(os.path.join(context.model_dir, "config.gin"), context.config)
+
+    step = TrainingStep(
+        model=state.model,
+        optimizer=state.optimizer,
+        ledger=state.ledger,
+        after_update=state.averaged.update if state.averaged else lambda step: None,
+        label_smoothing=experiment.label_smoothing,
+        loss=experiment.loss,
+        seed=experiment.seed,
+        jit_compile=distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla,
+    )
+    trainer = Trainer(parts.strategy, experiment, parts.records, step)
+    evaluator = _evaluator(experiment, loop, parts)
+    with Journal(context, experiment, loop, parts, resumed) as journal, _quiet_orbit():
+        controller = orbit.Controller(
+            global_step=state.optimizer.iterations,
+            trainer=trainer,
+            evaluator=evaluator,
+            strategy=parts.strategy,
+            steps_per_loop=journal.steps_to_next_look,
+            train_actions=[journal.after_loop],
+            summary_dir=os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None,
+        )
+        for end in evaluation_steps(parts.budget, parts.last_step, loop.evaluate_every_epochs):
+            if state.step < end:
+                controller.train(end, checkpoint_at_completion=False)
+            if state.step == end and not journal.has_evaluation(end):
+                journal.save()
+                journal.after_evaluation(controller.evaluate(evaluator.steps))
+        summary = journal.finish()
+    print(f"{context.model_dir}: step {summary['step']}, {report.describe(_validation(summary))}")
+    return summary
+
+
+def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
+    """Evaluates the newest checkpoint in `context.model_dir`; returns and prints its metrics."""
+    parts = assemble(experiment, loop)
+    saved = _restore(checkpoint.find(context.model_dir), parts)
+    evaluator = _evaluator(experiment, loop, parts)
+    controller = orbit.Controller(
+        global_step=parts.state.optimizer.iterations, evaluator=evaluator, strategy=parts.strategy
+    )
+    with _quiet_orbit():
+        metrics = controller.evaluate(evaluator.steps)
+    print(f"step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
+    return metrics
+
+
+def trained_model(context: Context, experiment: Experiment) -> tf_keras.Model:
+    """The model that evaluation uses, with the weights of the newest checkpoint in `context.model_dir`."""
+    parts = assemble(experiment, Loop(strategy="one_device"))
+    _restore(checkpoint.find(context.model_dir), parts)
+    return parts.state.evaluated
+
+
+def _quiet_orbit():
+    """Orbit prints every loop to stdout; the progress line and `metrics.jsonl` say the same."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def _validation(summary: dict) -> dict:
+    return {name: value for name, value in summary.items() if name.startswith("validation_")}
+
+
+def evaluation_steps(budget: order.Budget, last_step: int, every_epochs: float | None) -> list[int]:
+    """The steps after which to evaluate: every so many epochs, and the last."""
+    if every_epochs is None:
+        return [last_step]
+    interval = max(1, round(every_epochs * budget.order.rows / budget.rows_per_step))
+    return [*range(interval, last_step, interval), last_step]
+
+
+def _evaluator(experiment: Experiment, loop: Loop, parts: Parts) -> Evaluator:
+    batch = loop.eval_batch or experiment.data.batch
+    check_batch(batch, parts.strategy)
+    return Evaluator(parts.strategy, experiment, parts.validation, parts.state.evaluated, batch)
+
+
+def _start(context: Context, experiment: Experiment, parts: Parts) -> checkpoint.Saved | None:
+    """Brings the state to where the run stands: its newest checkpoint, another run's weights, or random ones."""
+    saved = checkpoint.latest(context.checkpoints)
+    if saved is not None:
+        _check_same_run(saved, context, experiment, parts)
+        print(f"Going on from step {saved.step} of {parts.last_step} ({saved.path}).")
+        return _restore(saved, parts)
+    if experiment.initial_checkpoint:
+        source = checkpoint.find(experiment.initial_checkpoint)
+        same_classes = source.facts.get("classes") == parts.records.manifest.classes_digest
+        with parts.strategy.scope():
+            anew = states.initialize(parts.state, source, same_classes)
+        print(f"Starting from the weights of {source.path}; initialised anew: {', '.join(anew) or 'nothing'}.")
+    return None
+
+
+def _restore(saved: checkpoint.Saved, parts: Parts) -> checkpoint.Saved:
+    with parts.strategy.scope():
+        checkpoint.restore(saved, parts.state.groups)
+    return saved
+
+
+def _check_same_run(saved: checkpoint.Saved, context: Context, experiment: Experiment, parts: Parts) -> None:
+    """Raises a CheckpointError where configuration or data are not those that the checkpoint was saved under."""
+    before, after = saved.facts["bindings"], context.bindings
+    changes = [
+        f"{name}: {before.get(name, 'not set')} then, {after.get(name, 'not set')} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if saved.facts["data_digest"] != parts.records.manifest.digest:
+        changes.append(f"the records in {experiment.data.directory} are not the ones it was trained on")
+    if changes and not context.force_resume:
+        raise checkpoint.CheckpointError(
+            f"{saved.path} was saved under another configuration:\n  "
+            + "\n  ".join(changes)
+            + "\nUse another --model_dir for a new run, or go on regardless with --force_resume."
+        )

@@ -1,0 +1,70 @@
+"""The training step of one replica: the function that the trainer runs and that `tpu_check` compiles."""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+import tf_keras
+
+from pipeline.train import loss as losses
+from pipeline.train.ledger import Ledger
+
+Batch = dict[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOutput:
+    """What a step reports, summed over this replica's examples, float32 []: loss, top-1 hits, examples."""
+
+    loss: tf.Tensor
+    top1: tf.Tensor
+    examples: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStep:
+    """One optimiser step on one replica's part of a global batch; call it inside `strategy.run`.
+
+    `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
+    """
+
+    model: tf_keras.Model
+    optimizer: tf_keras.optimizers.Optimizer
+    ledger: Ledger
+    after_update: Callable[[tf.Tensor], None] = lambda step: None
+    label_smoothing: float = 0.0
+    loss: str = "softmax"
+    seed: int = 0
+    jit_compile: bool = False
+
+    def __call__(self, batch: Batch) -> StepOutput:
+        """`batch`: image [b, h, w, 3], labels and label_weights [b, k], weight [b], id int64 [b], epoch int32 [b]."""
+        step = self.optimizer.iterations
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = _fold_in(_fold_in(tf.constant([self.seed, 0], tf.int64), step), tf.cast(replica, tf.int64))
+        examples = self.ledger.add(batch["id"], batch["epoch"], batch["weight"])
+        gradients, output = self._gradients(batch, tf.cast(examples, tf.float32), tf.cast(seed, tf.int32))
+        variables = self.model.trainable_variables
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.after_update(step)
+        return output
+
+    def _gradients(self, batch: Batch, examples: tf.Tensor, seed: tf.Tensor):
+        compute = tf.function(self._loss_gradients, jit_compile=True) if self.jit_compile else self._loss_gradients
+        gradients, loss, top1 = compute(batch, examples, seed)
+        return gradients, StepOutput(loss, top1, tf.reduce_sum(batch["weight"]))
+
+    def _loss_gradients(self, batch: Batch, examples: tf.Tensor, seed: tf.Tensor):
+        with tf.GradientTape() as tape:
+            logits = self.model(batch["image"], training=True, seed=seed)
+            dense = losses.targets(batch["labels"], batch["label_weights"], logits.shape[-1])
+            loss = losses.cross_entropy(dense, logits, self.label_smoothing, self.loss)
+            # Gradients are summed over replicas, so each takes its share of the global mean.
+            total = tf.reduce_sum(loss * batch["weight"])
+            share = total / tf.maximum(examples, 1.0)
+        gradients = tape.gradient(share, self.model.trainable_variables)
+        return gradients, total, tf.reduce_sum(losses.hits(dense, logits, 1) * batch["weight"])
+
+
+def _fold_in(seed: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(seed, data)

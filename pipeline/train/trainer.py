@@ -1,0 +1,159 @@
+"""The inner loops of training and evaluation, on Orbit."""
+
+import math
+
+import numpy as np
+import orbit
+import tensorflow as tf
+import tf_keras
+
+from pipeline.data import order as orders
+from pipeline.data import reader
+from pipeline.train import distribution
+from pipeline.train import loss as losses
+from pipeline.train.experiment import Experiment
+from pipeline.train.step import TrainingStep
+
+
+class DivergedError(RuntimeError):
+    """The loss is not finite."""
+
+
+class Trainer(orbit.StandardTrainer):
+    """Runs training steps; the input starts at the step that the optimiser stands at.
+
+    `train` returns the means over its steps: `loss`, `top1`, `learning_rate`, `epoch`.
+    """
+
+    def __init__(self, strategy, experiment: Experiment, records: reader.RecordSet, step: TrainingStep):
+        super().__init__(train_dataset=None)
+        self.strategy = strategy
+        self.budget = experiment.budget(records)
+        self._experiment = experiment
+        self._records = records
+        self._step = step
+        with strategy.scope():
+            self._metrics = {name: tf_keras.metrics.Mean(name=name) for name in ("loss", "top1")}
+            self._diverged_at = tf.Variable(
+                -1, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+            )
+
+    def train_loop_begin(self):
+        """Builds the input on first use, from the restored step."""
+        for metric in self._metrics.values():
+            metric.reset_state()
+        if self.train_dataset is None:
+            first = int(self._step.optimizer.iterations.numpy())
+            view = self._experiment.data.training_view(self._experiment.seed)
+            self.train_dataset = distributed(self.strategy, self._records, self.budget, view, first_step=first)
+
+    def train_step(self, iterator):
+        """One step on all replicas."""
+        self.strategy.run(self._replica_step, args=(next(iterator),))
+
+    def _replica_step(self, batch):
+        step = tf.identity(self._step.optimizer.iterations)
+        output = self._step(batch)
+        weight = tf.maximum(output.examples, 1.0)
+        self._metrics["loss"].update_state(output.loss / weight, output.examples)
+        self._metrics["top1"].update_state(output.top1 / weight, output.examples)
+        context = tf.distribute.get_replica_context()
+        finite = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(tf.math.is_finite(output.loss), tf.int32))
+        first_time = (finite < context.num_replicas_in_sync) & (self._diverged_at < 0)
+        self._diverged_at.assign(tf.where(first_time, step, self._diverged_at))
+
+    def train_loop_end(self):
+        """Returns the loop's metrics; raises DivergedError, naming step and learning rate, where the loss is lost."""
+        step = self._step.optimizer.iterations
+        if (diverged := int(self._diverged_at.numpy())) >= 0:
+            rate = float(self._step.optimizer.learning_rate_at(diverged))
+            raise DivergedError(
+                f"The loss is not finite at step {diverged}, where the learning rate is {rate:.4g}: lower the learning "
+                "rate, lengthen the warm-up, or lower AGC's clipping. The last checkpoint is from before that step."
+            )
+        return {
+            **{name: float(metric.result().numpy()) for name, metric in self._metrics.items()},
+            "learning_rate": float(self._step.optimizer.learning_rate_at(step - 1)),
+            "epoch": self.budget.epoch_of_step(int(step.numpy())),
+        }
+
+
+class Evaluator(orbit.StandardEvaluator):
+    """Evaluates `model` over a whole split: `validation_loss`, `validation_top1`, `validation_top5`.
+
+    Every example counts once, whatever the batch: the last batch is padded with examples of weight 0. The loss is
+    plain cross-entropy, without label smoothing.
+    """
+
+    def __init__(self, strategy, experiment: Experiment, records: reader.RecordSet, model: tf_keras.Model, batch: int):
+        self.strategy = strategy
+        self.examples = records.examples
+        order = records.order(batch, seed=0, shuffle=False)
+        self._budget = orders.Budget(order, batch, 1)
+        self._loss = experiment.loss
+        self._model = model
+        dataset = distributed(strategy, records, self._budget, experiment.data.evaluation_view)
+        super().__init__(eval_dataset=dataset)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole evaluation."""
+        return self._budget.steps
+
+    def eval_begin(self):
+        """The sums so far: loss, top-1 hits, top-5 hits, examples."""
+        return np.zeros(4, np.float64)
+
+    def eval_step(self, iterator):
+        """Sums over one global batch, float32 [4]."""
+        sums = self.strategy.run(self._replica_step, args=(next(iterator),))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+
+    def _replica_step(self, batch):
+        logits = tf.cast(self._model(batch["image"], training=False), tf.float32)
+        dense = losses.targets(batch["labels"], batch["label_weights"], logits.shape[-1])
+        loss = losses.cross_entropy(dense, logits, kind=self._loss)
+        columns = tf.stack([loss, losses.hits(dense, logits, 1), losses.hits(dense, logits, 5), tf.ones_like(loss)])
+        return tf.reduce_sum(columns * batch["weight"], 1)
+
+    def eval_reduce(self, state, step_outputs):
+        """Adds in float64."""
+        return state + step_outputs.numpy()
+
+    def eval_end(self, state):
+        """Means over the split."""
+        loss, top1, top5, examples = state.tolist()
+        if round(examples) != self.examples:
+            raise RuntimeError(f"Evaluation saw {examples:.0f} examples of {self.examples}.")
+        names = ("validation_loss", "validation_top1", "validation_top5")
+        return dict(zip(names, (loss / examples, top1 / examples, top5 / examples), strict=True))
+
+
+def distributed(strategy, records, budget, view, first_step: int = 0) -> tf.distribute.DistributedDataset:
+    """The dataset of `reader.dataset` for every replica of `strategy`."""
+
+    def host_dataset(context: tf.distribute.InputContext):
+        return reader.dataset(
+            records,
+            budget,
+            view,
+            first_step=first_step,
+            host=context.input_pipeline_id,
+            hosts=context.num_input_pipelines,
+            replica_batch=context.get_per_replica_batch_size(budget.batch),
+        )
+
+    return strategy.distribute_datasets_from_function(host_dataset)
+
+
+def check_batch(batch: int, strategy) -> None:
+    """Raises a ValueError where the global batch does not fit the replicas and hosts of `strategy`."""
+    replicas, hosts = strategy.num_replicas_in_sync, distribution.hosts(strategy)
+    if batch % replicas:
+        fit = math.lcm(replicas, hosts)
+        nearest = max(fit, round(batch / fit) * fit)
+        raise ValueError(
+            f"A global batch of {batch} cannot be divided over {replicas} replicas: use a multiple of {fit}, for "
+            f"example {nearest}."
+        )
+    orders.host_lanes(orders.lanes_for(batch), 0, hosts)
