@@ -3,6 +3,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.lib.io import tf_record
 
 from pipeline.data import shard
 
@@ -21,7 +22,7 @@ def test_tensorflow_reads_the_shard(path):
 
 
 def test_index_holds_the_offsets_that_tensorflow_takes(path):
-    reader = tf.compat.v1.io.tf_record_random_reader(path)
+    reader = tf_record.tf_record_random_reader(path)
     index = shard.read_index(path, len(RECORDS))
     assert [reader.read(int(offset)) for offset in index[:-1]] == list(zip(RECORDS, index[1:], strict=True))
 
