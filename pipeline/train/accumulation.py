@@ -1,0 +1,50 @@
+"""Gradients of a batch that does not fit at once: the sum over its parts, one after the other."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tensorflow as tf
+
+Sums = TypeVar("Sums")
+
+
+def sum_over_parts(
+    compute: Callable[[dict[str, tf.Tensor], tf.Tensor], Sums],
+    batch: dict[str, tf.Tensor],
+    seed: tf.Tensor,
+    parts: int,
+    zeros: Sums,
+) -> Sums:
+    """Returns the sum of `compute(part, seed of the part)` over `parts` equal parts of the batch.
+
+    Args:
+      compute: maps a part and its seed to tensors in any structure.
+      batch: tensors [batch, ...]; each part takes the next `batch / parts` examples.
+      seed: int32 [2]; a single part gets it unchanged.
+      parts: how many.
+      zeros: where the sums start, in the structure and shapes of what `compute` returns.
+
+    Raises:
+      ValueError: `parts` does not divide the batch.
+    """
+    if parts == 1:
+        return compute(batch, seed)
+    split = {name: _split(values, parts) for name, values in batch.items()}
+
+    def add(index, sums):
+        part = {name: values[index] for name, values in split.items()}
+        more = compute(part, tf.random.experimental.stateless_fold_in(seed, index))
+        return index + 1, tf.nest.map_structure(tf.add, sums, more)
+
+    # One part at a time is the point: iterations that overlap would hold the memory of several.
+    return tf.while_loop(lambda index, _: index < parts, add, (0, zeros), parallel_iterations=1)[1]
+
+
+def _split(values: tf.Tensor, parts: int) -> tf.Tensor:
+    size = values.shape[0]
+    if size is None or size % parts:
+        raise ValueError(
+            f"Gradient accumulation over {parts} parts needs a batch on each replica that {parts} divides; "
+            f"it is {size}."
+        )
+    return tf.reshape(values, [parts, size // parts, *values.shape[1:]])
