@@ -8,11 +8,12 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from beam import shards
+from beam import duplicates, shards
 from beam.options import BuildError
 from pipeline.data import manifest, record
 
 REJECTED = "rejected.jsonl"
+DUPLICATES = "duplicates.jsonl"
 
 
 def finish(
@@ -33,19 +34,21 @@ def finish(
       BuildError: nothing was written, or a class has no image.
     """
     results = sorted(results, key=lambda result: result[:2])
-    _write_rejected(task, results)
+    _write_rows(task, results, REJECTED, "rejected")
+    if any(stats["pairs"] for _, _, stats in results):
+        _write_rows(task, results, DUPLICATES, "pairs")
     splits = {name: _split(summaries) for name, summaries in _by_split(results).items()}
     _check(task, classes, classes_given, results, splits)
     _write_tfds(task, classes, splits)
     manifest.write(manifest.Manifest(task.name, tuple(classes), task.label_kind, splits), task.output_dir)
-    _remove_stale(task, splits)
+    _remove_stale(task, results)
     return {n: {"listed": s.listed, "written": s.written, "rejected": s.rejected} for n, s in splits.items()}
 
 
 def summary(stats: dict) -> dict:
-    """What the end of the build needs of a shard's statistics: no list of refusals, only counts."""
+    """What the end of the build needs of a shard's statistics: no lists, only counts."""
     reasons = collections.Counter(refusal["reason"] for refusal in stats["rejected"])
-    return {**stats, "rejected": dict(sorted(reasons.items()))}
+    return {**stats, "rejected": dict(sorted(reasons.items())), "pairs": len(stats["pairs"])}
 
 
 def _by_split(results) -> dict[str, list[dict]]:
@@ -70,15 +73,16 @@ def _split(summaries: list[dict]) -> manifest.Split:
     )
 
 
-def _write_rejected(task: shards.Task, results) -> None:
-    path = os.path.join(task.output_dir, REJECTED)
+def _write_rows(task: shards.Task, results, name: str, field: str) -> None:
+    """Writes the rows that all shards have in one field of their statistics, in the order of the shards."""
+    path = os.path.join(task.output_dir, name)
     with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
-        file.write("")  # makes the file, also when nothing was refused
+        file.write("")  # makes the file, also when there is no row
         for split, index, stats in results:
-            if stats["rejected"]:
+            if stats[field]:
                 with tf.io.gfile.GFile(shards.stats_path(task, split, index)) as full:
-                    for refusal in json.load(full)["rejected"]:
-                        file.write(json.dumps(refusal) + "\n")
+                    for row in json.load(full)[field]:
+                        file.write(json.dumps(row) + "\n")
     tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
 
 
@@ -137,14 +141,16 @@ def _write_tfds(task: shards.Task, classes: list[str], splits: dict[str, manifes
     )
 
 
-def _remove_stale(task: shards.Task, splits: dict[str, manifest.Split]) -> None:
-    """Removes shards of earlier builds under this name and what killed attempts left half-written."""
-    current = {shard.file for split in splits.values() for shard in split.shards}
+def _remove_stale(task: shards.Task, results) -> None:
+    """Removes what earlier builds under this name left, and what killed attempts left half-written."""
+    kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if task.policy != "off" else set())
+    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept}
+    if any(stats["pairs"] for _, _, stats in results):
+        current.add(DUPLICATES)
     ours = re.compile(
-        rf"({re.escape(task.name)}-(train|validation)\.tfrecord-\d{{5}}-of-\d{{5}})"
-        r"(\.index|\.json)?(\.partial-[0-9a-f]{32}(\.index)?)?"
+        rf"{re.escape(task.name)}-(train|validation)\.tfrecord-\d{{5}}-of-\d{{5}}"
+        rf"(\.index|\.json|\{duplicates.SUFFIX})?(\.partial-[0-9a-f]{{32}}(\.index)?)?|{DUPLICATES}"
     )
     for file in tf.io.gfile.listdir(task.output_dir):
-        match = ours.fullmatch(file)
-        if match and (match[1] not in current or ".partial-" in file):
+        if ours.fullmatch(file) and file not in current:
             tf.io.gfile.remove(os.path.join(task.output_dir, file))

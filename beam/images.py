@@ -23,7 +23,12 @@ _ORIENTATION = 0x0112
 
 
 class Refused(Exception):
-    """The image cannot become a record: `reason` is one word to count by, `detail` a sentence."""
+    """The image cannot become a record: `reason` is one word to count by, `detail` a sentence.
+
+    `pair`: of a duplicate, the `duplicates.Pair`.
+    """
+
+    pair = None
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 from apache_beam.pvalue import AsList, AsSingleton
 
-from beam import finish, progress, shards, sources
+from beam import duplicates, finish, hashing, progress, shards, sources
 from beam.carry import CarriedObject, carried
 from beam.items import Item
 from beam.options import BuildError, BuildOptions, image_settings
@@ -37,11 +37,13 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source
     every = pipeline | "Shards" >> beam.Create(
         [((split, index), None) for split, count in task.shards.items() for index in range(count)]
     )
+    names = (names, every) | "Names" >> beam.Flatten()
+    reference = _reference(pipeline, options)
+    pairs = _pairs(names, task, held_out, reference)
     results = (
-        (names, every)
-        | beam.Flatten()
-        | "Shuffle names" >> beam.GroupByKey()
-        | "Write" >> beam.Map(carried(write_shard), task)
+        {"names": names, "pairs": pairs}
+        | "Shuffle names" >> beam.CoGroupByKey()
+        | "Write" >> beam.Map(carried(write_shard), task, reference)
     )
     end = pipeline | "End" >> beam.Create([task])
     end | "Finish" >> beam.Map(carried(finish.finish), AsSingleton(classes), given is not None, AsList(results))
@@ -55,6 +57,8 @@ def make_task(options: BuildOptions, source: sources.Source) -> shards.Task:
         label_kind=record.MULTI_LABEL if source.is_multi_label else record.SINGLE_LABEL,
         shards={shards.TRAIN: options.shards} | validation_shards(options),
         images=image_settings(options),
+        policy=options.duplicates,
+        distance=options.duplicate_distance,
     )
 
 
@@ -174,16 +178,94 @@ def to_name(item: Item, task: shards.Task, indices: dict, held_out: int) -> tupl
         refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(indices)} classes")
     if task.label_kind == record.SINGLE_LABEL and len(labels) != 1:
         refusal = refusal or ("bad_row", f"{len(labels)} labels in a source of one label an image")
-    split = shards.VALIDATION if shards.split_hash(item.key) < held_out else shards.TRAIN
-    index = shards.position(item.key) % task.shards[split]
-    return (split, index), tuple(item._replace(labels=labels, refusal=refusal))
+    return place(item.key, task, held_out), tuple(item._replace(labels=labels, refusal=refusal))
 
 
-def write_shard(group: tuple, task: shards.Task) -> tuple:
-    """Builds one shard; returns (split, shard number, what the end of the build needs of it)."""
+def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | None:
+    """The hashes of the evaluation sets, as a side input; None if there are none."""
+    if not options.remove_duplicates_of:
+        return None
+    parts = [part for path in options.remove_duplicates_of for part in hashing.parts(path)]
+    return AsSingleton(
+        pipeline
+        | "Evaluation sets" >> beam.Create(parts)
+        | "Spread them" >> beam.Reshuffle()
+        | "Their hashes" >> beam.FlatMap(carried(hashing.of_part))
+        | "Together" >> beam.combiners.ToList()
+        | "Index" >> beam.Map(carried(duplicates.Reference), options.duplicate_distance)
+    )
+
+
+def _pairs(names, task: shards.Task, held_out, reference) -> beam.PCollection:
+    """((split, shard), pair) for every image that is a duplicate of another in the set."""
+    if task.policy == "off":
+        return names.pipeline | "No pairs" >> beam.Create([])
+    distance, both = task.distance, task.policy == "drop"
+    rows = (
+        names
+        | "Shuffle names to hash" >> beam.GroupByKey()
+        | "Hash" >> beam.FlatMap(carried(hash_shard), task, reference)
+    )
+    alike = (
+        rows
+        | "By hash" >> beam.Map(carried(by_hash))
+        | "Same hash" >> beam.GroupByKey()
+        | "Pairs of one hash" >> beam.FlatMap(carried(duplicates.same_hash), distance, both)
+    )
+    pairs = [alike | "Their pairs" >> beam.FlatMap(carried(only), "pair")]
+    if distance > 0:
+        pairs.append(
+            alike
+            | "First of a hash" >> beam.FlatMap(carried(only), "first")
+            | "Bands" >> beam.FlatMap(carried(duplicates.tables), distance)
+            | "Same bands" >> beam.GroupByKey()
+            | "Near pairs" >> beam.FlatMap(carried(duplicates.near), distance, both)
+        )
+    return (
+        pairs
+        | "All pairs" >> beam.Flatten()
+        | "Place pairs" >> beam.Map(carried(place_pair), task, AsSingleton(held_out))
+    )
+
+
+def hash_shard(group: tuple, task: shards.Task, reference) -> Iterator[duplicates.Row]:
+    """The hashes of one shard's usable images."""
     (split, index), names = group
-    names = (shards.Name(*name) for name in names if name is not None)
-    return split, index, finish.summary(shards.build(task, split, index, names))
+    yield from hashing.of_listing(task, split, index, _names(names), reference)
+
+
+def by_hash(row: duplicates.Row) -> tuple[int, duplicates.Row]:
+    """Keyed by perceptual hash."""
+    return row.perceptual, row
+
+
+def only(tagged: tuple[str, object], tag: str) -> Iterator:
+    """The values with a tag."""
+    if tagged[0] == tag:
+        yield tagged[1]
+
+
+def place_pair(pair: duplicates.Pair, task: shards.Task, held_out: int) -> tuple:
+    """((split, shard), pair): to where the pair's first image is written."""
+    return place(pair.image.key, task, held_out), pair
+
+
+def place(key: bytes, task: shards.Task, held_out: int) -> tuple[str, int]:
+    """(split, shard) of a key."""
+    split = shards.VALIDATION if shards.split_hash(key) < held_out else shards.TRAIN
+    return split, shards.position(key) % task.shards[split]
+
+
+def write_shard(group: tuple, task: shards.Task, reference) -> tuple:
+    """Builds one shard; returns (split, shard number, what the end of the build needs of it)."""
+    (split, index), found = group
+    pairs = (duplicates.Pair.of(pair) for pair in found["pairs"])
+    stats = shards.build(task, split, index, _names(found["names"]), pairs, reference)
+    return split, index, finish.summary(stats)
+
+
+def _names(group: Iterable) -> Iterator[shards.Name]:
+    return (shards.Name(*name) for name in group if name is not None)
 
 
 def remove_manifest(output_dir: str) -> None:

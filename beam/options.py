@@ -47,6 +47,24 @@ class BuildOptions(PipelineOptions):
             "--resize", type=int, default=0, help="Shrink to this shorter side, in pixels; 0 keeps every size."
         )
         group.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
+        group.add_argument(
+            "--duplicates",
+            choices=("off", "report", "keep_first", "drop"),
+            default="off",
+            help="Look for duplicates in the set, and report them, keep the first by key, or drop all.",
+        )
+        group.add_argument(
+            "--duplicate_distance",
+            type=int,
+            default=3,
+            help="Images are near duplicates up to so many differing bits of 64; -1: only equal bytes count.",
+        )
+        group.add_argument(
+            "--remove_duplicates_of",
+            action="append",
+            metavar="PATH",
+            help="Refuse images that are in this record set or file of hashes; repeat it for several.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +132,7 @@ def _check(options: BuildOptions) -> None:
         ("max_pixels", 1, 1 << 31),
         ("resize", 0, 1 << 15),
         ("jpeg_quality", 1, 100),
+        ("duplicate_distance", -1, 16),
     ):
         if not low <= (value := getattr(options, flag)) <= high:
             raise BuildError(f"--{flag}={value}: expected {low} to {high}.")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from beam import files, images, progress
+from beam import duplicates, files, images, progress
 from beam.items import text
 from beam.options import ImageSettings
 from pipeline.data import manifest, record, shard
@@ -56,6 +56,8 @@ class Task(NamedTuple):
     label_kind: str
     shards: dict[str, int]
     images: ImageSettings
+    policy: str = "off"
+    distance: int = duplicates.EXACT_ONLY
 
 
 def stats_path(task: Task, split: str, index: int) -> str:
@@ -63,21 +65,42 @@ def stats_path(task: Task, split: str, index: int) -> str:
     return os.path.join(task.output_dir, shard.shard_name(task.name, split, index, task.shards[split]) + ".json")
 
 
-def build(task: Task, split: str, index: int, names: Iterable[Name]) -> dict:
+def in_order(names: Iterable[Name]) -> list[Name]:
+    """The names of a shard in the order of its records."""
+    return sorted(names, key=lambda name: (position(name.key), repr(name)))
+
+
+def build(
+    task: Task,
+    split: str,
+    index: int,
+    names: Iterable[Name],
+    pairs: Iterable[duplicates.Pair] = (),
+    reference: duplicates.Reference | None = None,
+) -> dict:
     """Writes one shard, unless it is committed already; returns its statistics.
 
-    The statistics: file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept),
-    classes (class index to count), rejected (a list of key, reason and detail) and a fingerprint.
+    Args:
+      task, split, index: the build and which of its shards.
+      names: what is listed for this shard.
+      pairs: those of them that are duplicates of others in the set.
+      reference: the evaluation set whose images must not be written.
+
+    Returns:
+      file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept), classes (class
+      index to count), rejected (a list of key, reason and detail), pairs (duplicates found) and a fingerprint.
     """
-    names = sorted(names, key=lambda name: (position(name.key), repr(name)))
-    fingerprint = _fingerprint(task, names)
+    names = in_order(names)
+    pairs = duplicates.best(pairs)
+    made_from = fingerprint(task, names, pairs, reference)
     path = stats_path(task, split, index)
-    if (stats := _committed(path, fingerprint)) is not None:
+    if (stats := _committed(path, made_from)) is not None:
         progress.count("done", len(names))
         return stats
     if tf.io.gfile.exists(path):
         tf.io.gfile.remove(path)  # first of all: old statistics must not vouch for a new shard
-    stats = _write(task, path.removesuffix(".json"), names) | {"format": FORMAT, "fingerprint": fingerprint}
+    stats = _write(task, path.removesuffix(".json"), names, pairs, reference)
+    stats |= {"format": FORMAT, "fingerprint": made_from}
     partial = f"{path}.partial-{uuid.uuid4().hex}"
     with tf.io.gfile.GFile(partial, "w") as file:
         file.write(json.dumps(stats, sort_keys=True) + "\n")
@@ -85,12 +108,15 @@ def build(task: Task, split: str, index: int, names: Iterable[Name]) -> dict:
     return stats
 
 
-def _fingerprint(task: Task, names: list[Name]) -> str:
-    """SHA-256 over all that decides the shard's bytes: settings and listing."""
-    made_by = [FORMAT, task.label_kind, list(task.images.__dict__.items())]
+def fingerprint(task: Task, names: list[Name], pairs: dict, reference: duplicates.Reference | None) -> str:
+    """SHA-256 over all that decides the shard's bytes and statistics: settings, listing and duplicates."""
+    made_by = [FORMAT, task.label_kind, task.policy, list(task.images.__dict__.items())]
     digest = hashlib.sha256(json.dumps(made_by).encode())
     for name in names:
         digest.update(repr(tuple(name)).encode())
+    for key in sorted(pairs):
+        digest.update(repr(pairs[key]).encode())
+    digest.update(reference.digest.encode() if reference else b"")
     return digest.hexdigest()
 
 
@@ -111,17 +137,25 @@ def _committed(path: str, fingerprint: str) -> dict | None:
     return stats if whole else None
 
 
-def _write(task: Task, path: str, names: list[Name]) -> dict:
+def _write(task: Task, path: str, names: list[Name], pairs: dict, reference: duplicates.Reference | None) -> dict:
     digest, classes, ids, rejected, passed = hashlib.sha256(), collections.Counter(), [], [], 0
+    found = list(pairs.values()) if task.policy == "report" else []
+
+    def outcome(name: Name) -> images.Encoded | images.Refused:
+        pair = pairs.get(name.key) if task.policy != "report" else None
+        return duplicate(pair) if pair else checked(name, task, reference)
 
     def records() -> Iterator[bytes]:
         nonlocal passed
-        for name, outcome in _outcomes(names, task.images):
+        for name, outcome_ in outcomes(names, outcome):
+            progress.count("done", 1)
             key = text(name.key)
-            if isinstance(outcome, images.Refused):
-                rejected.append({"key": key, "reason": outcome.reason, "detail": outcome.detail})
+            if isinstance(outcome_, images.Refused):
+                rejected.append({"key": key, "reason": outcome_.reason, "detail": outcome_.detail})
+                if outcome_.pair:
+                    found.append(outcome_.pair)
                 continue
-            values = {"image": outcome.data, "key": name.key, "id": record.record_id(key)}
+            values = {"image": outcome_.data, "key": name.key, "id": record.record_id(key)}
             if task.label_kind == record.SINGLE_LABEL:
                 values["label"] = name.labels[0]
             else:
@@ -130,7 +164,7 @@ def _write(task: Task, path: str, names: list[Name]) -> dict:
             digest.update(shard.frame(data))
             classes.update(name.labels)
             ids.append(values["id"])
-            passed += outcome.passed
+            passed += outcome_.passed
             yield data
 
     partial = f"{path}.partial-{uuid.uuid4().hex}"
@@ -147,21 +181,29 @@ def _write(task: Task, path: str, names: list[Name]) -> dict:
         "passed": passed,
         "classes": {str(label): count for label, count in sorted(classes.items())},
         "rejected": rejected,
+        "pairs": [pair.as_json() for pair in found],
     }
 
 
-def _outcomes(names: list[Name], settings: ImageSettings) -> Iterator[tuple[Name, images.Encoded | images.Refused]]:
-    """Each name, in order, with what became of it; reads and checks a few images ahead in threads."""
+def outcomes(
+    names: list[Name], function: Callable[[Name], images.Encoded | images.Refused]
+) -> Iterator[tuple[Name, images.Encoded | images.Refused]]:
+    """Each name of a shard, in order, with what `function` makes of it, a few ahead in threads.
+
+    A key that is listed again is refused without a look.
+    """
 
     def chunk(first: int) -> list:
         part = range(first, min(first + _CHUNK, len(names)))
-        return [_outcome(names[i], i > 0 and names[i - 1].key == names[i].key, settings) for i in part]
+        return [_AGAIN if i > 0 and names[i - 1].key == names[i].key else function(names[i]) for i in part]
 
     threads = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for first, outcomes in _ahead(pool, chunk, range(0, len(names), _CHUNK), 2 * threads):
-            progress.count("done", len(outcomes))
-            yield from zip(names[first : first + _CHUNK], outcomes, strict=True)
+        for first, found in _ahead(pool, chunk, range(0, len(names), _CHUNK), 2 * threads):
+            yield from zip(names[first : first + _CHUNK], found, strict=True)
+
+
+_AGAIN = images.Refused("duplicate_key", "listed more than once; another entry was taken")
 
 
 def _ahead(pool, function: Callable, arguments: Iterable, depth: int) -> Iterator[tuple]:
@@ -176,15 +218,29 @@ def _ahead(pool, function: Callable, arguments: Iterable, depth: int) -> Iterato
         yield argument, future.result()
 
 
-def _outcome(name: Name, repeated: bool, settings: ImageSettings) -> images.Encoded | images.Refused:
+def checked(name: Name, task: Task, reference: duplicates.Reference | None) -> images.Encoded | images.Refused:
+    """Reads and checks one image."""
     try:
-        if repeated:
-            raise images.Refused("duplicate_key", "listed more than once; another entry was taken")
         if name.refusal:
             raise images.Refused(*name.refusal)
-        return images.normalise(_read(name), settings)
+        encoded = images.normalise(_read(name), task.images)
     except images.Refused as refused:
         return refused
+    if reference and (pair := reference.find(row_of(name, encoded.data))):
+        return duplicate(pair)
+    return encoded
+
+
+def row_of(name: Name, data: bytes) -> duplicates.Row:
+    """The hashes of an image that was checked."""
+    return duplicates.Row(name.key, name.path, name.offset, name.size, *duplicates.hashes(data))
+
+
+def duplicate(pair: duplicates.Pair) -> images.Refused:
+    """The refusal of the first image of a pair."""
+    refused = images.Refused(pair.reason, pair.detail())
+    refused.pair = pair
+    return refused
 
 
 def _read(name: Name) -> bytes:

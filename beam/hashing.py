@@ -1,0 +1,106 @@
+"""The hashes of whole shards: of a listing before it is written, and of record sets that stand already."""
+
+import csv
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+
+import tensorflow as tf
+
+from beam import duplicates, images, shards
+from beam.options import BuildError
+from pipeline.data import manifest, shard
+
+
+def of_listing(
+    task: shards.Task,
+    split: str,
+    index: int,
+    names: Iterable[shards.Name],
+    reference: duplicates.Reference | None,
+) -> Iterator[duplicates.Row]:
+    """The hashes of the usable images of one shard's listing.
+
+    They are kept beside the shard, after a line with their fingerprint, and read from there on a re-run.
+    """
+    names = shards.in_order(names)
+    fingerprint = shards.fingerprint(task, names, {}, reference)
+    path = shards.stats_path(task, split, index).removesuffix(".json") + duplicates.SUFFIX
+    if not _is_of(path, fingerprint):
+        partial = f"{path}.partial-{uuid.uuid4().hex}"
+        with tf.io.gfile.GFile(partial, "w") as file:
+            file.write(json.dumps({"fingerprint": fingerprint}) + "\n")
+            duplicates.write_rows(file, _rows(task, names, reference))
+        tf.io.gfile.rename(partial, path, overwrite=True)
+    with tf.io.gfile.GFile(path) as file:
+        file.readline()
+        yield from duplicates.read_rows(file)
+
+
+def _is_of(path: str, fingerprint: str) -> bool:
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return json.loads(file.readline()) == {"fingerprint": fingerprint}
+    except (tf.errors.OpError, ValueError):
+        return False
+
+
+def _rows(task, names, reference) -> Iterator[duplicates.Row]:
+    def outcome(name: shards.Name) -> duplicates.Row | images.Refused:
+        checked = shards.checked(name, task, reference)
+        return checked if isinstance(checked, images.Refused) else shards.row_of(name, checked.data)
+
+    for _, row in shards.outcomes(names, outcome):
+        if isinstance(row, duplicates.Row):
+            yield row
+
+
+def parts(path: str) -> list[tuple[str, str]]:
+    """What holds the hashes of an evaluation set: ("shard" or "file", path) for each of its parts.
+
+    Raises:
+      BuildError: `path` is neither a record set nor a file of hashes.
+    """
+    if os.path.isfile(path):
+        with open(path, errors="surrogateescape") as file:
+            _skip_fingerprint(file)
+            if {"key", "content", "perceptual"} <= set(next(csv.reader(file), ())):
+                return [("file", path)]
+        raise BuildError(
+            f"--remove_duplicates_of={path}: found no columns key, content and perceptual; expected a record set's "
+            "folder, or a file of hashes as a build with --duplicates leaves it."
+        )
+    try:
+        made = manifest.read(path)
+    except manifest.ManifestError as error:
+        raise BuildError(f"--remove_duplicates_of={path}: {error}") from error
+    return [("shard", os.path.join(path, part.file)) for split in made.splits.values() for part in split.shards]
+
+
+def of_part(part: tuple[str, str]) -> Iterator[duplicates.Row]:
+    """The hashes of one of the `parts`."""
+    kind, path = part
+    if kind == "shard":
+        yield from _of_records(path)
+        return
+    with tf.io.gfile.GFile(path) as file:
+        _skip_fingerprint(file)
+        yield from duplicates.read_rows(file)
+
+
+def _skip_fingerprint(file) -> None:
+    if not file.readline().startswith("{"):
+        file.seek(0)
+
+
+def _of_records(path: str) -> Iterator[duplicates.Row]:
+    with tf.io.gfile.GFile(shard.index_path(path), "rb") as file:
+        examples = len(file.read()) // 8 - 1
+    index = shard.read_index(path, examples)
+    for number in range(examples):
+        (payload,) = shard.read_records(path, index, number, 1)
+        features = tf.train.Example.FromString(payload or b"").features.feature
+        (image,), (key,) = features["image"].bytes_list.value, features["key"].bytes_list.value
+        place = int(index[number]) + 12 + payload.find(image)
+        yield duplicates.Row(key, os.fsencode(path), place, len(image), *duplicates.hashes(image))
