@@ -23,7 +23,7 @@ class Progress:
     """
 
     def __init__(self, title: str, images: int, done: int = 0, show: bool = True):
-        redraw = sys.stderr.isatty()
+        self._redraw = redraw = sys.stderr.isatty()
         self._bar = tqdm(
             desc=title,
             total=images,
@@ -46,8 +46,12 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Writes a line that stays, above the progress line."""
-        if not self._bar.disable:
+        if self._bar.disable:
+            return
+        if self._redraw:
             tqdm.write(message, file=sys.stderr)
+        else:
+            print(f"\n{message}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leaves the line as it stands."""

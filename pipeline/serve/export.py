@@ -21,8 +21,9 @@ class Classifier(tf.Module):
 
     def __init__(self, model: tf_keras.Model, classes: list[str], size: int, top: int = 5, kind: str = "softmax"):
         super().__init__(name="classifier")
-        self._model = model
         self._variables = list(model.variables)  # tracked, so that they are saved
+        # In a function, where saving does not look: it would trace the Keras model's own calls as well.
+        self._logits = lambda images: tf.cast(model(images, training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size
         self._top = min(top, len(classes))
@@ -42,8 +43,7 @@ class Classifier(tf.Module):
         """
         images, valid = self._views(image_bytes)
         classes = self._names.shape[0]
-        logits = tf.cast(self._model(images, training=False), tf.float32)
-        probabilities = self._activation(logits[:, :classes]) * tf.cast(valid, tf.float32)[:, None]
+        probabilities = self._activation(self._logits(images)[:, :classes]) * tf.cast(valid, tf.float32)[:, None]
         top_probabilities, top = tf.math.top_k(probabilities, self._top)
         names = tf.where(valid[:, None], tf.gather(self._names, top), "")
         return {
