@@ -7,7 +7,7 @@ from pipeline import configure
 from pipeline.data import augment, manifest
 from pipeline.model import nfnet
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, experiment, ledger, optimizer, run, schedule, settings, trainer
+from pipeline.train import checkpoint, experiment, ledger, optimizer, run, sam, schedule, settings, trainer
 from pipeline.train.journal import Preempted
 
 TASKS = ("train", "evaluate", "export")
@@ -44,6 +44,7 @@ def register() -> None:
             "Augmentation": augment.Augmentation,
             "nfnet": nfnet.create,
             "sgd": optimizer.SGD,
+            "SAM": sam.SAM,
             "cosine": schedule.cosine,
             "linear": schedule.linear,
             "constant": schedule.constant,

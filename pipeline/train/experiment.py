@@ -1,13 +1,14 @@
 """One experiment: which model learns what, from which data, for how long."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras
 
 from pipeline.data import augment, reader
 from pipeline.data import order as orders
+from pipeline.train.sam import SAM
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 
@@ -90,6 +91,9 @@ class Experiment:
       loss: 'softmax' or 'sigmoid'.
       label_smoothing: share of the target that is spread over all classes.
       ema_decay: decay of the averaged weights that evaluation and export use; None evaluates the raw weights.
+      sam: sharpness-aware minimisation; None takes the gradient where the weights are.
+      gradient_parts: in how many parts, one after the other, each replica takes its share of a batch.
+      frozen: patterns of the variables that are not trained, `stem/*` for example.
       precision: 'float32' or 'mixed_bfloat16'.
       seed: of initialisation, order, augmentation and dropout.
       initial_checkpoint: start from the weights of this run, checkpoint or import; '' from random ones.
@@ -105,6 +109,9 @@ class Experiment:
     loss: str = "softmax"
     label_smoothing: float = 0.0
     ema_decay: float | None = None
+    sam: SAM | None = None
+    gradient_parts: int = 1
+    frozen: Sequence[str] = ()
     precision: str = "float32"
     seed: int = 0
     initial_checkpoint: str = ""
@@ -112,6 +119,8 @@ class Experiment:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"Experiment.precision is {self.precision!r}; expected one of {PRECISIONS}.")
+        if self.gradient_parts < 1:
+            raise ValueError(f"Experiment.gradient_parts is {self.gradient_parts}; expected 1 or more.")
 
     def classes(self, records: reader.RecordSet) -> int:
         """Width of the last layer.

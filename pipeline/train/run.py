@@ -36,7 +36,7 @@ def assemble(experiment: Experiment, loop: Loop) -> Parts:
     """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
-    check_batch(experiment.data.batch, strategy)
+    check_batch(experiment.data.batch, strategy, experiment.gradient_parts)
     records, validation = experiment.data.training_records(), experiment.data.validation_records()
     num_classes, budget = experiment.classes(records), experiment.budget(records)
     with strategy.scope():
@@ -75,6 +75,8 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
         label_smoothing=experiment.label_smoothing,
         loss=experiment.loss,
         seed=experiment.seed,
+        parts=experiment.gradient_parts,
+        sam=experiment.sam,
         jit_compile=distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla,
     )
     trainer = Trainer(parts.strategy, experiment, parts.records, step)

@@ -7,7 +7,7 @@ import tf_keras
 
 from pipeline.data.order import Budget
 from pipeline.model import weights
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, freezing
 from pipeline.train.ema import AveragedModel
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
@@ -55,6 +55,7 @@ def create(experiment: Experiment, num_classes: int, budget: Budget) -> TrainSta
     tf_keras.mixed_precision.set_global_policy(experiment.precision)
     tf_keras.utils.set_random_seed(experiment.seed)
     model = experiment.model(num_classes=num_classes)
+    freezing.freeze(model, experiment.frozen)
     averaged = None
     if experiment.ema_decay is not None:
         averaged = AveragedModel(model, experiment.model(num_classes=num_classes), experiment.ema_decay)

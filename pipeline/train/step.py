@@ -6,8 +6,10 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras
 
+from pipeline.train import accumulation
 from pipeline.train import loss as losses
 from pipeline.train.ledger import Ledger
+from pipeline.train.sam import SAM
 
 Batch = dict[str, tf.Tensor]
 
@@ -25,6 +27,7 @@ class StepOutput:
 class TrainingStep:
     """One optimiser step on one replica's part of a global batch; call it inside `strategy.run`.
 
+    The gradient is summed over `parts` of the batch, one after the other, and found by `sam` where there is one.
     `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
     """
 
@@ -35,6 +38,8 @@ class TrainingStep:
     label_smoothing: float = 0.0
     loss: str = "softmax"
     seed: int = 0
+    parts: int = 1
+    sam: SAM | None = None
     jit_compile: bool = False
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -51,7 +56,18 @@ class TrainingStep:
 
     def _gradients(self, batch: Batch, examples: tf.Tensor, seed: tf.Tensor):
         compute = tf.function(self._loss_gradients, jit_compile=True) if self.jit_compile else self._loss_gradients
-        gradients, loss, top1 = compute(batch, examples, seed)
+        variables = self.model.trainable_variables
+        zeros = [tf.zeros(variable.shape) for variable in variables], tf.constant(0.0), tf.constant(0.0)
+
+        def gradients_of_parts():
+            gradients, *sums = accumulation.sum_over_parts(
+                lambda part, part_seed: compute(part, examples, part_seed), batch, seed, self.parts, zeros
+            )
+            return gradients, sums
+
+        gradients, (loss, top1) = (
+            self.sam.gradients(gradients_of_parts, variables) if self.sam else gradients_of_parts()
+        )
         return gradients, StepOutput(loss, top1, tf.reduce_sum(batch["weight"]))
 
     def _loss_gradients(self, batch: Batch, examples: tf.Tensor, seed: tf.Tensor):

@@ -146,14 +146,15 @@ def distributed(strategy, records, budget, view, first_step: int = 0) -> tf.dist
     return strategy.distribute_datasets_from_function(host_dataset)
 
 
-def check_batch(batch: int, strategy) -> None:
-    """Raises a ValueError where the global batch does not fit the replicas and hosts of `strategy`."""
+def check_batch(batch: int, strategy, parts: int = 1) -> None:
+    """Raises a ValueError where the global batch does not fit the hosts, the replicas or each replica's `parts`."""
     replicas, hosts = strategy.num_replicas_in_sync, distribution.hosts(strategy)
-    if batch % replicas:
-        fit = math.lcm(replicas, hosts)
+    if batch % (replicas * parts):
+        fit = math.lcm(replicas * parts, hosts)
         nearest = max(fit, round(batch / fit) * fit)
+        in_parts = f" of {parts} parts each" if parts > 1 else ""
         raise ValueError(
-            f"A global batch of {batch} cannot be divided over {replicas} replicas: use a multiple of {fit}, for "
-            f"example {nearest}."
+            f"A global batch of {batch} cannot be divided over {replicas} replicas{in_parts}: use a multiple of {fit}, "
+            f"for example {nearest}."
         )
     orders.host_lanes(orders.lanes_for(batch), 0, hosts)
