@@ -55,7 +55,7 @@ def main() -> int:
     train("The same network from scratch", "quickstart_finetune", scratch, DATA_DIR=task_records, INITIAL_CHECKPOINT="")
 
     saved_model = finetune / "saved_model"
-    if not is_newer(saved_model, finetune / "run.json"):
+    if not any(is_newer(version, finetune / "run.json") for version in saved_model.glob("[0-9]*")):
         task = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
         train("Export", "quickstart_finetune", finetune, RUN="@export", **task)
     examples = held_out_images(task_images, task_records, 8)
@@ -92,15 +92,17 @@ def predict(saved_model: pathlib.Path, images: list[pathlib.Path]) -> list[dict]
 
 
 def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
-    """Whether `path` exists and was made after `than`."""
-    return path.exists() and path.stat().st_mtime > than.stat().st_mtime
+    """Whether `path` was made after `than`."""
+    return path.stat().st_mtime > than.stat().st_mtime
 
 
 def held_out_images(folder: pathlib.Path, records: pathlib.Path, count: int) -> list[pathlib.Path]:
     """Some images of the validation split, which training has not seen: their keys stand in the records."""
     import tensorflow_datasets as tfds  # the record set is an ordinary TFDS data set
 
-    dataset = tfds.builder_from_directory(str(records)).as_dataset("validation", decoders={"image": tfds.decode.SkipDecoding()})
+    dataset = tfds.builder_from_directory(str(records)).as_dataset(
+        "validation", decoders={"image": tfds.decode.SkipDecoding()}
+    )
     keys = sorted(example["key"].decode() for example in dataset.as_numpy_iterator())
     return [folder / key for key in random.Random(0).sample(keys, min(count, len(keys)))]
 
@@ -133,7 +135,11 @@ def show(out, finetune, scratch, predictions, picture) -> None:
     console.rule("[bold]Done")
     table = Table("held-out accuracy", "top-1", "top-5", "loss", "steps")
     for name, summary in (("pre-trained, then fine-tuned", tuned), ("the same network from scratch", raw)):
-        scores = (f"{summary['validation_top1']:.1%}", f"{summary['validation_top5']:.1%}", f"{summary['validation_loss']:.3f}")
+        scores = (
+            f"{summary['validation_top1']:.1%}",
+            f"{summary['validation_top5']:.1%}",
+            f"{summary['validation_loss']:.3f}",
+        )
         table.add_row(name, *scores, str(summary["step"]))
     gain = tuned["validation_top1"] - raw["validation_top1"]
     table.caption = f"Pre-training is worth {100 * gain:+.1f} points of accuracy here."
