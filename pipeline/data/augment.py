@@ -5,9 +5,14 @@ crops follow the NFNet authors' published input pipeline.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+
+from pipeline.data.mixing import Mixing
+from pipeline.data.randaugment import RandAugment
 
 MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STDDEV_RGB = np.array([0.229, 0.224, 0.225], np.float32) * 255
@@ -55,6 +60,11 @@ class Augmentation:
       min_area, max_area: share of the image that the random crop keeps.
       min_ratio, max_ratio: width over height of the crop.
       flip: whether half the images are mirrored.
+      randaugment: operations drawn for each image; None for none.
+      mixing: mixup and cutmix within a batch; None for none.
+      mix_first: whether RandAugment acts on mixed images, as in the NFNet authors' recipe, or mixing on its results.
+      erasing: share of the images in which a rectangle is erased.
+      repeats: views of each example in a batch (repeated augmentation, arXiv 2105.13343); they follow each other.
     """
 
     min_area: float = 0.08
@@ -62,9 +72,46 @@ class Augmentation:
     min_ratio: float = 3 / 4
     max_ratio: float = 4 / 3
     flip: bool = True
+    randaugment: RandAugment | None = None
+    mixing: Mixing | None = None
+    mix_first: bool = True
+    erasing: float = 0.0
+    repeats: int = 1
+
+    def __post_init__(self):
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise ValueError(
+                f"Augmentation.min_area is {self.min_area}, max_area {self.max_area}; expected 0 < min <= max <= 1."
+            )
+        if not 0 < self.min_ratio <= self.max_ratio:
+            raise ValueError(
+                f"Augmentation.min_ratio is {self.min_ratio}, max_ratio {self.max_ratio}; expected 0 < min <= max."
+            )
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"Augmentation.erasing is {self.erasing}; expected a share from 0 to 1.")
+        if self.repeats < 1:
+            raise ValueError(f"Augmentation.repeats is {self.repeats}; expected 1 or more views of each example.")
+
+    @property
+    def group(self) -> int:
+        """Images that are varied together; a replica's batch holds whole groups."""
+        return self.mixing.group(self.repeats) if self.mixing else self.repeats
+
+    def check_batch(self, batch: int) -> None:
+        """Raises ValueError if `batch` images, those of one replica, do not hold whole groups."""
+        if batch % self.repeats:
+            raise ValueError(
+                f"A batch of {batch} images cannot hold {self.repeats} views of each example: choose a batch that "
+                f"is a multiple of Augmentation.repeats = {self.repeats}."
+            )
+        if batch % self.group:
+            raise ValueError(
+                f"A batch of {batch} images does not divide into groups of {self.group} that are mixed with each "
+                f"other: choose a batch that is a multiple of {self.group}, or mix one way only."
+            )
 
     def view(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-        """A varied view of an encoded image.
+        """A varied view of one encoded image, without mixing.
 
         Args:
           encoded: string [], a JPEG, PNG, GIF or BMP.
@@ -74,12 +121,73 @@ class Augmentation:
         Returns:
           float32 [size, size, 3], normalised.
         """
-        crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
-        image = self._random_crop(encoded, crop_seed)
-        image = _resize(image, size)
-        if self.flip:
-            image = tf.image.stateless_random_flip_left_right(image, flip_seed)
-        return normalize(image)
+        image = self._crop(encoded, seed, size)
+        return self._erase(normalize(self._randaugment(image, seed)), seed)
+
+    def examples(self, encoded: tf.data.Dataset, size: int, parallel_calls: int = tf.data.AUTOTUNE) -> tf.data.Dataset:
+        """Varies a data set of examples, in order, with everything that is set.
+
+        Images are mixed within groups of `group` consecutive ones, by the seed of the group's first: the result
+        does not depend on how the images are batched or shared out, as long as nobody cuts a group.
+
+        Args:
+          encoded: examples with `image` (string []), `seed` (int32 [2]), `labels` int64 [k], `label_weights` float32
+            [k], `weight` float32 [], and whatever else shall pass through. Their number times `repeats` must be a
+            multiple of `group`, or the last ones are left out.
+          size: pixels a side.
+          parallel_calls: parallel calls of each stage.
+
+        Returns:
+          Examples with `image` float32 [size, size, 3], normalised, and `labels` and `label_weights` of length 2k
+          if mixed; without `seed`. Each example comes `repeats` times.
+        """
+
+        def over(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+            return dataset.map(function, num_parallel_calls=parallel_calls, deterministic=True)
+
+        def finish(example):
+            image = example["image"]
+            if self.mixing is None or self.mix_first:
+                image = self._randaugment(image, example["seed"])
+            image = self._erase(normalize(image), example["seed"])
+            return {name: value for name, value in example.items() if name != "seed"} | {"image": image}
+
+        def first_view(example):
+            image = self._crop(example["image"], example["seed"], size)
+            if self.mixing is None:
+                return finish(example | {"image": image})
+            image = tf.cast(tf.round(image), tf.uint8)
+            return example | {"image": image if self.mix_first else self._randaugment(image, example["seed"])}
+
+        def views(example):
+            seeds = [tf.random.experimental.stateless_fold_in(example["seed"], view) for view in range(self.repeats)]
+            each = [first_view(example | {"seed": seed}) for seed in seeds]
+            return tf.nest.map_structure(lambda *values: tf.stack(values), *each)
+
+        def mix(group):
+            seed = tf.random.experimental.stateless_fold_in(group["seed"][0], self.repeats)
+            return self.mixing(group, seed, self.repeats)
+
+        examples = over(encoded, views).unbatch() if self.repeats > 1 else over(encoded, first_view)
+        if self.mixing is None:
+            return examples
+        return over(over(examples.batch(self.group, drop_remainder=True), mix).unbatch(), finish)
+
+    def _crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
+        """The random crop, resized and perhaps mirrored: float32 [size, size, 3] in [0, 255]."""
+        crop_seed, flip_seed, _, _ = tf.unstack(tf.random.split(seed, 4))
+        image = _resize(self._random_crop(encoded, crop_seed), size)
+        return tf.image.stateless_random_flip_left_right(image, flip_seed) if self.flip else image
+
+    def _randaugment(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        if self.randaugment is None:
+            return image
+        if image.dtype != tf.uint8:
+            image = tf.cast(tf.round(image), tf.uint8)
+        return self.randaugment(image, tf.random.split(seed, 4)[2])
+
+    def _erase(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return random_erasing(image, tf.random.split(seed, 4)[3], self.erasing) if self.erasing else image
 
     def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         is_jpeg = tf.io.is_jpeg(encoded)
@@ -118,3 +226,34 @@ def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
     """Bicubic; float32 [size, size, 3] in [0, 255]."""
     resized = tf.image.resize(image, [size, size], tf.image.ResizeMethod.BICUBIC)
     return tf.clip_by_value(resized, 0.0, 255.0)
+
+
+def random_erasing(image: tf.Tensor, seed: tf.Tensor, probability: float) -> tf.Tensor:
+    """Sets a random rectangle of a normalised image to 0, the mean colour (random erasing, arXiv 1708.04896).
+
+    The rectangle covers 2% to 33% of the image and is 0.3 to 3.3 times as high as wide; the first of ten drawn
+    that fits into the image is taken.
+
+    Args:
+      image: float32 [height, width, 3], of static shape.
+      seed: int32 [2]; one seed always gives the same result.
+      probability: share of the images that lose a rectangle.
+    """
+    height, width = image.shape[:2]
+    random = tf.random.stateless_uniform([11, 4], seed)
+    area = height * width * (0.02 + random[:10, 0] * (1 / 3 - 0.02))
+    aspect = tf.exp(math.log(0.3) * (2 * random[:10, 1] - 1))
+    high, wide = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
+    fits = (high < height) & (wide < width)
+    chosen = tf.argmax(fits)
+    high, wide = high[chosen], wide[chosen]
+    top = tf.floor(random[chosen, 2] * (height - high + 1))
+    left = tf.floor(random[chosen, 3] * (width - wide + 1))
+    erase = fits[chosen] & (random[10, 0] < probability)
+
+    def inside(length, start, extent):
+        place = tf.range(length, dtype=tf.float32)
+        return tf.cast(erase & (place >= start) & (place < start + extent), tf.float32)
+
+    hole = inside(height, top, high)[:, None] * tf.repeat(inside(width, left, wide), 3)
+    return image * tf.reshape(1 - hole, image.shape)
