@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+import math
 import os
 import pickle
 import subprocess
@@ -8,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from pipeline.model import nfnet, public_files, weights
-from pipeline.train import checkpoint, imported
+from pipeline.train import checkpoint, experiment, imported, optimizer, run, sam, schedule, settings
+from tests import record_sets
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUFFIXES = {"deepmind": "pkl", "timm": "safetensors"}
@@ -174,6 +178,39 @@ def test_the_command_says_what_is_wrong(tmp_path):
     assert f"There is no file {tmp_path}/none." in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
+    record_sets.make(tmp_path / "records", examples=48, validation=12, classes=5)
+    model = nfnet.create("nano", 5)
+    path = str(tmp_path / "weights.pkl")
+    public_files.write(path, weights.extract(model, "deepmind"), "deepmind")
+    imported.save(imported.from_file(path, "deepmind", "nano"), str(tmp_path / "imported"), path)
+
+    setup = experiment.Experiment(
+        model=functools.partial(nfnet.create, "nano"),
+        data=experiment.Data(str(tmp_path / "records"), batch=12, train_size=32, eval_size=32),
+        optimizer=optimizer.SGD,
+        schedule=functools.partial(schedule.constant, peak=1e-6),
+        epochs=1,
+        ema_decay=0.9,
+        frozen=("stem/*",),
+        sam=sam.SAM(),
+    )
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    whole = settings.Context(str(tmp_path / "imported"), "", {}, "")
+    served = run.trained_model(whole, setup)
+    np.testing.assert_allclose(served(images), model(images), rtol=1e-5, atol=1e-6)
+    assert run.evaluate(whole, setup)["validation_loss"] == pytest.approx(math.log(5), rel=0.5)
+
+    tuned = dataclasses.replace(setup, initial_checkpoint=str(tmp_path / "imported"))
+    summary = run.train(settings.Context(str(tmp_path / "tuned"), "", {}, ""), tuned)
+    assert summary["variant"] == "nano"
+    arrays = checkpoint.arrays(checkpoint.find(str(tmp_path / "tuned")), "model")
+    for name, variable in weights.named(model).items():
+        if not name.startswith("linear/"):
+            np.testing.assert_allclose(arrays[name], variable, rtol=1e-2, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(arrays["stem/conv0/kernel"], weights.named(model)["stem/conv0/kernel"])
 
 
 def _command(*arguments):

@@ -8,7 +8,7 @@ import numpy as np
 import tf_keras
 
 from pipeline.model import nfnet, public_files, variants, weights
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, state
 
 _SHOWN = 5
 
@@ -46,7 +46,7 @@ def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
       CheckpointError: there is no checkpoint, or it is of another model.
     """
     saved = checkpoint.find(path)
-    arrays = checkpoint.arrays(saved, "ema") or checkpoint.arrays(saved, "model")
+    arrays = state.evaluated_weights(saved)
     model = nfnet.create(variant, len(arrays.get("linear/bias", [0])))
     variables = weights.named(model)
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}

@@ -105,7 +105,7 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
 def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
     """Evaluates the newest checkpoint in `context.model_dir`; returns and prints its metrics."""
     parts = assemble(experiment, loop)
-    saved = _restore(checkpoint.find(context.model_dir), parts)
+    saved = _restore_evaluated(context, parts)
     evaluator = _evaluator(experiment, loop, parts)
     controller = orbit.Controller(
         global_step=parts.state.optimizer.iterations, evaluator=evaluator, strategy=parts.strategy
@@ -119,8 +119,16 @@ def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> d
 def trained_model(context: Context, experiment: Experiment) -> tf_keras.Model:
     """The model that evaluation uses, with the weights of the newest checkpoint in `context.model_dir`."""
     parts = assemble(experiment, Loop(strategy="one_device"))
-    _restore(checkpoint.find(context.model_dir), parts)
+    _restore_evaluated(context, parts)
     return parts.state.evaluated
+
+
+def _restore_evaluated(context: Context, parts: Parts) -> checkpoint.Saved:
+    saved = checkpoint.find(context.model_dir)
+    with parts.strategy.scope():
+        states.restore_evaluated(parts.state, saved)
+        parts.state.optimizer.iterations.assign(saved.step)
+    return saved
 
 
 def _quiet_orbit():

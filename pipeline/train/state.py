@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 
+import numpy as np
 import tf_keras
 
 from pipeline.data.order import Budget
@@ -75,6 +76,25 @@ def weights_digest(model: tf_keras.Model) -> str:
     return digest.hexdigest()
 
 
+def restore_evaluated(state: TrainState, saved: checkpoint.Saved) -> None:
+    """Gives the model that evaluation uses the weights of a run's checkpoint, or of one of imported weights.
+
+    Raises:
+      CheckpointError: the checkpoint is of another model; says how it differs.
+    """
+    arrays = evaluated_weights(saved)
+    variables = weights.named(state.evaluated)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    _check_fit(saved, shapes, {name: array.shape for name, array in arrays.items()})
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def evaluated_weights(saved: checkpoint.Saved) -> dict[str, np.ndarray]:
+    """The checkpoint's averaged weights, or its raw ones where it kept no average, by name."""
+    return checkpoint.arrays(saved, "ema") or checkpoint.arrays(saved, "model")
+
+
 def initialize(state: TrainState, saved: checkpoint.Saved, same_classes: bool) -> list[str]:
     """Starts `state` from another run's weights: its averaged ones where it kept some.
 
@@ -86,7 +106,7 @@ def initialize(state: TrainState, saved: checkpoint.Saved, same_classes: bool) -
     Raises:
       CheckpointError: the checkpoint is of another model; says how it differs.
     """
-    arrays = checkpoint.arrays(saved, "ema") or checkpoint.arrays(saved, "model")
+    arrays = evaluated_weights(saved)
     variables = weights.named(state.model)
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     found = {name: array.shape for name, array in arrays.items()}
@@ -94,15 +114,19 @@ def initialize(state: TrainState, saved: checkpoint.Saved, same_classes: bool) -
     if same_classes and all(shapes.get(name) == found.get(name) for name in head):
         head = set()
     body = {name: shape for name, shape in shapes.items() if name not in head}
-    if problems := checkpoint.differences(body, {name: shape for name, shape in found.items() if name not in head}):
+    _check_fit(saved, body, {name: shape for name, shape in found.items() if name not in head})
+    for name in body:
+        variables[name].assign(arrays[name])
+    if state.averaged:
+        state.averaged.reset()
+    return sorted(head & shapes.keys())
+
+
+def _check_fit(saved, expected, found) -> None:
+    if problems := checkpoint.differences(expected, found):
         shown = problems[:10] + [f"and {len(problems) - 10} more"] * (len(problems) > 10)
         raise checkpoint.CheckpointError(
             f"{saved.path} (variant {saved.facts.get('variant', 'unknown')}) does not fit this model:\n  "
             + "\n  ".join(shown)
             + "\nUse the gin/model file of the checkpoint's variant."
         )
-    for name in body:
-        variables[name].assign(arrays[name])
-    if state.averaged:
-        state.averaged.reset()
-    return sorted(head & shapes.keys())
