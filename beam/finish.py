@@ -80,7 +80,7 @@ def _write_rows(task: shards.Task, results, name: str, field: str) -> None:
         file.write("")  # makes the file, also when there is no row
         for split, index, stats in results:
             if stats[field]:
-                with tf.io.gfile.GFile(shards.stats_path(task, split, index)) as full:
+                with tf.io.gfile.GFile(shards.stats_path(shards.path_of(task, split, index))) as full:
                     for row in json.load(full)[field]:
                         file.write(json.dumps(row) + "\n")
     tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)

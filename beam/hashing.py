@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
-from beam import duplicates, images, shards
+from beam import duplicates, images, shards, writing
 from beam.options import BuildError
 from pipeline.data import manifest, shard
 
@@ -26,7 +26,7 @@ def of_listing(
     """
     names = shards.in_order(names)
     fingerprint = shards.fingerprint(task, names, {}, reference)
-    path = shards.stats_path(task, split, index).removesuffix(".json") + duplicates.SUFFIX
+    path = shards.path_of(task, split, index) + duplicates.SUFFIX
     if not _is_of(path, fingerprint):
         partial = f"{path}.partial-{uuid.uuid4().hex}"
         with tf.io.gfile.GFile(partial, "w") as file:
@@ -48,10 +48,10 @@ def _is_of(path: str, fingerprint: str) -> bool:
 
 def _rows(task, names, reference) -> Iterator[duplicates.Row]:
     def outcome(name: shards.Name) -> duplicates.Row | images.Refused:
-        checked = shards.checked(name, task, reference)
-        return checked if isinstance(checked, images.Refused) else shards.row_of(name, checked.data)
+        checked = writing.checked(name, task, reference)
+        return checked if isinstance(checked, images.Refused) else writing.row_of(name, checked.data)
 
-    for _, row in shards.outcomes(names, outcome):
+    for _, row in writing.outcomes(names, outcome):
         if isinstance(row, duplicates.Row):
             yield row
 

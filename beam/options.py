@@ -31,6 +31,14 @@ class BuildOptions(PipelineOptions):
         )
         group.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
         group.add_argument(
+            "--shard_mib", type=int, default=0, help="Choose the number of shards so that each is about so large."
+        )
+        group.add_argument(
+            "--retry_rejected",
+            action="store_true",
+            help="Look again at the images that an earlier build refused, and only at these.",
+        )
+        group.add_argument(
             "--validation_fraction", type=float, default=0.0, help="Part of the images to hold out, by hash of the key."
         )
         group.add_argument(
@@ -127,6 +135,7 @@ def _check(options: BuildOptions) -> None:
         raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
     for flag, low, high in (
         ("shards", 1, 99_999),
+        ("shard_mib", 0, 1 << 20),
         ("validation_examples", 0, sys.maxsize),
         ("min_side", 1, sys.maxsize),
         ("max_pixels", 1, 1 << 31),
