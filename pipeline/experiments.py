@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from pipeline import configure
-from pipeline.data import augment, manifest
+from pipeline.data import augment, manifest, mixing, randaugment
 from pipeline.model import nfnet
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, experiment, ledger, optimizer, run, sam, schedule, settings, trainer
@@ -42,6 +42,8 @@ def register() -> None:
             "Data": experiment.Data,
             "Loop": settings.Loop,
             "Augmentation": augment.Augmentation,
+            "RandAugment": randaugment.RandAugment,
+            "Mixing": mixing.Mixing,
             "nfnet": nfnet.create,
             "sgd": optimizer.SGD,
             "SAM": sam.SAM,

@@ -19,8 +19,8 @@ def directory(tmp_path_factory):
     return str(path)
 
 
-def view(example):
-    return {name: example[name] for name in ("id", "key", "label", "epoch", "weight")}
+def view(examples):
+    return examples.map(lambda example: {name: example[name] for name in ("id", "key", "label", "epoch", "weight")})
 
 
 def budget(records, epochs=1.0, batch=BATCH, **settings):

@@ -151,7 +151,7 @@ def _read_end(budget: orders.Budget, lane: int, row: int, end_row: int) -> int:
 def dataset(
     records: RecordSet,
     budget: orders.Budget,
-    view: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    view: Callable[[tf.data.Dataset], tf.data.Dataset],
     *,
     first_step: int = 0,
     last_step: int | None = None,
@@ -165,14 +165,14 @@ def dataset(
     Args:
       records: where to read.
       budget: order, global batch and length.
-      view: maps one example (the fields of `record.py` with `epoch` int32 [] and `weight` float32 []) to the
-        element that is batched.
+      view: maps the examples, in order (the fields of `record.py` with `epoch` int32 [] and `weight` float32 []), to
+        the elements that are batched, `replica_batch` of them for every replica and step.
       first_step: the first step to produce; what lies before it is not touched.
       last_step: the end, the budget's last step where None.
       host: which of `hosts` this process is; each reads its own lanes.
       hosts: number of reading processes.
-      replica_batch: slots an element holds; the host's whole share of the global batch where None.
-      parallel_calls: parallel calls of `view`.
+      replica_batch: elements of `view` in a batch; the host's slots of the global batch where None.
+      parallel_calls: parallel calls of the parser.
 
     Returns:
       A dataset of batches, in order; `weight` is 0 in empty slots.
@@ -199,8 +199,7 @@ def dataset(
 
     def parse(serialized, name, epoch, weight):
         example = record.parse(serialized[None], name[None], records.manifest.label_kind)
-        example = {key: value[0] for key, value in example.items()}
-        return view({**example, "epoch": epoch, "weight": weight})
+        return {**{key: value[0] for key, value in example.items()}, "epoch": epoch, "weight": weight}
 
     slots = tf.data.Dataset.from_tensor_slices(np.asarray(lanes, np.int64)).interleave(
         lane_dataset,
@@ -210,4 +209,4 @@ def dataset(
         deterministic=True,
     )
     examples = slots.map(parse, num_parallel_calls=parallel_calls, deterministic=True)
-    return examples.batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return view(examples).batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)

@@ -19,7 +19,7 @@ class Data:
 
     Attributes:
       directory: a record set, made by `beam/build_tfrecords.py`.
-      batch: global batch, in examples.
+      batch: global batch, in images: with `augmentation.repeats` views of each example, it holds fewer examples.
       train_size, eval_size: resolution in training and evaluation, in pixels.
       augmentation: how a training image is varied.
       train_split, validation_split: names of the splits.
@@ -48,23 +48,37 @@ class Data:
         """The held-out split."""
         return reader.RecordSet(self.directory, self.validation_split, self.on_damage)
 
-    def training_view(self, seed: int) -> Callable:
-        """Maps a record to a varied training example; the variation depends on (seed, epoch, record id) alone."""
+    @property
+    def examples_per_step(self) -> int:
+        """Examples in a global batch: with repeated augmentation, a batch holds several views of each.
 
-        def view(example):
+        Raises:
+          ValueError: the batch does not hold whole examples.
+        """
+        self.augmentation.check_batch(self.batch)
+        return self.batch // self.augmentation.repeats
+
+    def training_view(self, seed: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+        """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone."""
+
+        def prepare(example):
             key = tf.constant([seed, 1], tf.int64)
             for number in (tf.cast(example["epoch"], tf.int64), example["id"]):
                 key = tf.random.experimental.stateless_fold_in(key, number)
-            key = tf.random.stateless_uniform([2], key, None, None, tf.int32)
-            return self._element(example, self.augmentation.view(example["image"], key, self.train_size))
+            return {**self._example(example), "seed": tf.random.stateless_uniform([2], key, None, None, tf.int32)}
 
-        return view
+        return lambda records: self.augmentation.examples(records.map(prepare), self.train_size)
 
-    def evaluation_view(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Maps a record to the example that evaluation sees."""
-        return self._element(example, augment.evaluation_view(example["image"], self.eval_size))
+    def evaluation_view(self, records: tf.data.Dataset) -> tf.data.Dataset:
+        """Maps records to the examples that evaluation sees."""
 
-    def _element(self, example: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:
+        def view(example):
+            return {**self._example(example), "image": augment.evaluation_view(example["image"], self.eval_size)}
+
+        return records.map(view, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _example(self, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The fields that training needs, with `labels` int64 [k] and `label_weights` float32 [k]."""
         if "label" in example:
             labels, weights = example["label"][None], tf.ones([1])
         else:
@@ -72,8 +86,8 @@ class Data:
             padding = [[0, self.max_labels - tf.size(labels)]]
             labels = tf.ensure_shape(tf.pad(labels, padding), [self.max_labels])
             weights = tf.ensure_shape(tf.pad(weights, padding), [self.max_labels])
-        kept = {name: example[name] for name in ("id", "epoch", "weight")}
-        return {"image": image, "labels": labels, "label_weights": weights, **kept}
+        kept = {name: example[name] for name in ("image", "id", "epoch", "weight")}
+        return {"labels": labels, "label_weights": weights, **kept}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,5 +152,6 @@ class Experiment:
 
     def budget(self, records: reader.RecordSet) -> orders.Budget:
         """Order and length of training over `records`."""
-        order = records.order(self.data.batch, self.seed, block=self.data.block, window=self.data.window)
-        return orders.Budget(order, self.data.batch, self.epochs)
+        examples = self.data.examples_per_step
+        order = records.order(examples, self.seed, block=self.data.block, window=self.data.window)
+        return orders.Budget(order, examples, self.epochs)

@@ -44,7 +44,7 @@ class Journal:
         self._stop_requested = False
 
     def __enter__(self):
-        images = min(self._parts.budget.examples, self._parts.last_step * self._experiment.data.batch)
+        images = min(self._parts.budget.examples, self._parts.last_step * self._parts.budget.batch)
         self._progress = report.Progress("training", images, self._images(), show=self._chief)
         self._handler = None
         if threading.current_thread() is threading.main_thread():

@@ -77,6 +77,7 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
         seed=experiment.seed,
         parts=experiment.gradient_parts,
         sam=experiment.sam,
+        repeats=experiment.data.augmentation.repeats,
         jit_compile=distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla,
     )
     trainer = Trainer(parts.strategy, experiment, parts.records, step)

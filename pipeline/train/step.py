@@ -27,7 +27,8 @@ class StepOutput:
 class TrainingStep:
     """One optimiser step on one replica's part of a global batch; call it inside `strategy.run`.
 
-    The gradient is summed over `parts` of the batch, one after the other, and found by `sam` where there is one.
+    The gradient is summed over `parts` of the batch, one after the other, and found by `sam` where there is one. The
+    batch holds `repeats` views of each example, which follow each other.
     `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
     """
 
@@ -40,6 +41,7 @@ class TrainingStep:
     seed: int = 0
     parts: int = 1
     sam: SAM | None = None
+    repeats: int = 1
     jit_compile: bool = False
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -47,21 +49,23 @@ class TrainingStep:
         step = self.optimizer.iterations
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = _fold_in(_fold_in(tf.constant([self.seed, 0], tf.int64), step), tf.cast(replica, tf.int64))
-        examples = self.ledger.add(batch["id"], batch["epoch"], batch["weight"])
-        gradients, output = self._gradients(batch, tf.cast(examples, tf.float32), tf.cast(seed, tf.int32))
+        # Views of one example follow each other; the ledger counts the first.
+        examples = self.ledger.add(*(batch[name][:: self.repeats] for name in ("id", "epoch", "weight")))
+        images = tf.cast(examples * self.repeats, tf.float32)
+        gradients, output = self._gradients(batch, images, tf.cast(seed, tf.int32))
         variables = self.model.trainable_variables
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         self.after_update(step)
         return output
 
-    def _gradients(self, batch: Batch, examples: tf.Tensor, seed: tf.Tensor):
+    def _gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
         compute = tf.function(self._loss_gradients, jit_compile=True) if self.jit_compile else self._loss_gradients
         variables = self.model.trainable_variables
         zeros = [tf.zeros(variable.shape) for variable in variables], tf.constant(0.0), tf.constant(0.0)
 
         def gradients_of_parts():
             gradients, *sums = accumulation.sum_over_parts(
-                lambda part, part_seed: compute(part, examples, part_seed), batch, seed, self.parts, zeros
+                lambda part, part_seed: compute(part, images, part_seed), batch, seed, self.parts, zeros
             )
             return gradients, sums
 
@@ -70,14 +74,14 @@ class TrainingStep:
         )
         return gradients, StepOutput(loss, top1, tf.reduce_sum(batch["weight"]))
 
-    def _loss_gradients(self, batch: Batch, examples: tf.Tensor, seed: tf.Tensor):
+    def _loss_gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
         with tf.GradientTape() as tape:
             logits = self.model(batch["image"], training=True, seed=seed)
             dense = losses.targets(batch["labels"], batch["label_weights"], logits.shape[-1])
             loss = losses.cross_entropy(dense, logits, self.label_smoothing, self.loss)
             # Gradients are summed over replicas, so each takes its share of the global mean.
             total = tf.reduce_sum(loss * batch["weight"])
-            share = total / tf.maximum(examples, 1.0)
+            share = total / tf.maximum(images, 1.0)
         gradients = tape.gradient(share, self.model.trainable_variables)
         return gradients, total, tf.reduce_sum(losses.hits(dense, logits, 1) * batch["weight"])
 

@@ -45,7 +45,8 @@ class Trainer(orbit.StandardTrainer):
         if self.train_dataset is None:
             first = int(self._step.optimizer.iterations.numpy())
             view = self._experiment.data.training_view(self._experiment.seed)
-            self.train_dataset = distributed(self.strategy, self._records, self.budget, view, first_step=first)
+            batch = self._experiment.data.batch
+            self.train_dataset = distributed(self.strategy, self._records, self.budget, view, batch, first_step=first)
 
     def train_step(self, iterator):
         """One step on all replicas."""
@@ -92,7 +93,7 @@ class Evaluator(orbit.StandardEvaluator):
         self._budget = orders.Budget(order, batch, 1)
         self._loss = experiment.loss
         self._model = model
-        dataset = distributed(strategy, records, self._budget, experiment.data.evaluation_view)
+        dataset = distributed(strategy, records, self._budget, experiment.data.evaluation_view, batch)
         super().__init__(eval_dataset=dataset)
 
     @property
@@ -129,8 +130,8 @@ class Evaluator(orbit.StandardEvaluator):
         return dict(zip(names, (loss / examples, top1 / examples, top5 / examples), strict=True))
 
 
-def distributed(strategy, records, budget, view, first_step: int = 0) -> tf.distribute.DistributedDataset:
-    """The dataset of `reader.dataset` for every replica of `strategy`."""
+def distributed(strategy, records, budget, view, batch: int, first_step: int = 0) -> tf.distribute.DistributedDataset:
+    """The dataset of `reader.dataset` for every replica of `strategy`; `batch` images make a global batch."""
 
     def host_dataset(context: tf.distribute.InputContext):
         return reader.dataset(
@@ -140,7 +141,7 @@ def distributed(strategy, records, budget, view, first_step: int = 0) -> tf.dist
             first_step=first_step,
             host=context.input_pipeline_id,
             hosts=context.num_input_pipelines,
-            replica_batch=context.get_per_replica_batch_size(budget.batch),
+            replica_batch=context.get_per_replica_batch_size(batch),
         )
 
     return strategy.distribute_datasets_from_function(host_dataset)
