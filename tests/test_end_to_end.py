@@ -1,0 +1,226 @@
+"""The whole line with its real commands, in small: images -> records -> two trainings -> export -> predictions."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from pipeline import experiments, report
+from pipeline.serve import client
+from pipeline.train import checkpoint, journal
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CLASSES = {"pretrain": 6, "finetune": 3}
+SMALL = (
+    "GLOBAL_BATCH=16",
+    "TRAIN_SIZE=32",
+    "EVAL_SIZE=40",
+    "Loop.steps_per_loop=5",
+    "Loop.checkpoint_every=5",
+    "WARMUP_EPOCHS=0",
+)
+
+
+def command(*words):
+    """Runs a program of the repository as a user would; returns the finished process."""
+    line = [sys.executable, *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def run(task, gin_file, model_dir, *params):
+    """What `pipeline/main.py` does, in this process."""
+    files, bindings = [str(ROOT / "gin" / gin_file)], [*SMALL, *params, f"RUN=@{task}"]
+    experiments.run_configured(files, bindings, str(model_dir))
+    return report.find_summary(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two folders of classes that differ in the direction of a grating; a broken file in each."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name, classes in CLASSES.items():
+        for label in range(classes):
+            place = folder / name / f"angle{label}"
+            place.mkdir(parents=True)
+            for i in range(40):
+                width, height = rng.integers(40, 64, 2)
+                y, x = np.mgrid[:height, :width]
+                angle = np.pi * (label + (0 if name == "pretrain" else 0.25)) / classes
+                wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) / 3 + rng.uniform(0, 6))
+                pixels = 128 + 80 * wave[..., None] * rng.uniform(0.5, 1, 3) + rng.normal(0, 10, (height, width, 3))
+                suffix = "png" if i % 5 == 0 else "jpg"
+                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(place / f"{i:03d}.{suffix}")
+        (folder / name / "angle0" / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    for name in CLASSES:
+        words = (f"--input={images / name}", f"--output_dir={folder / name}", f"--name={name}", "--shards=2")
+        done = command("beam/build_tfrecords.py", *words, "--validation_examples=30")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(records, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("runs") / "pretrain"
+    run("train", "quickstart_pretrain.gin", model_dir, f'DATA_DIR="{records / "pretrain"}"', "EPOCHS=2")
+    return model_dir
+
+
+def finetune_params(records, pretrained):
+    data, start = f'DATA_DIR="{records / "finetune"}"', f'INITIAL_CHECKPOINT="{pretrained}"'
+    return data, start, "EPOCHS=1.5"
+
+
+@pytest.fixture(scope="module")
+def finetuned(records, pretrained, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("runs") / "finetune"
+    params = finetune_params(records, pretrained)
+    words = [f"--gin_param={param}" for param in (*SMALL, *params)]
+    done = command("pipeline/main.py", "--gin_file=gin/quickstart_finetune.gin", f"--model_dir={model_dir}", *words)
+    assert done.returncode == 0, done.stderr
+    assert "initialised anew: linear/bias, linear/kernel" in done.stdout
+    assert "epoch 0: exactly once" in done.stderr
+    run("export", "quickstart_finetune.gin", model_dir, *params)
+    return model_dir
+
+
+def test_records_add_up_and_tfds_reads_them(records):
+    manifest = json.loads((records / "pretrain" / "manifest.json").read_text())
+    assert manifest["classes"] == [f"angle{i}" for i in range(6)]
+    assert sum(split["written"] for split in manifest["splits"].values()) == 240
+    assert sum(sum(split["rejected"].values()) for split in manifest["splits"].values()) == 1
+    rejected = [json.loads(line) for line in (records / "pretrain" / "rejected.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in rejected] == ["angle0/broken.jpg"]
+    dataset = tfds.builder_from_directory(str(records / "pretrain")).as_dataset("validation")
+    example = next(iter(dataset))
+    assert example["image"].dtype == tf.uint8
+    assert manifest["classes"][int(example["label"])] == example["key"].numpy().decode().split("/")[0]
+
+
+def test_a_run_leaves_its_summary_metrics_and_configuration(pretrained):
+    summary = report.find_summary(str(pretrained))
+    assert summary["variant"] == "nano"
+    assert summary["images_seen"] == 2 * 210  # 240 images, 30 of them held out
+    assert summary["ledger"] == [
+        {"epoch": epoch, "examples": 210, "expected": 210, "exactly_once": True} for epoch in (0, 1)
+    ]
+    wanted = "parameters flops_per_image images_seen seconds images_per_second validation_loss validation_top1"
+    wanted += " validation_top5 config_digest data_digest weights_digest"
+    assert set(wanted.split()) <= summary.keys()
+    lines = report.read_metrics(str(pretrained))
+    assert lines[-1]["validation_loss"] == summary["validation_loss"]
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert "Experiment.epochs = %EPOCHS" in (pretrained / "config.gin").read_text()
+    assert list((pretrained / "tensorboard").glob("events.*"))
+
+
+def test_running_again_changes_nothing(pretrained, records):
+    before = (pretrained / "run.json").read_bytes()
+    run("train", "quickstart_pretrain.gin", pretrained, f'DATA_DIR="{records / "pretrain"}"', "EPOCHS=2")
+    assert (pretrained / "run.json").read_bytes() == before
+
+
+def test_the_exported_model_agrees_with_the_evaluator_to_the_last_example(finetuned, images, records):
+    summary = report.find_summary(str(finetuned))
+    directory = str(records / "finetune")
+    dataset = tfds.builder_from_directory(directory).as_dataset(
+        "validation", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    encoded, labels = zip(*[(example["image"].numpy(), int(example["label"])) for example in dataset], strict=True)
+    output = client.load(str(finetuned / "saved_model")).signatures["serving_default"](tf.constant(encoded))
+    hits = int((output["probabilities"].numpy().argmax(1) == labels).sum())
+    assert hits == round(summary["validation_top1"] * len(labels))
+    loss = -np.log(output["probabilities"].numpy()[np.arange(len(labels)), labels]).mean()
+    assert loss == pytest.approx(summary["validation_loss"], rel=1e-4)
+
+
+def test_predict_prints_a_table_and_json(finetuned, images):
+    good = sorted((images / "finetune" / "angle1").glob("*.jpg"))[:2]
+    broken = images / "finetune" / "angle0" / "broken.jpg"
+    saved = f"--saved_model={finetuned / 'saved_model'}"
+    done = command("pipeline/predict.py", saved, "--json", *good, broken)
+    assert done.returncode == 1  # one image could not be classified; the others were
+    first, second, third = (json.loads(line) for line in done.stdout.splitlines())
+    assert first["image"] == str(good[0])
+    assert sorted(first["classes"]) == ["angle0", "angle1", "angle2"]
+    assert sum(second["probabilities"]) == pytest.approx(1, abs=1e-4)
+    assert third["error"]
+    table = command("pipeline/predict.py", saved, good[0])
+    assert table.returncode == 0
+    assert first["classes"][0] in table.stdout
+
+
+def test_evaluate_gives_the_numbers_of_the_summary(finetuned, pretrained, records, capsys):
+    run("evaluate", "quickstart_finetune.gin", finetuned, *finetune_params(records, pretrained))
+    shown = capsys.readouterr().out
+    assert f"loss {report.find_summary(str(finetuned))['validation_loss']:.4g}" in shown
+
+
+# Bad input
+
+
+def test_a_command_with_a_mistake_exits_with_its_message_alone(tmp_path):
+    done = command("pipeline/main.py", "--gin_file=gin/f7_jft.gin", f"--model_dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "No record set at 'data/jft'" in done.stderr
+    assert "python beam/build_tfrecords.py" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (
+            ["GLOBAL_BATCH=16", "Loop.strategy='mirrored'", "Loop.cpu_replicas=1", "Loop.strategy='pods'"],
+            ValueError,
+            "Unknown strategy 'pods'",
+        ),
+        (["Loop.strategy='multi_worker'"], ValueError, "needs TF_CONFIG"),
+        (["EPOCHS=0"], ValueError, "must be greater than 0"),
+        (["Experiment.num_classes=2"], ValueError, "has 6 classes, but num_classes is 2"),
+        (["Data.train_split='test'"], ValueError, "No split 'test'"),
+        (["Loop.steps_per_loop=0"], ValueError, "must be at least 1"),
+        (["WARMUP_EPOCHS=9"], ValueError, "warm-up"),
+        (["LEARNING_RATE=1e30", "sgd.clipping=None"], Exception, "not finite at step"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(records, tmp_path, params, error, message):
+    with pytest.raises(error, match=message):
+        run("train", "quickstart_pretrain.gin", tmp_path, f'DATA_DIR="{records / "pretrain"}"', "EPOCHS=1", *params)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_checkpoint_of_another_variant_is_refused(records, pretrained, tmp_path):
+    params = finetune_params(records, pretrained)
+    with pytest.raises(checkpoint.CheckpointError, match=r"\(variant nano\) does not fit this model") as error:
+        run("train", "quickstart_finetune.gin", tmp_path, *params, 'nfnet.variant="tiny"')
+    assert "has shape" in str(error.value)
+
+
+def test_a_missing_checkpoint_is_refused(records, tmp_path):
+    params = finetune_params(records, tmp_path / "nowhere")
+    with pytest.raises(checkpoint.CheckpointError, match="does not exist"):
+        run("train", "quickstart_finetune.gin", tmp_path, *params)
+
+
+def test_going_on_under_another_configuration_is_refused(records, pretrained):
+    data = f'DATA_DIR="{records / "pretrain"}"'
+    with pytest.raises(checkpoint.CheckpointError, match=r"Experiment.epochs: 2 then, 3 now"):
+        run("train", "quickstart_pretrain.gin", pretrained, data, "EPOCHS=3")
+
+
+def test_preemption_is_an_expected_error():
+    assert issubclass(journal.Preempted, experiments.EXPECTED_ERRORS)
