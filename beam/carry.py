@@ -14,6 +14,13 @@ import zipfile
 from apache_beam.internal import cloudpickle
 
 _PACKAGES = ("beam", "pipeline")
+_same_process = False
+
+
+def stay_in_process(same: bool) -> None:
+    """Says that the workers are threads of this process: then nothing need be carried."""
+    global _same_process
+    _same_process = same
 
 
 def carried(function):
@@ -72,8 +79,12 @@ def _unpack(archive: bytes, module: str, name: str, arguments):
     return importlib.import_module("beam.carry")._Target(found)
 
 
-@functools.cache
 def _archive() -> bytes:
+    return b"" if _same_process else _zip()
+
+
+@functools.cache
+def _zip() -> bytes:
     """A zip file of the project's packages, the same bytes for the same sources."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from beam import duplicates, shards
+from beam import duplicates, report, shards
 from beam.options import BuildError
 from pipeline.data import manifest, record
 
@@ -17,7 +17,7 @@ DUPLICATES = "duplicates.jsonl"
 
 
 def finish(
-    task: shards.Task, classes: list[str], classes_given: bool, results: Iterable[tuple[str, int, dict]]
+    task: shards.Task, classes: list[str], classes_given: bool, listed: int, results: Iterable[tuple[str, int, dict]]
 ) -> dict:
     """Writes what makes committed shards a record set, `manifest.json` last.
 
@@ -25,23 +25,25 @@ def finish(
       task: the build.
       classes: class names in label order.
       classes_given: the user named the classes: then some may have no image.
+      listed: how many images the source lists.
       results: (split, shard number, summary) of every shard, as `summary` makes it.
 
     Returns:
       A summary: split name to `listed`, `written` and `rejected`.
 
     Raises:
-      BuildError: nothing was written, or a class has no image.
+      BuildError: images got lost, nothing was written, or a class has no image.
     """
     results = sorted(results, key=lambda result: result[:2])
-    _write_rows(task, results, REJECTED, "rejected")
+    found = {"rejected": _write_rows(task, results, REJECTED, "rejected"), "pairs": None}
     if any(stats["pairs"] for _, _, stats in results):
-        _write_rows(task, results, DUPLICATES, "pairs")
+        found["pairs"] = _write_rows(task, results, DUPLICATES, "pairs")
     splits = {name: _split(summaries) for name, summaries in _by_split(results).items()}
-    _check(task, classes, classes_given, results, splits)
+    _check(task, classes, classes_given, results, splits, listed)
+    report.write(task, classes, results, splits, found)
     _write_tfds(task, classes, splits)
-    manifest.write(manifest.Manifest(task.name, tuple(classes), task.label_kind, splits), task.output_dir)
     _remove_stale(task, results)
+    manifest.write(manifest.Manifest(task.name, tuple(classes), task.label_kind, splits), task.output_dir)
     return {n: {"listed": s.listed, "written": s.written, "rejected": s.rejected} for n, s in splits.items()}
 
 
@@ -73,7 +75,7 @@ def _split(summaries: list[dict]) -> manifest.Split:
     )
 
 
-def _write_rows(task: shards.Task, results, name: str, field: str) -> None:
+def _write_rows(task: shards.Task, results, name: str, field: str) -> str:
     """Writes the rows that all shards have in one field of their statistics, in the order of the shards."""
     path = os.path.join(task.output_dir, name)
     with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
@@ -84,11 +86,17 @@ def _write_rows(task: shards.Task, results, name: str, field: str) -> None:
                     for row in json.load(full)[field]:
                         file.write(json.dumps(row) + "\n")
     tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+    return path
 
 
-def _check(task, classes, classes_given, results, splits) -> None:
+def _check(task, classes, classes_given, results, splits, listed: int) -> None:
     refused = os.path.join(task.output_dir, REJECTED)
-    listed = sum(split.listed for split in splits.values())
+    arrived = sum(split.listed for split in splits.values())
+    if arrived != listed:
+        raise BuildError(
+            f"{listed} images were listed, but {arrived} came to the shards: the source changed while it was "
+            "listed. Let it rest, and run the same command again."
+        )
     for name, split in splits.items():
         if not split.written:
             raise BuildError(

@@ -29,7 +29,8 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source
     else:
         classes = pipeline | "Classes" >> beam.Create([given])
     indices = classes | "Indices" >> beam.Map(carried(indices_of))
-    task = AsSingleton(planning.task(pipeline, items, options, source))
+    total = planning.total(items)
+    task = AsSingleton(planning.task(items, total, options, source))
     listed = items | "Name" >> beam.Map(carried(to_name), task, AsSingleton(indices))
     every = pipeline | "One" >> beam.Create([None]) | "Shards" >> beam.FlatMap(carried(every_shard), task)
     names = (listed, every) | "Names" >> beam.Flatten()
@@ -43,13 +44,13 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source
     (
         pipeline
         | "End" >> beam.Create([given is not None])
-        | "Finish" >> beam.Map(carried(end), task, AsSingleton(classes), AsList(results))
+        | "Finish" >> beam.Map(carried(end), task, AsSingleton(classes), AsSingleton(total), AsList(results))
     )
 
 
-def end(classes_given: bool, task: shards.Task, classes: list[str], results: list) -> dict:
+def end(classes_given: bool, task: shards.Task, classes: list[str], total: tuple, results: list) -> dict:
     """Makes a record set of the shards."""
-    return finish.finish(task, classes, classes_given, results)
+    return finish.finish(task, classes, classes_given, total[0], results)
 
 
 def read_classes(path: str) -> list[str]:

@@ -8,10 +8,10 @@ import warnings
 
 import apache_beam as beam
 import tensorflow as tf
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam import ingest, options, progress, sources
+from beam import carry, ingest, options, progress, sources
 from beam.options import BuildError, BuildOptions
 
 
@@ -71,7 +71,6 @@ def finish_summary(output_dir: str) -> dict:
 
 def _runner(parsed):
     """Beam's in-memory and multi-processing runner for local work; whatever else is asked for by its name."""
-    name = (parsed.view_as(StandardOptions).runner or "").lower()
-    if name in ("", "directrunner", "direct"):
-        return FnApiRunner()
-    return None
+    local = (parsed.view_as(StandardOptions).runner or "").lower() in ("", "directrunner", "direct")
+    carry.stay_in_process(local and parsed.view_as(DirectOptions).direct_running_mode != "multi_processing")
+    return FnApiRunner() if local else None

@@ -13,7 +13,14 @@ _ALL = 2**64  # split hashes lie below
 _RECORD_OVERHEAD = 120  # bytes of a record beside its image, about
 
 
-def task(pipeline, items: beam.PCollection, options: BuildOptions, source: sources.Source) -> beam.PCollection:
+def total(items: beam.PCollection) -> beam.PCollection:
+    """One tuple: images, images of known size, bytes of these."""
+    return items | "Sizes" >> beam.Map(carried(size_of)) | "Total" >> beam.CombineGlobally(Total())
+
+
+def task(
+    items: beam.PCollection, total: beam.PCollection, options: BuildOptions, source: sources.Source
+) -> beam.PCollection:
     """The one `shards.Task` of the build."""
     flags = shards.Task(
         name=options.name,
@@ -25,21 +32,17 @@ def task(pipeline, items: beam.PCollection, options: BuildOptions, source: sourc
         distance=options.duplicate_distance,
         retry=options.retry_rejected,
     )
-    if options.shard_mib:
-        total = items | "Sizes" >> beam.Map(carried(size_of)) | "Total" >> beam.CombineGlobally(Total())
-    else:
-        total = pipeline | "Total" >> beam.Create([None])
     asked = options.validation_examples, options.validation_fraction, options.shard_mib
-    started = pipeline | "Flags" >> beam.Create([flags])
+    started = items.pipeline | "Flags" >> beam.Create([flags])
     return started | "Task" >> beam.Map(
         carried(complete), *asked, AsSingleton(_held_out(items, options)), AsSingleton(total)
     )
 
 
-def complete(flags: shards.Task, examples: int, fraction: float, mib: int, held_out: int, total) -> shards.Task:
+def complete(flags: shards.Task, examples: int, fraction: float, mib: int, held_out: int, total: tuple) -> shards.Task:
     """The task with what the listing decides: the bound of the held-out keys, and the number of shards."""
     train = flags.shards[shards.TRAIN]
-    if total is not None:
+    if mib:
         count, known, size = total
         if not known:
             raise BuildError(

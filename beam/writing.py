@@ -36,7 +36,7 @@ def build(
 
     Returns:
       file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept), classes (class
-      index to count), sides (see `side_bucket`), rejected (rows of key, reason and detail), pairs (duplicates
+      index to count), sides (see `side_bucket`), rejected (rows of `rejected.jsonl`), pairs (duplicates
       found), and what it was made from: fingerprint, kept (the fingerprint of what was not refused) and settings.
     """
     names, pairs, path = in_order(names), duplicates.best(pairs), path_of(task, split, index)
@@ -106,7 +106,7 @@ def _write(task: Task, path: str, names: list[Name], pairs: dict, reference, kep
         for name, result in outcomes(names, outcome):
             progress.count("done", 1)
             if isinstance(result, images.Refused):
-                rejected.append({"key": text(name.key), "reason": result.reason, "detail": result.detail})
+                rejected.append(_refusal(name, result))
                 if result.pair:
                     found.append(result.pair)
                 continue
@@ -148,6 +148,11 @@ def _record(name: Name, encoded: images.Encoded, label_kind: str) -> bytes:
     else:
         values |= {"labels": name.labels, "label_weights": name.weights}
     return record.serialize(values, label_kind)
+
+
+def _refusal(name: Name, refused: images.Refused) -> dict:
+    row = {"key": text(name.key), "reason": refused.reason, "detail": refused.detail}
+    return {**row, "path": text(name.path), "offset": name.offset, "size": name.size}
 
 
 def side_bucket(side: int) -> int:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from beam import launch
+from beam import launch, writing
 from pipeline.data import manifest, record, shard
 from tests import ingest_images
 
@@ -32,7 +33,7 @@ def tree(tmp_path_factory):
 
 def build(source, output, *flags) -> manifest.Manifest:
     """Runs the job in this process; it must succeed."""
-    assert launch.main([f"--input={source}", f"--output_dir={output}", *flags]) == 0
+    assert launch.main([f"--input={source}", f"--output_dir={output}", "--shards=2", *flags]) == 0
     return manifest.read(str(output))
 
 
@@ -302,3 +303,52 @@ def test_a_failed_build_leaves_no_earlier_manifest(tree, tmp_path, capsys):
         manifest.read(str(tmp_path / "set"))
     refused = failure(capsys, "--input=/nowhere", f"--output_dir={tmp_path}/set")
     assert "does not exist" in refused
+
+
+def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
+    source = ingest_images.folder_tree(tmp_path / "source", images=24, classes=2)
+    whole = {}
+    for name in ("class_1/003.jpg", "class_0/008.jpg"):
+        with open(f"{source}/{name}", "rb") as file:
+            whole[name] = file.read()
+        ingest_images.write(f"{source}/{name}", whole[name][:-200])
+    ingest_images.write(f"{source}/class_0/never.jpg", b"words")
+    flags = ["--shards=2", "--validation_fraction=0.2"]
+    build(source, tmp_path / "set", *flags)
+    assert set(refusals(tmp_path / "set")) == {*whole, "class_0/never.jpg"}
+    for name, data in whole.items():
+        ingest_images.write(f"{source}/{name}", data)
+
+    looked_at = []
+    monkeypatch.setattr(writing, "_read", lambda name, read=writing._read: looked_at.append(name.key) or read(name))
+    made = build(source, tmp_path / "set", *flags, "--retry_rejected")
+    assert sorted(looked_at) == sorted(name.encode() for name in (*whole, "class_0/never.jpg"))
+    assert made.split("train").written + made.split("validation").written == 24
+    build(source, tmp_path / "fresh", *flags)
+    assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
+
+
+def test_retry_with_looser_limits_equals_a_fresh_build(tmp_path):
+    source = ingest_images.folder_tree(tmp_path / "source", images=12, classes=2)
+    for i in range(4):
+        ingest_images.write(f"{source}/class_0/large{i}.jpg", ingest_images.encode(ingest_images.picture(i, 90, 80)))
+    build(source, tmp_path / "set", "--shards=2", "--max_pixels=2000")
+    assert set(refusals(tmp_path / "set").values()) == {"too_many_pixels"}
+    build(source, tmp_path / "set", "--shards=2", "--retry_rejected")
+    build(source, tmp_path / "fresh", "--shards=2")
+    assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
+    build(source, tmp_path / "set", "--shards=2", "--retry_rejected", "--max_pixels=2000")
+    build(source, tmp_path / "strict", "--shards=2", "--max_pixels=2000")
+    assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "strict")
+
+
+def test_shards_by_target_size(tmp_path):
+    source = tmp_path / "source"
+    noise = np.random.default_rng(0)
+    for i in range(24):
+        pixels = noise.integers(0, 256, (200, 200, 3), dtype=np.uint8)
+        ingest_images.write(source / f"c{i % 2}" / f"{i}.png", ingest_images.encode(Image.fromarray(pixels), "PNG"))
+    made = build(source, tmp_path / "set", "--shard_mib=1", "--validation_fraction=0.25")
+    size = sum(part.bytes for split in made.splits.values() for part in split.shards) / 2**20
+    assert len(made.split("train").shards) == round(size * 0.75)
+    assert len(made.split("validation").shards) == 1

@@ -1,0 +1,231 @@
+"""`report.md` and its pictures: what a build took, what it refused and why, for a person to look at."""
+
+import io
+import itertools
+import json
+import os
+import textwrap
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageDraw
+
+from beam import files, images, shards
+from beam.items import name_bytes, text
+from pipeline.data import manifest, shard
+
+FILE = "report.md"
+_TILE = 128  # pixels
+_SAMPLE = 24
+_NAMED = 40  # up to so many classes, each gets a bar with its name
+
+
+def write(
+    task: shards.Task, classes: list[str], results: list, splits: dict[str, manifest.Split], files_of_rows: dict
+) -> None:
+    """Writes the report of a build into its folder.
+
+    Args:
+      task: the build.
+      classes: class names in label order.
+      results: (split, shard number, summary) of every shard.
+      splits: what the manifest says of each split.
+      files_of_rows: "rejected" and "pairs" to the path of the JSON lines file with these rows, or None.
+    """
+    counts = np.zeros(len(classes), np.int64)
+    sides: dict[int, int] = {}
+    for _, _, stats in results:
+        for label, count in stats["classes"].items():
+            counts[int(label)] += count
+        for bucket, count in stats["sides"].items():
+            sides[int(bucket)] = sides.get(int(bucket), 0) + count
+    pictures = {
+        "report_classes.png": _class_figure(classes, counts),
+        "report_sizes.png": _size_figure(sides),
+        "report_images.jpg": _sheet(_written(task, results, classes), columns=8),
+        "report_rejected.jpg": _sheet(_refused(task, files_of_rows["rejected"]), columns=8),
+        "report_duplicates.jpg": _sheet(_pairs(task, files_of_rows["pairs"]), columns=8),
+    }
+    for name, data in pictures.items():
+        path = os.path.join(task.output_dir, name)
+        if data:
+            with tf.io.gfile.GFile(path, "wb") as file:
+                file.write(data)
+        elif tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+    there = {name for name, data in pictures.items() if data}
+    shards.write_whole(os.path.join(task.output_dir, FILE), _text(task, classes, counts, results, splits, there))
+
+
+def _text(task, classes, counts, results, splits, pictures: set[str]) -> str:
+    lines = [f"# {task.name}", "", "| split | listed | written | refused | shards | GiB |", "|---|---|---|---|---|---|"]
+    for name, split in splits.items():
+        size = sum(part.bytes for part in split.shards) / 2**30
+        refused = split.listed - split.written
+        lines.append(
+            f"| {name} | {split.listed:,} | {split.written:,} | {refused:,} | {len(split.shards):,} | {size:,.3f} |"
+        )
+    passed, written = sum(s["passed"] for _, _, s in results), sum(s["examples"] for _, _, s in results)
+    lines += ["", f"{passed:,} of {written:,} images passed through byte for byte; the others were encoded again.", ""]
+    reasons = sorted({reason for split in splits.values() for reason in split.rejected})
+    if reasons:
+        lines += ["## Refused", "", f"| reason | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+        for reason in reasons:
+            numbers = " | ".join(f"{split.rejected.get(reason, 0):,}" for split in splits.values())
+            lines.append(f"| {reason} | {numbers} |")
+        lines += ["", "Each one stands in `rejected.jsonl` with its reason and detail.", ""]
+        lines += _picture("report_rejected.jpg", pictures)
+    pairs = sum(stats["pairs"] for _, _, stats in results)
+    if pairs:
+        lines += ["## Duplicates", "", f"{pairs:,} images with a duplicate; `duplicates.jsonl` names the pairs.", ""]
+        lines += _picture("report_duplicates.jpg", pictures)
+    lines += ["## Classes", "", *_class_lines(classes, counts), *_picture("report_classes.png", pictures)]
+    lines += ["## Sizes", "", *_picture("report_sizes.png", pictures)]
+    lines += ["## A sample", "", *_picture("report_images.jpg", pictures)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _picture(name: str, pictures: set[str]) -> list[str]:
+    return [f"![]({name})", ""] if name in pictures else []
+
+
+def _class_lines(classes: list[str], counts: np.ndarray) -> list[str]:
+    order = np.argsort(-counts, kind="stable")
+    quantiles = np.quantile(counts, (0, 0.25, 0.5, 0.75, 1)).round().astype(int)
+    ends = [("largest", order[:5]), ("smallest", order[::-1][:5])] if len(classes) > 5 else [("all", order)]
+    named = [f"{name}: " + ", ".join(f"{classes[i]} ({counts[i]:,})" for i in indices) for name, indices in ends]
+    return [
+        f"{len(classes):,} classes, {int((counts == 0).sum()):,} of them without an image. Images a class, from the "
+        f"least over the quartiles to the most: {', '.join(f'{q:,}' for q in quantiles)}.",
+        "",
+        *(f"- {line}" for line in named),
+        "",
+    ]
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # here: workers that only write shards do without it
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _class_figure(classes: list[str], counts: np.ndarray) -> bytes:
+    """A bar for each of a few classes; for many, the counts by rank on logarithmic axes."""
+    if len(classes) <= _NAMED:
+        figure, axes = _figure(7, 1 + 0.2 * len(classes))
+        axes.barh([textwrap.shorten(name, 40) or "?" for name in _plain(classes)], counts, color="tab:blue")
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.set_xlabel("images")
+        return _png(figure)
+    figure, axes = _figure(7, 4)
+    axes.plot(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], drawstyle="steps-mid")
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_xlabel("class, by number of images")
+    axes.set_ylabel("images")
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _plain(names: list[str]) -> list[str]:
+    """Labels that Matplotlib's own font can draw, and does not take for mathematics."""
+    plain = (name.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$") for name in names)
+    return [f"{index}: {name}" for index, name in enumerate(plain)]
+
+
+def _size_figure(sides: dict[int, int]) -> bytes:
+    figure, axes = _figure(7, 3)
+    buckets = range(min(sides), max(sides) + 1)
+    axes.bar([f"{round(2 ** (b / 2))}" for b in buckets], [sides.get(b, 0) for b in buckets], align="edge", width=0.9)
+    axes.set_xlabel("shorter side, pixels (from)")
+    axes.set_ylabel("images")
+    return _png(figure)
+
+
+def _written(task, results, classes) -> list[tuple[Image.Image | None, str]]:
+    """Records from the head of each shard: by hash of the key, so a fair sample."""
+    filled = [stats for _, _, stats in results if stats["examples"]]
+    tiles = []
+    for number, stats in itertools.product(range(_SAMPLE), filled):
+        if len(tiles) == _SAMPLE:
+            break
+        if number < stats["examples"]:
+            path = os.path.join(task.output_dir, stats["file"])
+            payload = shard.read_records(path, shard.read_index(path, stats["examples"]), number, 1)[0]
+            features = tf.train.Example.FromString(payload).features.feature
+            labels = [*features["label"].int64_list.value, *features["labels"].int64_list.value]
+            title = ", ".join(classes[label] for label in labels)
+            tiles.append((_thumbnail(features["image"].bytes_list.value[0], task), title))
+    return tiles
+
+
+def _refused(task, path: str | None) -> list[tuple[Image.Image | None, str]]:
+    return [
+        (_from_place(row["path"], row["offset"], row["size"], task), f"{row['reason']}: {row['key']}")
+        for row in _rows(path, _SAMPLE)
+    ]
+
+
+def _pairs(task, path: str | None) -> list[tuple[Image.Image | None, str]]:
+    tiles = []
+    for row in _rows(path, _SAMPLE):
+        for which in ("", "other_"):
+            place = row[f"{which}path"], row[f"{which}offset"], row[f"{which}size"]
+            title = row[f"{which}key"] if which else f"{row['reason']}, {row['distance']} bits: {row['key']}"
+            tiles.append((_from_place(*place, task), title))
+    return tiles
+
+
+def _rows(path: str | None, count: int) -> list[dict]:
+    if path is None:
+        return []
+    with tf.io.gfile.GFile(path) as file:
+        return [json.loads(line) for line in itertools.islice(file, count)]
+
+
+def _from_place(path: str, offset: int, size: int, task: shards.Task) -> Image.Image | None:
+    try:
+        return _thumbnail(files.read(text(name_bytes(path)), offset, size), task)
+    except (OSError, ValueError):
+        return None
+
+
+def _thumbnail(data: bytes, task: shards.Task) -> Image.Image | None:
+    try:
+        image = Image.open(io.BytesIO(data), formats=images.FORMATS)
+        if image.width * image.height > task.images.max_pixels:
+            return None
+        image.draft("RGB", (_TILE, _TILE))
+        image.thumbnail((_TILE, _TILE))
+        return image.convert("RGB")
+    except Exception:  # what was refused may do anything to a decoder
+        return None
+
+
+def _sheet(tiles: list[tuple[Image.Image | None, str]], columns: int) -> bytes | None:
+    """A contact sheet: each image (or an empty frame) with a line under it."""
+    if not tiles:
+        return None
+    columns = min(columns, len(tiles))
+    width, height = _TILE + 8, _TILE + 34
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, title) in enumerate(tiles):
+        x, y = number % columns * width + 4, number // columns * height + 4
+        if image is None:
+            draw.rectangle((x, y, x + _TILE, y + _TILE), outline="grey", fill="whitesmoke")
+        else:
+            sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))
+        plain = title.encode("ascii", "backslashreplace").decode()
+        draw.text((x, y + _TILE + 2), plain[:22] + "\n" + plain[22:44], fill="black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
