@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint format build-file bench-ingest bench-input lock clean
+.PHONY: help setup quickstart test test-all lint format build-file bench-ingest bench-input bench-augment lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-ingest: setup ## speed and memory of the Beam job
 
 bench-input: setup ## speed and memory of the trainer's input
 	$(RUN) benchmarks/input.py
+
+bench-augment: setup ## speed of augmentation alone
+	$(RUN) benchmarks/augment.py
 
 lock: ## write requirements.txt anew from requirements.in, with the newest versions that fit
 	rm -rf $(VENV)-lock
