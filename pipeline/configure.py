@@ -81,6 +81,11 @@ def get(name: str) -> collections.abc.Callable:
     return gin.get_configurable(name)
 
 
+def message(error: Exception) -> str:
+    """The text of an error without the chain of configurables that gin appends to it."""
+    return re.sub(r"\n\s*In call to configurable .*", "", str(error))
+
+
 def text() -> str:
     """The parsed configuration as gin text."""
     return gin.config_str()

@@ -240,13 +240,13 @@ def restore(saved: Saved, state: State) -> None:
 def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[str]:
     """How two sets of variables (name to shape) differ, a line each; empty where they fit."""
     return (
-        [f"{name} {expected[name]} is not in the checkpoint" for name in sorted(expected.keys() - found.keys())]
-        + [f"{name} {found[name]} has no place in the model" for name in sorted(found.keys() - expected.keys())]
-        + [
+        [
             f"{name} has shape {found[name]} in the checkpoint and {expected[name]} in the model"
             for name in sorted(expected.keys() & found.keys())
             if expected[name] != found[name]
         ]
+        + [f"{name} {expected[name]} is not in the checkpoint" for name in sorted(expected.keys() - found.keys())]
+        + [f"{name} {found[name]} has no place in the model" for name in sorted(found.keys() - expected.keys())]
     )
 
 
