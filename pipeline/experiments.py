@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline import configure
 from pipeline.data import augment, manifest, mixing, randaugment
-from pipeline.model import nfnet
+from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, experiment, ledger, optimizer, run, sam, schedule, settings, trainer
 from pipeline.train.journal import Preempted
@@ -45,7 +45,9 @@ def register() -> None:
             "RandAugment": randaugment.RandAugment,
             "Mixing": mixing.Mixing,
             "nfnet": nfnet.create,
+            "garden": garden.create,
             "sgd": optimizer.SGD,
+            "adamw": optimizer.AdamW,
             "SAM": sam.SAM,
             "cosine": schedule.cosine,
             "linear": schedule.linear,

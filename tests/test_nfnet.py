@@ -64,11 +64,11 @@ def test_any_resolution_gives_float32_logits(size):
     assert logits.dtype == tf.float32
 
 
-def test_stage_outputs_have_the_widths_and_strides_of_the_stages():
-    outputs = nfnet.create("nano", 7).stage_outputs(tf.zeros([1, 64, 64, 3]))
-    assert [tuple(out.shape[1:]) for out in outputs] == [
-        (64 // stride, 64 // stride, width)
-        for stride, width in zip((4, 8, 16, 32), variants.get("nano").widths, strict=True)
+def test_feature_maps_have_the_widths_and_strides_of_the_stages():
+    maps = nfnet.create("nano", 7).trunk(tf.zeros([1, 64, 64, 3]))
+    *first, last = variants.get("nano").widths
+    assert [tuple(each.shape[1:]) for each in maps] == [
+        (64 // stride, 64 // stride, width) for stride, width in zip((4, 8, 16, 32), (*first, 2 * last), strict=True)
     ]
 
 
@@ -146,7 +146,7 @@ def test_mixed_bfloat16_keeps_float32_weights_and_logits():
         assert theirs.dtype == tf.float32
         theirs.assign(ours)
     images = tf.random.stateless_normal([4, 32, 32, 3], [1, 2])
-    assert mixed.stage_outputs(images)[-1].dtype == tf.bfloat16
+    assert mixed.trunk(images)[-1].dtype == tf.bfloat16
     assert mixed(images).dtype == tf.float32
     np.testing.assert_allclose(mixed(images), plain(images), atol=0.02 * float(tf.norm(plain(images))) + 1e-3)
     for gradient in _gradients(mixed, images):

@@ -146,6 +146,36 @@ def test_two_replicas_step_as_one(two_replicas):
         np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
+def test_adamw_steps_equal_a_plain_computation_and_decays_kernels_alone(two_replicas):
+    rng = np.random.default_rng(3)
+    start = {"a/kernel": rng.normal(size=(4, 3)), "a/bias": rng.normal(size=3)}
+    with two_replicas.scope():
+        variables = [tf.Variable(value, name=name, dtype=tf.float32) for name, value in start.items()]
+        adamw = optimizer.AdamW(0.1, weight_decay=0.3)
+        adamw.build(variables)
+    gradients = [{name: rng.normal(size=value.shape) for name, value in start.items()} for _ in range(3)]
+
+    def replica(values):
+        # Keras sums gradients over replicas.
+        adamw.apply_gradients([(value / 2, variable) for value, variable in zip(values, variables, strict=True)])
+
+    for values in gradients:
+        tensors = [tf.constant(value, tf.float32) for value in values.values()]
+        tf.function(lambda tensors: two_replicas.run(replica, args=(tensors,)))(tensors)
+    for variable in variables:
+        name = variable.name[:-2]
+        w, m, v = start[name].copy(), 0, 0
+        for t, values in enumerate(gradients, 1):
+            m, v = 0.9 * m + 0.1 * values[name], 0.999 * v + 0.001 * values[name] ** 2
+            if name.endswith("kernel"):
+                w -= 0.1 * 0.3 * w
+            w -= 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        for copy in two_replicas.experimental_local_results(variable):
+            np.testing.assert_allclose(copy, w, rtol=1e-4, atol=1e-5)
+    assert float(adamw.learning_rate_at(3)) == pytest.approx(0.1)
+    assert optimizer.AdamW.from_config(adamw.get_config()).get_config() == adamw.get_config()
+
+
 def test_learning_rate_of_any_step():
     rates = schedule.cosine(100, 10, peak=2.0, warmup_epochs=1)
     assert float(optimizer.SGD(rates).learning_rate_at(10)) == 2.0

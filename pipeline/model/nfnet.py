@@ -8,30 +8,60 @@ import tf_keras
 from pipeline.model import layers, variants
 
 
-class NFNet(tf_keras.Model):
-    """A variant of the family with its linear layer; made by `create`."""
+class Trunk(tf_keras.Model):
+    """NFNet without its linear layer: from images to feature maps; arguments as of `create`."""
 
     def __init__(
-        self,
-        variant: str,
-        num_classes: int,
-        dropout_rate: float,
-        stochastic_depth_rate: float,
-        recompute_stages: Sequence[int],
+        self, variant: str, stochastic_depth_rate: float = 0.0, recompute_stages: Sequence[int] = (), **kwargs
     ):
-        super().__init__(name=f"nfnet_{variant.replace('+', 'plus').lower()}")
-        self.variant = variant
+        super().__init__(**kwargs)
         spec = variants.get(variant)
-        self.variant = variant
-        self._dropout_rate = dropout_rate
         self._recompute_stages = frozenset(recompute_stages)
         self._plan = variants.blocks(spec)
         self.stem = [layers.WSConv(conv) for conv in variants.stem(spec)]
         self.blocks = [layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan]
         final = variants.final_conv(spec)
         self.final_conv = layers.WSConv(final)
+        self.widths = (*spec.widths[:-1], final.channels)
+        self.built = True
+
+    def call(self, images, training=False, seed=None):
+        """Returns four activated feature maps [batch, h, w, width], of strides 4, 8, 16 and 32 (rounded up).
+
+        The first three are ends of stages; the fourth comes after the final convolution.
+
+        Args:
+          images: normalised float images [batch, height, width, 3].
+          training: whether stochastic depth acts.
+          seed: int32 [2], from which each block derives its noise; drawn if not given.
+        """
+        seed = seed_or_draw(seed, training)
+        outputs = self.stem[0](tf.cast(images, self.compute_dtype))
+        for conv in self.stem[1:]:
+            outputs = conv(layers.activation(outputs))
+        maps = []
+        for index, (spec, block) in enumerate(zip(self._plan, self.blocks, strict=True)):
+            if spec.stage > len(maps):
+                maps.append(layers.activation(outputs))
+            outputs = self._run(spec, block, outputs, training, fold(seed, index) if training else None)
+        return [*maps, layers.activation(self.final_conv(outputs))]
+
+    def _run(self, spec, block, inputs, training, seed):
+        if training and spec.stage in self._recompute_stages:
+            return tf.recompute_grad(lambda values: block(values, training=True, seed=seed))(inputs)
+        return block(inputs, training=training, seed=seed)
+
+
+class NFNet(tf_keras.Model):
+    """A variant of the family with its linear layer; made by `create`."""
+
+    def __init__(self, variant: str, num_classes: int, dropout_rate: float, trunk: Trunk):
+        super().__init__(name=f"nfnet_{variant.replace('+', 'plus').lower()}")
+        self.variant = variant
+        self._dropout_rate = dropout_rate
+        self.trunk = trunk
         small_normal = tf_keras.initializers.RandomNormal(stddev=0.01)
-        self.linear = layers.Linear("linear", final.channels, num_classes, small_normal, dtype=tf.float32)
+        self.linear = layers.Linear("linear", trunk.widths[-1], num_classes, small_normal, dtype=tf.float32)
         self.built = True
 
     def call(self, images, training=False, seed=None):
@@ -42,35 +72,16 @@ class NFNet(tf_keras.Model):
           training: whether dropout and stochastic depth act.
           seed: int32 [2], from which each layer derives its noise; drawn if not given.
         """
-        if training and seed is None:
-            seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+        seed = seed_or_draw(seed, training)
         features = self.features(images, training, seed)
         if training and self._dropout_rate:
-            features = layers.dropout(features, self._dropout_rate, _fold(seed, len(self.blocks)))
+            features = layers.dropout(features, self._dropout_rate, fold(seed, len(self.trunk.blocks)))
         return self.linear(features)
 
     def features(self, images, training=False, seed=None):
         """Returns the float32 features [batch, channels] that the linear layer sees, before dropout."""
-        outputs = self.stage_outputs(images, training, seed)[-1]
-        outputs = layers.activation(self.final_conv(outputs))
-        return tf.reduce_mean(tf.cast(outputs, tf.float32), axis=[1, 2])
-
-    def stage_outputs(self, images, training=False, seed=None):
-        """Returns the four stages' outputs [batch, h, w, width], at strides 4, 8, 16 and 32."""
-        outputs = self.stem[0](tf.cast(images, self.compute_dtype))
-        for conv in self.stem[1:]:
-            outputs = conv(layers.activation(outputs))
-        ends = []
-        for index, (spec, block) in enumerate(zip(self._plan, self.blocks, strict=True)):
-            if spec.stage == len(ends) + 1:
-                ends.append(outputs)
-            outputs = self._run(spec, block, outputs, training, _fold(seed, index) if training else None)
-        return [*ends, outputs]
-
-    def _run(self, spec, block, inputs, training, seed):
-        if training and spec.stage in self._recompute_stages:
-            return tf.recompute_grad(lambda values: block(values, training=True, seed=seed))(inputs)
-        return block(inputs, training=training, seed=seed)
+        last = self.trunk(images, training=training, seed=seed)[-1]
+        return tf.reduce_mean(tf.cast(last, tf.float32), axis=[1, 2])
 
 
 def create(
@@ -103,8 +114,17 @@ def create(
             raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
     if unknown := set(recompute_stages) - set(range(len(spec.depths))):
         raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
-    return NFNet(variant, num_classes, dropout_rate, stochastic_depth_rate, recompute_stages)
+    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, name="trunk")
+    return NFNet(variant, num_classes, dropout_rate, trunk)
 
 
-def _fold(seed, index):
+def seed_or_draw(seed: tf.Tensor | None, training: bool) -> tf.Tensor | None:
+    """`seed`, or in training without one a seed [2] from TensorFlow's global generator."""
+    if training and seed is None:
+        return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+    return seed
+
+
+def fold(seed: tf.Tensor, index: int) -> tf.Tensor:
+    """The seed of the layer with this index."""
     return tf.random.experimental.stateless_fold_in(seed, index)

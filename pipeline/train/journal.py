@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from absl import logging
 
 from pipeline import report
-from pipeline.model import cost, variants
+from pipeline.model import cost, graph_cost, variants
 from pipeline.train import checkpoint, distribution
 from pipeline.train import state as states
+from pipeline.train.damage import DamagedRecords
 from pipeline.train.ledger import Entry, LedgerError
 from pipeline.train.settings import Context, Loop
 
@@ -41,6 +42,8 @@ class Journal:
         self._settled = self._whole_epochs()  # epochs whose verdict was given before the interruption
         self._seconds = resumed.facts["seconds"] if resumed else 0.0
         self._looked_at = time.monotonic()
+        self._damaged = DamagedRecords(context.model_dir, (parts.records, parts.validation))
+        self._evaluation_steps = 0
         self._stop_requested = False
 
     def __enter__(self):
@@ -71,26 +74,39 @@ class Journal:
         step = self._state.step
         self._metrics.add(step, output)
         self._progress.update(self._images(), output)
+        self._damaged.write()
+        stop = self._stop_requested_anywhere()  # every process gets here, so each sees what all have written
         self._settle_epochs()
         output["epochs_exactly_once"] = sum(entry.exactly_once for entry in self.ledger())  # for TensorBoard
         if step % self._loop.checkpoint_every == 0:
             self.save()
-        if self._stop_requested:
-            self.save()
-            self._writer.wait()
-            raise Preempted(
-                f"stopped at step {step} of {self._parts.last_step}; the checkpoint in {self._context.checkpoints} is "
-                "whole, and the same command goes on from it."
-            )
+        if stop:
+            self._stop()
         self._looked_at = time.monotonic()
+
+    def after_evaluation_step(self) -> None:
+        """Looks whether to stop, as often as in training; raises Preempted."""
+        self._evaluation_steps += 1
+        if self._evaluation_steps % self._loop.steps_per_loop == 0 and self._stop_requested_anywhere():
+            self._stop()
+
+    def _stop_requested_anywhere(self) -> bool:
+        """Whether any process was told to stop: all stop after the same step, or the others would wait for ever."""
+        return 1 in distribution.of_all_processes(self._parts.strategy, int(self._stop_requested))
+
+    def _stop(self) -> None:
+        self.save()
+        self._writer.wait()
+        raise Preempted(
+            f"stopped at step {self._state.step} of {self._parts.last_step}; the checkpoint in "
+            f"{self._context.checkpoints} is whole, and the same command goes on from it."
+        )
 
     def after_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Books an evaluation; keeps the checkpoint apart where it is the best so far."""
         step = self._state.step
         metrics = {name: value for name, value in metrics.items() if name.startswith("validation_")}
         earlier = [line[BEST_METRIC] for line in self._metrics.lines if BEST_METRIC in line]
-        self._metrics.add(step, metrics)
-        self._progress.say(f"step {step}: {report.describe(metrics)}")
         if (
             self._chief
             and self._loop.evaluate_every_epochs
@@ -100,6 +116,9 @@ class Journal:
             best = os.path.join(self._context.model_dir, "best")
             checkpoint.copy(checkpoint.folder(self._context.checkpoints, step), best)
             checkpoint.prune(best, keep=1, keep_every_hours=0)
+        # Booked last: an interruption before this line repeats the evaluation, and with it the copy.
+        self._metrics.add(step, metrics)
+        self._progress.say(f"step {step}: {report.describe(metrics)}")
         self._looked_at = time.monotonic()
 
     def has_evaluation(self, step: int) -> bool:
@@ -121,6 +140,8 @@ class Journal:
 
     def finish(self) -> dict:
         """Writes and returns the run's summary."""
+        self._damaged.write()
+        distribution.of_all_processes(self._parts.strategy, 0)  # waits until all have written
         self._settle_epochs()
         self.save()
         self._writer.wait()
@@ -145,16 +166,17 @@ class Journal:
             "config_digest": self._context.config_digest,
             "data_digest": self._parts.records.manifest.digest,
             "weights_digest": states.weights_digest(self._state.model),
-            "damaged_records": sorted(self._parts.records.damaged),
+            "damaged_records": self._damaged.names(),
             "ledger": [entry.as_dict() for entry in self.ledger()],
         }
 
-    def _flops_per_image(self) -> int | None:
+    def _flops_per_image(self) -> int:
         """Of a forward pass at the training resolution, two a multiply-add; a training step takes three times that."""
+        size = self._experiment.data.train_size
         if self._state.variant not in variants.VARIANTS:
-            return None
+            return 2 * graph_cost.multiply_adds(self._state.model, size)
         num_classes = self._experiment.classes(self._parts.records)
-        return 2 * cost.multiply_adds(self._state.variant, self._experiment.data.train_size, num_classes)
+        return 2 * cost.multiply_adds(self._state.variant, size, num_classes)
 
     def _facts(self) -> dict:
         return {
@@ -181,8 +203,9 @@ class Journal:
         for entry in entries[self._settled : ended]:
             self._progress.say(str(entry))
             if not entry.exactly_once:
-                message = f"{entry}. Damaged records left out: {sorted(self._parts.records.damaged) or 'none'}."
-                if self._loop.on_ledger_mismatch == "stop" and not self._parts.records.damaged:
+                damaged = self._damaged.names()
+                message = f"{entry}. Damaged records left out: {', '.join(damaged) or 'none'}."
+                if self._loop.on_ledger_mismatch == "stop" and not damaged:
                     raise LedgerError(message)
                 logging.warning("%s", message)
         self._settled = ended

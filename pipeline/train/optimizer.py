@@ -1,6 +1,6 @@
-"""SGD with momentum, weight decay and adaptive gradient clipping (AGC).
+"""SGD with momentum, weight decay and adaptive gradient clipping (AGC); AdamW for transformers.
 
-Source: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", 2021, section 4.
+Source of AGC: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", 2021, section 4.
 """
 
 import fnmatch
@@ -26,7 +26,16 @@ def clip_adaptively(gradient: tf.Tensor, weight: tf.Tensor, clipping: float, eps
     return tf.where(norms > largest, gradient * (largest / tf.maximum(norms, 1e-6)), gradient)
 
 
-class SGD(tf_keras.optimizers.SGD):
+class Scheduled:
+    """What the trainer asks of an optimiser beside Keras' interface."""
+
+    def learning_rate_at(self, step) -> tf.Tensor:
+        """The learning rate with which step `step` (counted from 0) is taken, float32 []."""
+        rate = self._learning_rate
+        return tf.cast(rate(step) if callable(rate) else rate, tf.float32)
+
+
+class SGD(Scheduled, tf_keras.optimizers.SGD):
     """SGD whose step on each variable is: clip per output unit, add decay, add momentum.
 
     With g the clipped gradient plus `weight_decay * w`: `m = momentum * m + g`, then `w -= rate * m`, or with
@@ -76,8 +85,8 @@ class SGD(tf_keras.optimizers.SGD):
         super().build(var_list)
         # The copies on other replicas have other names, so that names are matched here, on the originals.
         names = [variable.name.split(":")[0] for variable in var_list]
-        unclipped = _matching(names, self._unclipped, "unclipped") if self._clipping else set()
-        decayed = _matching(names, self._decayed, "decayed") if self._decay else set()
+        unclipped = _matching(names, self._unclipped, "SGD.unclipped") if self._clipping else set()
+        decayed = _matching(names, self._decayed, "SGD.decayed") if self._decay else set()
         self._is_clipped = [self._clipping is not None and name not in unclipped for name in names]
         self._is_decayed = [name in decayed for name in names]
 
@@ -94,11 +103,6 @@ class SGD(tf_keras.optimizers.SGD):
         step = gradient + self.momentum * momentum if self.nesterov else momentum
         variable.assign_sub(rate * step)
 
-    def learning_rate_at(self, step) -> tf.Tensor:
-        """The learning rate with which step `step` (counted from 0) is taken, float32 []."""
-        rate = self._learning_rate
-        return tf.cast(rate(step) if callable(rate) else rate, tf.float32)
-
     def get_config(self):
         """The arguments that make an equal optimiser."""
         return {
@@ -114,13 +118,48 @@ class SGD(tf_keras.optimizers.SGD):
         }
 
 
+class AdamW(Scheduled, tf_keras.optimizers.AdamW):
+    """Adam with decoupled weight decay, for transformers: Keras' own, with `decayed` patterns as of `SGD`.
+
+    Each step also takes `rate * weight_decay * w` off the variables that decay.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        weight_decay: float = 0.05,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        decayed: Sequence[str] = ("*kernel",),
+        name: str = "adamw",
+    ):
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, jit_compile=False, name=name)
+        self._decayed = tuple(decayed)
+
+    def build(self, var_list):
+        """Creates the moments, and settles by name which variables decay; raises ValueError as `SGD.build`."""
+        names = [variable.name.split(":")[0] for variable in var_list]
+        decayed = _matching(names, self._decayed, "AdamW.decayed") if self.weight_decay else set()
+        kept = [variable for variable, name in zip(var_list, names, strict=True) if name not in decayed]
+        if not getattr(self, "_built", False):
+            self.exclude_from_weight_decay(var_list=kept)
+        super().build(var_list)
+
+    def get_config(self):
+        """The arguments that make an equal optimiser."""
+        names = ("weight_decay", "beta_1", "beta_2", "epsilon", "name")
+        rate = self._serialize_hyperparameter(self._learning_rate)
+        return {name: getattr(self, name) for name in names} | {"learning_rate": rate, "decayed": list(self._decayed)}
+
+
 def _matching(names: Sequence[str], patterns: Sequence[str], setting: str) -> set[str]:
     found = set()
     for pattern in patterns:
         fits = fnmatch.filter(names, pattern)
         if not fits:
             raise ValueError(
-                f"SGD.{setting} has {pattern!r}, which fits none of the {len(names)} trainable variables "
+                f"{setting} has {pattern!r}, which fits none of the {len(names)} trainable variables "
                 f"({names[0]}, ..., {names[-1]}): correct the pattern or leave it out."
             )
         found.update(fits)

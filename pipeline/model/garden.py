@@ -1,0 +1,123 @@
+"""The TensorFlow Model Garden both ways: NFNet as one of its backbones, and its backbones as models of our trainer."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import tensorflow as tf
+import tf_keras
+from official.modeling import hyperparams
+from official.projects.maxvit.configs import backbones as maxvit_configs
+from official.projects.maxvit.modeling import maxvit  # noqa: F401 (registers the backbone)
+from official.vision.configs import common
+from official.vision.modeling.backbones import factory
+
+from pipeline.model import layers, nfnet
+
+
+@dataclasses.dataclass
+class NFNet(hyperparams.Config):
+    """Which NFNet the Garden's factory builds; fields as of `nfnet.create`."""
+
+    variant: str = "F0"
+    stochastic_depth_rate: float = 0.0
+
+
+@dataclasses.dataclass
+class Backbone(maxvit_configs.Backbone):
+    """The Garden's choice of backbones, with NFNet; give it to any of its model configurations."""
+
+    type: str | None = "nfnet"
+    nfnet: NFNet = dataclasses.field(default_factory=NFNet)
+
+
+class NFNetBackbone(nfnet.Trunk):
+    """NFNet's feature maps by level, `{"2": ..., "5": ...}`, of stride `2**level`, as the Garden's models want them."""
+
+    def __init__(self, variant: str, stochastic_depth_rate: float = 0.0):
+        super().__init__(variant, stochastic_depth_rate, name="nfnet_backbone")
+        self._config = {"variant": variant, "stochastic_depth_rate": stochastic_depth_rate}
+        #: Level to shape of its map.
+        self.output_specs = {
+            str(level): tf.TensorShape([None, None, None, width]) for level, width in enumerate(self.widths, 2)
+        }
+
+    def call(self, inputs, training=False, seed=None):
+        """Maps normalised images [batch, h, w, 3] to feature maps by level."""
+        return {str(level): each for level, each in enumerate(super().call(inputs, training, seed), 2)}
+
+    def get_config(self):
+        """The arguments that make an equal backbone."""
+        return dict(self._config)
+
+
+@factory.register_backbone_builder("nfnet")
+def build_nfnet(input_specs, backbone_config, norm_activation_config, l2_regularizer=None) -> NFNetBackbone:
+    """Builds an NFNet for the Garden's factory; it has no normalisation to configure, and decay is the optimiser's."""
+    del input_specs, norm_activation_config, l2_regularizer
+    chosen = backbone_config.get()
+    return NFNetBackbone(chosen.variant, chosen.stochastic_depth_rate)
+
+
+class Classifier(tf_keras.Model):
+    """A backbone of the Garden with a linear layer, called as our own models are; made by `create`."""
+
+    def __init__(self, variant: str, backbone: tf_keras.Model, num_classes: int, image_size: int | None):
+        super().__init__(name="garden_" + variant)
+        self.variant = variant
+        self.backbone = backbone
+        channels = self.features(tf_keras.Input([image_size, image_size, 3])).shape[-1]
+        small_normal = tf_keras.initializers.RandomNormal(stddev=0.01)
+        self.linear = layers.Linear("linear", channels, num_classes, small_normal, dtype=tf.float32)
+        self.built = True
+
+    def call(self, images, training=False, seed=None):
+        """Returns float32 logits [batch, num_classes] of normalised images [batch, height, width, 3].
+
+        `seed` is not used: what is random in the Garden's layers is left off.
+        """
+        return self.linear(self.features(images, training))
+
+    def features(self, images, training=False, seed=None):
+        """Returns the float32 features [batch, channels] that the linear layer sees."""
+        endpoints = self.backbone(images, training=training)
+        # As the Garden's classification model: the last level, or what a transformer calls 'pre_logits'.
+        last = tf.cast(endpoints[max(endpoints)], tf.float32)
+        return tf.reduce_mean(last, axis=list(range(1, last.shape.rank - 1)))
+
+
+def create(
+    backbone: str,
+    num_classes: int,
+    *,
+    image_size: int | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Classifier:
+    """Creates a classifier on one of the Garden's backbones, for our trainer.
+
+    Dropout and stochastic depth stay off, since the Garden draws them from a state that no checkpoint keeps.
+
+    Args:
+      backbone: 'vit', 'maxvit', 'resnet', 'efficientnet', 'mobilenet' or another of the Garden's `Backbone` choices.
+      num_classes: length of the logits.
+      image_size: resolution in pixels, the same in training and evaluation; 'vit' and 'maxvit' need it, convolutional
+        networks take any where it is None.
+      settings: fields of the backbone's configuration, such as `{"model_name": "vit-s16"}`.
+
+    Raises:
+      ValueError: the backbone or a setting is unknown.
+    """
+    names = sorted({field.name for field in dataclasses.fields(Backbone)} - {"type", "nfnet"})
+    if backbone not in names:
+        raise ValueError(f"Unknown backbone {backbone!r}; the Garden has {', '.join(names)}.")
+    if backbone in ("vit", "maxvit") and image_size is None:
+        raise ValueError(f"Backbone {backbone!r} works at one resolution: set image_size.")
+    chosen = Backbone(type=backbone)
+    fields = chosen.get().as_dict()
+    if unknown := sorted(set(settings or {}) - set(fields)):
+        raise ValueError(f"Backbone {backbone!r} has no setting {', '.join(unknown)}; it has {', '.join(fields)}.")
+    chosen.get().override(dict(settings or {}))
+    # Keras numbers layers through a process; what checkpoints call them must not depend on what was made before.
+    tf_keras.backend.reset_uids()
+    shape = [None, image_size, image_size, 3]
+    made = factory.build_backbone(tf_keras.layers.InputSpec(shape=shape), chosen, common.NormActivation())
+    return Classifier(backbone, made, num_classes, image_size)

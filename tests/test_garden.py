@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from official.vision.configs import image_classification, retinanet
+from official.vision.modeling import factory
+
+from pipeline.model import garden, graph_cost, nfnet, weights
+
+IMAGES = tf.random.stateless_normal([2, 64, 64, 3], [1, 2])
+SPEC = tf_keras.layers.InputSpec(shape=[None, 64, 64, 3])
+BACKBONES = {
+    "vit": {"model_name": "vit-ti16"},
+    "resnet": {"model_id": 50, "stem_type": "v1", "se_ratio": 0.25, "resnetd_shortcut": True},
+    "efficientnet": {"model_id": "b0", "se_ratio": 0.25},
+    "maxvit": {"model_name": "maxvit-tiny-for-test", "window_size": 2, "grid_size": 2},
+}
+
+
+def test_the_gardens_classification_model_on_nfnet_computes_what_nfnet_does():
+    config = image_classification.ImageClassificationModel(
+        num_classes=7, backbone=garden.Backbone(type="nfnet", nfnet=garden.NFNet(variant="nano"))
+    )
+    theirs = factory.build_classification_model(SPEC, config)
+    ours = nfnet.create("nano", 7)
+    assert len(theirs.trainable_variables) == len(ours.trainable_variables)
+    by_name = {variable.name.split(":")[0]: variable for variable in theirs.trainable_variables}
+    head = theirs.trainable_variables[-2:]
+    for name, variable in weights.named(ours).items():
+        target = by_name[name] if name in by_name else head[name.endswith("bias")]
+        variable.assign(tf.random.stateless_normal(variable.shape, [3, len(name)]) * 0.5)
+        target.assign(variable)
+    np.testing.assert_allclose(theirs(IMAGES), ours(IMAGES), rtol=1e-3, atol=1e-4)
+
+
+def test_retinanet_on_nfnet_takes_its_levels_and_learns_all_its_weights():
+    config = retinanet.RetinaNet(
+        num_classes=4,
+        backbone=garden.Backbone(nfnet=garden.NFNet(variant="nano", stochastic_depth_rate=0.1)),
+        min_level=3,
+        max_level=6,
+        input_size=[64, 64, 3],
+    )
+    model = factory.build_retinanet(SPEC, config)
+    with tf.GradientTape() as tape:
+        outputs = model(IMAGES, training=True)
+        loss = sum(tf.reduce_mean(out**2) for kind in ("box_outputs", "cls_outputs") for out in outputs[kind].values())
+    assert {level: out.shape[1] for level, out in outputs["box_outputs"].items()} == {"3": 8, "4": 4, "5": 2, "6": 1}
+    gradients = tape.gradient(loss, model.backbone.trainable_variables)
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_the_backbone_is_made_again_from_its_configuration():
+    backbone = garden.NFNetBackbone("nano", stochastic_depth_rate=0.2)
+    again = garden.NFNetBackbone.from_config(backbone.get_config())
+    assert {level: tuple(shape) for level, shape in again.output_specs.items()} == {
+        "2": (None, None, None, 32),
+        "3": (None, None, None, 64),
+        "4": (None, None, None, 128),
+        "5": (None, None, None, 256),
+    }
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_gardens_backbones_are_models_of_our_trainer(backbone):
+    model = garden.create(backbone, 5, image_size=64, settings=BACKBONES[backbone])
+    names = list(weights.named(model))
+    assert len(set(names)) == len(model.variables)
+    assert names[-2:] == ["linear/kernel", "linear/bias"]
+    logits = model(IMAGES, training=True, seed=tf.constant([1, 2]))
+    assert logits.shape == (2, 5)
+    assert logits.dtype == tf.float32
+    np.testing.assert_array_equal(model(IMAGES), model(IMAGES, training=False, seed=tf.constant([5, 6])))
+
+
+def test_names_do_not_depend_on_what_was_made_before():
+    first = garden.create("mobilenet", 5)
+    assert list(weights.named(garden.create("mobilenet", 5))) == list(weights.named(first))
+
+
+def test_a_convolutional_backbone_takes_any_resolution():
+    model = garden.create("mobilenet", 5)
+    assert model(tf.zeros([1, 32, 32, 3])).shape == model(tf.zeros([1, 48, 40, 3])).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings", "billions"),
+    [("vit", {"model_name": "vit-s16"}, 4.6), ("resnet", {"model_id": 50}, 4.09), ("efficientnet", {}, 0.39)],
+)
+def test_multiply_adds_are_the_published_ones(backbone, settings, billions):
+    model = garden.create(backbone, 1000, image_size=224, settings=settings)
+    assert graph_cost.multiply_adds(model, 224) / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "alexnet"}, "Unknown backbone 'alexnet'; the Garden has .*maxvit.*vit"),
+        ({"backbone": "vit"}, "'vit' works at one resolution: set image_size"),
+        ({"backbone": "resnet", "settings": {"depth": 3}}, "has no setting depth; it has .*model_id"),
+    ],
+)
+def test_what_the_garden_does_not_have_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        garden.create(num_classes=5, **arguments)
