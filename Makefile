@@ -20,8 +20,8 @@ $(READY): requirements.txt
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	@touch $@
 
-quickstart: setup ## demo images -> records -> pre-training -> fine-tuning -> predictions
-	$(RUN) examples/quickstart.py
+quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER for your own
+	$(RUN) examples/quickstart.py $(if $(INPUT),--input="$(INPUT)")
 
 test: setup ## the quick tests
 	$(RUN) -m pytest

@@ -36,8 +36,9 @@ def main() -> int:
 
     images = out / "images"
     run("Demo images", "examples/make_demo_images.py", f"--output_dir={images}")
-    task_images = arguments.input or images / "finetune"
-    pretrain_records, task_records = out / "records/pretrain", out / "records/finetune"
+    task_images = arguments.input.resolve() if arguments.input else images / "finetune"
+    task = f"finetune-{task_images.name}" if arguments.input else "finetune"
+    pretrain_records, task_records = out / "records/pretrain", out / "records" / task
     run(
         "Records for pre-training",
         "beam/build_tfrecords.py",
@@ -49,18 +50,18 @@ def main() -> int:
         "beam/build_tfrecords.py",
         *(f"--input={task_images}", f"--output_dir={task_records}", "--name=finetune", "--validation_fraction=0.4"),
     )
-    pretrain, finetune, scratch = out / "pretrain", out / "finetune", out / "from_scratch"
+    pretrain, finetune, scratch = out / "pretrain", out / task, out / f"{task}-from-scratch"
     train("Pre-training", "quickstart_pretrain", pretrain, DATA_DIR=pretrain_records)
     train("Fine-tuning", "quickstart_finetune", finetune, DATA_DIR=task_records, INITIAL_CHECKPOINT=pretrain)
     train("The same network from scratch", "quickstart_finetune", scratch, DATA_DIR=task_records, INITIAL_CHECKPOINT="")
 
     saved_model = finetune / "saved_model"
     if not any(is_newer(version, finetune / "run.json") for version in saved_model.glob("[0-9]*")):
-        task = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
-        train("Export", "quickstart_finetune", finetune, RUN="@export", **task)
+        settings = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
+        train("Export", "quickstart_finetune", finetune, RUN="@export", **settings)
     examples = held_out_images(task_images, task_records, 8)
     predictions = predict(saved_model, examples)
-    picture = draw(predictions, out / "predictions.png")
+    picture = draw(predictions, finetune / "predictions.png")
     show(out, finetune, scratch, predictions, picture)
     return 0
 
