@@ -47,13 +47,18 @@ def run(parsed: beam.options.pipeline_options.PipelineOptions) -> dict:
     """
     build = parsed.view_as(BuildOptions)
     source = sources.look(build.input)
-    pipeline = beam.Pipeline(runner=_runner(parsed), options=parsed)
+    try:
+        pipeline = beam.Pipeline(runner=_runner(parsed), options=parsed)
+    except ValueError as error:  # what the runner thinks of its flags
+        raise BuildError(str(error).strip()) from error
     ingest.build(pipeline, build, source)
     tf.io.gfile.makedirs(build.output_dir)
     ingest.remove_manifest(build.output_dir)
     try:
         with progress.shown():
             pipeline.run().wait_until_finish()
+    except ImportError as error:
+        raise BuildError(f"This runner needs more than is installed: {error}.") from error
     except Exception as error:
         if found := re.search(r"BuildError: (.*?)(?: \[while running|\n|$)", f"{type(error).__name__}: {error}"):
             raise BuildError(found[1]) from error

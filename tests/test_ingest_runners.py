@@ -1,0 +1,151 @@
+"""The same build on other runners: the same bytes, and no need of this repository on the workers."""
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from io import BytesIO
+
+import apache_beam as beam
+import pytest
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.transforms.environments import DockerEnvironment
+
+from beam import carry, ingest, launch, options, sources
+from tests import ingest_images
+
+FLAGS = ["--shards=3", "--validation_fraction=0.2", "--duplicates=keep_first", "--classes={classes}"]
+WORKER = f"{sys.executable} -m apache_beam.runners.worker.sdk_worker_main"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Good images, a copy of one, and a broken one."""
+    root = ingest_images.folder_tree(tmp_path_factory.mktemp("runners") / "tree", images=30, classes=3)
+    ingest_images.write(f"{root}/class_0/copy.jpg", ingest_images.encode(ingest_images.picture(6)))
+    ingest_images.write(f"{root}/class_1/broken.jpg", b"words")
+    with open(os.path.join(os.path.dirname(root), "classes.txt"), "w") as file:
+        file.write("class_2\nclass_0\nclass_1\n")
+    return root
+
+
+def build(tree, output, *flags) -> dict[str, bytes]:
+    """Runs the job; returns the files it wrote."""
+    ours = [flag.format(classes=os.path.join(os.path.dirname(tree), "classes.txt")) for flag in FLAGS]
+    assert launch.main([f"--input={tree}", f"--output_dir={output}", *ours, *flags]) == 0
+    return ingest_images.contents(output)
+
+
+@pytest.fixture(scope="module")
+def expected(tree, tmp_path_factory):
+    """What the runner in this process writes."""
+    return build(tree, tmp_path_factory.mktemp("runners") / "set")
+
+
+def test_threads_write_the_same_bytes(tree, expected, tmp_path):
+    flags = ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]
+    assert build(tree, tmp_path / "set", *flags) == expected
+
+
+@pytest.mark.slow
+def test_processes_write_the_same_bytes(tree, expected, tmp_path):
+    flags = ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    assert build(tree, tmp_path / "set", *flags) == expected
+
+
+@pytest.fixture
+def job_service(tmp_path):
+    """Beam's own job service, in a folder and with a module path that know nothing of this repository."""
+    port_file = tmp_path / "port"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "-p", "0"]
+    with open(tmp_path / "service.log", "w") as log:
+        process = subprocess.Popen(
+            [*command, "--port_file", str(port_file)], cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 60
+    while not port_file.exists() or not port_file.read_text().strip():
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "service.log").read_text()
+        time.sleep(0.2)
+    yield f"localhost:{port_file.read_text().strip()}"
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_portable_runner_whose_workers_lack_the_repository(tree, expected, job_service, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    tried = subprocess.run(
+        [sys.executable, "-c", "import beam.ingest"], cwd=tmp_path / "elsewhere", capture_output=True, check=False
+    )
+    assert tried.returncode != 0, "the workers' Python finds the repository by itself: this test shows nothing"
+    flags = [
+        "--runner=PortableRunner",
+        f"--job_endpoint={job_service}",
+        "--environment_type=beam:env:harness_subprocess_python:v1",
+        f"--environment_config={WORKER}",
+    ]
+    assert build(tree, tmp_path / "set", *flags) == expected
+    assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/bad", "--validation_examples=99", *flags]) == 1
+    assert "build_tfrecords.py: --validation_examples=99: the source lists only 32" in capsys.readouterr().err
+
+
+DATAFLOW = [
+    "--runner=DataflowRunner",
+    "--project=project-1",
+    "--region=europe-west4",
+    "--temp_location=gs://bucket/temp",
+    "--staging_location=gs://bucket/staging",
+    "--sdk_container_image=region-docker.pkg.dev/project-1/images/ingest:1",
+]
+
+
+def test_the_dataflow_job_graph(tree, tmp_path):
+    carry.stay_in_process(False)
+    asked = [f"--input={tree}", "--output_dir=gs://bucket/set", "--validation_examples=5", "--shard_mib=200"]
+    parsed = options.parse([*asked, *DATAFLOW, "--duplicates=drop", f"--remove_duplicates_of={_hashes(tmp_path)}"])
+    pipeline = beam.Pipeline(options=parsed)
+    build = parsed.view_as(options.BuildOptions)
+    ingest.build(pipeline, build, sources.look(build.input))
+    graph = pipeline.to_runner_api(default_environment=DockerEnvironment.from_container_image("ingest:1"))
+    (environment,) = [e for e in graph.components.environments.values() if e.urn]
+    assert environment.urn == "beam:env:docker:v1"
+    names = {t.unique_name for t in graph.components.transforms.values()}
+    stages = {
+        "Source",
+        "List",
+        "Total",
+        "Task",
+        "Shuffle names to hash",
+        "Near pairs",
+        "Shuffle names",
+        "Write",
+        "Finish",
+    }
+    assert stages <= names
+    for transform in graph.components.transforms.values():
+        if transform.spec.urn == "beam:transform:pardo:v1":
+            payload = beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload)
+            assert not payload.state_specs and not payload.timer_family_specs
+    assert graph.ByteSize() < 9 << 20, "Dataflow takes job graphs of up to 10 MB"
+
+
+def _hashes(folder) -> str:
+    path = folder / "hashes.csv"
+    path.write_text(f"key,content,perceptual\na.jpg,{'0' * 32},{'0' * 16}\n")
+    return str(path)
+
+
+def test_dataflow_says_what_is_missing(tree, tmp_path, capsys):
+    without = [flag for flag in DATAFLOW if not flag.startswith("--project")]
+    assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", *without]) == 1
+    message = capsys.readouterr().err
+    assert "project" in message and "Traceback" not in message
+
+
+def test_the_archive_holds_the_code_and_nothing_else():
+    with zipfile.ZipFile(BytesIO(carry._zip())) as archive:
+        names = archive.namelist()
+    assert {"beam/__init__.py", "beam/writing.py", "pipeline/data/record.py"} <= set(names)
+    assert all(name.endswith(".py") and name.split("/")[0] in ("beam", "pipeline") for name in names)
