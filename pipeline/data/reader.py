@@ -62,7 +62,8 @@ class RecordSet:
         self.split = self.manifest.split(split)
         self.examples = self.split.written
         self.damaged: set[str] = set()
-        self._on_damage = on_damage
+        self.error: Exception | None = None  # what went wrong in a `dataset`; TensorFlow wraps it beyond recognition
+        self.masks_damage = on_damage == "mask"
         self._ends = np.cumsum([s.examples for s in self.split.shards]).tolist()
         if not self.examples:
             raise manifests.ManifestError(f"Split {split!r} of {directory!r} holds no examples.")
@@ -103,7 +104,7 @@ class RecordSet:
         return records, names
 
     def _damage(self, name: str) -> None:
-        if self._on_damage == "stop":
+        if not self.masks_damage:
             raise shard.DamagedRecordError(
                 f"{name} is damaged: its bytes are not what the Beam job wrote. Restore the shard or build the records "
                 "again, or let damaged records be left out with on_damage = 'mask'."
@@ -184,7 +185,11 @@ def dataset(
 
     def read(lane, row):
         end = _read_end(budget, int(lane), int(row), end_row)
-        slots = records.slots(budget, int(lane), int(row), end)
+        try:
+            slots = records.slots(budget, int(lane), int(row), end)
+        except Exception as error:
+            records.error = error
+            raise
         columns = np.array(slots.records, object), np.array(slots.names, object), slots.epochs
         return np.int64(end), *columns, slots.filled.astype(np.float32)
 

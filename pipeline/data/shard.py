@@ -15,7 +15,7 @@ _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 b
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
 
 
-class DamagedRecordError(Exception):
+class DamagedRecordError(ValueError):
     """A record's bytes are not what was written; the message names shard, record and offset."""
 
 

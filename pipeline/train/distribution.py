@@ -43,10 +43,25 @@ def hosts(strategy: tf.distribute.Strategy) -> int:
     return strategy.extended._input_workers_with_options().num_workers
 
 
+def process() -> int:
+    """Number of this process among those of `TF_CONFIG`: 0 is the chief; 0 without `TF_CONFIG`."""
+    config = json.loads(os.environ.get("TF_CONFIG", "{}"))
+    cluster, task = config.get("cluster", {}), config.get("task", {})
+    before = len(cluster.get("chief", [])) if task.get("type") == "worker" else 0
+    return before + int(task.get("index", 0))
+
+
 def is_chief() -> bool:
     """Whether this process writes what is written once: checkpoints, metrics, exports."""
-    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
-    return task.get("type", "chief") == "chief" or task.get("index", 0) == 0
+    return process() == 0
+
+
+def of_all_processes(strategy: tf.distribute.Strategy, value: int) -> set[int]:
+    """The values that the processes of `strategy` hold; every process must ask at the same point of the run."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return {value}  # all others have one process, which drives every host
+    values = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([value], tf.int64))
+    return set(strategy.gather(values, axis=0).numpy().tolist())
 
 
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:

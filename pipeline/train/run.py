@@ -81,8 +81,9 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
         jit_compile=distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla,
     )
     trainer = Trainer(parts.strategy, experiment, parts.records, step)
-    evaluator = _evaluator(experiment, loop, parts)
-    with Journal(context, experiment, loop, parts, resumed) as journal, _quiet_orbit():
+    journal = Journal(context, experiment, loop, parts, resumed)
+    evaluator = _evaluator(experiment, loop, parts, journal.after_evaluation_step)
+    with journal, _quiet_orbit(), _naming_damage(parts):
         controller = orbit.Controller(
             global_step=state.optimizer.iterations,
             trainer=trainer,
@@ -111,7 +112,7 @@ def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> d
     controller = orbit.Controller(
         global_step=parts.state.optimizer.iterations, evaluator=evaluator, strategy=parts.strategy
     )
-    with _quiet_orbit():
+    with _quiet_orbit(), _naming_damage(parts):
         metrics = controller.evaluate(evaluator.steps)
     print(f"step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     return metrics
@@ -137,6 +138,18 @@ def _quiet_orbit():
     return contextlib.redirect_stdout(io.StringIO())
 
 
+@contextlib.contextmanager
+def _naming_damage(parts: Parts):
+    """Raises what went wrong in reading as it was raised there, not as TensorFlow reports it."""
+    try:
+        yield
+    except tf.errors.OpError:
+        for records in (parts.records, parts.validation):
+            if records.error is not None:
+                raise records.error from None
+        raise
+
+
 def _validation(summary: dict) -> dict:
     return {name: value for name, value in summary.items() if name.startswith("validation_")}
 
@@ -149,15 +162,21 @@ def evaluation_steps(budget: order.Budget, last_step: int, every_epochs: float |
     return [*range(interval, last_step, interval), last_step]
 
 
-def _evaluator(experiment: Experiment, loop: Loop, parts: Parts) -> Evaluator:
+def _evaluator(experiment: Experiment, loop: Loop, parts: Parts, after_step=lambda: None) -> Evaluator:
     batch = loop.eval_batch or experiment.data.batch
     check_batch(batch, parts.strategy)
-    return Evaluator(parts.strategy, experiment, parts.validation, parts.state.evaluated, batch)
+    return Evaluator(parts.strategy, experiment, parts.validation, parts.state.evaluated, batch, after_step)
 
 
 def _start(context: Context, experiment: Experiment, parts: Parts) -> checkpoint.Saved | None:
     """Brings the state to where the run stands: its newest checkpoint, another run's weights, or random ones."""
     saved = checkpoint.latest(context.checkpoints)
+    steps = distribution.of_all_processes(parts.strategy, saved.step if saved else -1)
+    if len(steps) > 1:
+        raise checkpoint.CheckpointError(
+            f"The processes see different newest checkpoints in {context.checkpoints} (of steps {sorted(steps)}; -1 is "
+            "none): --model_dir must be one folder that all of them share."
+        )
     if saved is not None:
         _check_same_run(saved, context, experiment, parts)
         print(f"Going on from step {saved.step} of {parts.last_step} ({saved.path}).")
