@@ -11,7 +11,7 @@ import tensorflow as tf
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam import carry, ingest, options, progress, sources
+from beam import carry, costs, ingest, options, progress, sources
 from beam.options import BuildError, BuildOptions
 
 
@@ -23,11 +23,14 @@ def main(argv: list[str]) -> int:
     try:
         start = time.monotonic()
         parsed = options.parse(argv)
+        build = parsed.view_as(BuildOptions)
+        if build.dry_run:
+            print(dry_run(build))
+            return 0
         summary = run(parsed)
     except BuildError as error:
         print(f"build_tfrecords.py: {error}", file=sys.stderr)
         return 1
-    build = parsed.view_as(BuildOptions)
     for split, counts in summary.items():
         refused = counts["listed"] - counts["written"]
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
@@ -37,6 +40,14 @@ def main(argv: list[str]) -> int:
         )
     print(f"{build.output_dir}/manifest.json is written; {time.monotonic() - start:.1f} s.")
     return 0
+
+
+def dry_run(build: BuildOptions) -> str:
+    """What the build would cost, as text; see `costs`."""
+    source = sources.look(build.input)
+    count = build.dry_run_images or sum(1 for part in source.parts for _ in sources.items(part, source))
+    measured = costs.measure(source, build)
+    return costs.text(measured, costs.plan(measured, count, build))
 
 
 def run(parsed: beam.options.pipeline_options.PipelineOptions) -> dict:

@@ -56,6 +56,14 @@ class BuildOptions(PipelineOptions):
         )
         group.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
         group.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="Read a sample, print what the build would cost, and write nothing.",
+        )
+        group.add_argument(
+            "--dry_run_images", type=int, default=0, help="Plan for so many images; by default those listed."
+        )
+        group.add_argument(
             "--duplicates",
             choices=("off", "report", "keep_first", "drop"),
             default="off",
@@ -137,6 +145,7 @@ def _check(options: BuildOptions) -> None:
         ("shards", 1, 99_999),
         ("shard_mib", 0, 1 << 20),
         ("validation_examples", 0, sys.maxsize),
+        ("dry_run_images", 0, sys.maxsize),
         ("min_side", 1, sys.maxsize),
         ("max_pixels", 1, 1 << 31),
         ("resize", 0, 1 << 15),

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from beam import launch, writing
+from beam import costs, launch, options, writing
 from pipeline.data import manifest, record, shard
 from tests import ingest_images
 
@@ -352,3 +352,34 @@ def test_shards_by_target_size(tmp_path):
     size = sum(part.bytes for split in made.splits.values() for part in split.shards) / 2**20
     assert len(made.split("train").shards) == round(size * 0.75)
     assert len(made.split("validation").shards) == 1
+
+
+def test_dry_run_plans_from_a_sample_and_writes_nothing(tree, tmp_path, capsys):
+    flags = ["--dry_run", "--dry_run_images=4000000000", "--shard_mib=200"]
+    assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "Measured on 43 images" in shown and "4,000,000,000" in shown and "core hours" in shown
+    assert not (tmp_path / "set").exists()
+
+
+def test_the_plan_is_arithmetic():
+    measured = costs.Measured(
+        sample=100,
+        written=0.5,
+        listing=1000,
+        writing=100,
+        hashing=50,
+        name_bytes=80,
+        row_bytes=200,
+        record_bytes=1 << 20,
+    )
+    flags = options.parse(["--input=x", "--output_dir=y", "--shard_mib=256"]).view_as(options.BuildOptions)
+    planned = costs.plan(measured, 3_600_000, flags)
+    assert planned["shards"] == round(1_800_000 / 256)
+    assert planned["index bytes"] == 8 * (1_800_000 + planned["shards"])
+    assert planned["shuffle bytes"] == 3_600_000 * 80
+    assert planned["core hours"] == pytest.approx(1 + 10)
+    both = ["--input=x", "--output_dir=y", "--duplicates=drop", "--duplicate_distance=3"]
+    planned = costs.plan(measured, 3_600_000, options.parse(both).view_as(options.BuildOptions))
+    assert planned["shuffle bytes"] == 2 * 3_600_000 * 80 + 1_800_000 * 200 * 11, "five bands make ten tables"
+    assert planned["core hours"] == pytest.approx(1 + 10 + 20)
