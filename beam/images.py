@@ -9,17 +9,15 @@ that comes out.
 import io
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
 from beam.options import ImageSettings
+from pipeline.data import rgb
 
 Image.MAX_IMAGE_PIXELS = None  # we check the header's pixel count ourselves, before decoding
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-_JPEG = ("JPEG", "MPO")  # Pillow calls a JPEG with further pictures behind the first MPO
-_ORIENTATION = 0x0112
 
 
 class Refused(Exception):
@@ -59,10 +57,10 @@ def normalise(data: bytes, settings: ImageSettings) -> Encoded:
         raise Refused("too_many_pixels", f"{width} x {height} pixels; at most {settings.max_pixels}")
     if min(width, height) < settings.min_side:
         raise Refused("too_small", f"{width} x {height} pixels; the shorter side at least {settings.min_side}")
-    if _is_animated(image) and settings.animated == "refuse":
+    if rgb.is_animated(image) and settings.animated == "refuse":
         raise Refused("animated", f"{image.n_frames} frames")
     shrink = 0 < settings.resize < min(width, height)
-    if not shrink and _fits(image, data):
+    if not shrink and rgb.fits(image, data):
         _decode(data, image.format, (height, width))
         return Encoded(data, width, height, passed=True)
     return _encode_again(image, data, settings)
@@ -81,28 +79,6 @@ def _open(data: bytes) -> Image.Image:
         raise _failure(data, f"of no format known here; begins with {data[:8]!r}") from None
     except Exception as error:  # Pillow's parsers raise many types on hostile bytes
         raise _failure(data, f"{type(error).__name__}: {error}") from error
-
-
-def _is_animated(image: Image.Image) -> bool:
-    return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False)
-
-
-def _fits(image: Image.Image, data: bytes) -> bool:
-    """Whether the bytes are already 8-bit RGB, upright, in one frame."""
-    if image.format in _JPEG:
-        return image.mode == "RGB" and _orientation(image) in (0, 1)
-    if image.format == "PNG":
-        bit_depth, colour_type = data[24], data[25]  # of the IHDR chunk, always the first
-        plain = (bit_depth, colour_type) == (8, 2) and "transparency" not in image.info
-        return plain and not _is_animated(image) and _orientation(image) in (0, 1)
-    return False
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # unreadable metadata says nothing about the pixels
-        return 1
 
 
 def _decode(data: bytes, image_format: str, size: tuple[int, int]) -> None:
@@ -126,51 +102,21 @@ def _failure(data: bytes, message: str) -> Refused:
 
 
 def _encode_again(image: Image.Image, data: bytes, settings: ImageSettings) -> Encoded:
-    lossy = image.format in (*_JPEG, "WEBP")
+    lossy = image.format in (*rgb.JPEG_FORMATS, "WEBP")
     try:
-        rgb = _shrunk(_rgb(_upright(image)), settings.resize)
+        pixels = _shrunk(rgb.convert(image), settings.resize)
     except (MemoryError, Refused):
         raise
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes
-        raise _failure(data, f"{type(error).__name__}: {error}") from error
+        raise _failure(data, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}") from error
     buffer = io.BytesIO()
     if lossy:
-        rgb.save(buffer, "JPEG", quality=settings.jpeg_quality)
+        pixels.save(buffer, "JPEG", quality=settings.jpeg_quality)
     else:
-        rgb.save(buffer, "PNG")
+        pixels.save(buffer, "PNG")
     encoded = buffer.getvalue()
-    _decode(encoded, "JPEG" if lossy else "PNG", (rgb.height, rgb.width))
-    return Encoded(encoded, rgb.width, rgb.height, passed=False)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.seek(0)
-    image.load()
-    return ImageOps.exif_transpose(image) if _orientation(image) in range(2, 9) else image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB without metadata: 16 bits scaled to 8, inks through their profile, transparency onto white."""
-    if image.mode == "F":
-        raise Refused("undecodable", "pixels are floating-point numbers of an unknown range")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 256).astype(np.uint8))
-    elif image.mode == "CMYK" and image.info.get("icc_profile"):
-        image = _through_profile(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    rgb = image.convert("RGB")
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes())  # drops EXIF, profile and comments
-
-
-def _through_profile(image: Image.Image) -> Image.Image:
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return image  # a broken profile: the plain conversion
+    _decode(encoded, "JPEG" if lossy else "PNG", (pixels.height, pixels.width))
+    return Encoded(encoded, pixels.width, pixels.height, passed=False)
 
 
 def _shrunk(image: Image.Image, side: int) -> Image.Image:

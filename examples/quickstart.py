@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 

@@ -13,7 +13,7 @@ ARROWS = {
     "pipeline/data/": (),
     "pipeline/model/": (),
     "pipeline/train/": ("pipeline/data/", "pipeline/model/", "pipeline/report.py"),
-    "pipeline/serve/": ("pipeline/model/", "pipeline/data/augment.py"),
+    "pipeline/serve/": ("pipeline/model/", "pipeline/data/augment.py", "pipeline/data/rgb.py"),
     "pipeline/study/": ("pipeline/model/cost.py",),
     "pipeline/": ("pipeline/",),
     "beam/batch_predict.py": (
@@ -23,7 +23,12 @@ ARROWS = {
         "pipeline/data/manifest.py",
         "pipeline/serve/",
     ),
-    "beam/": ("pipeline/data/record.py", "pipeline/data/shard.py", "pipeline/data/manifest.py"),
+    "beam/": (
+        "pipeline/data/record.py",
+        "pipeline/data/shard.py",
+        "pipeline/data/manifest.py",
+        "pipeline/data/rgb.py",
+    ),
 }
 LIBRARY = [path for path in build_file.python_files() if path.startswith(("pipeline/", "beam/"))]
 # (who imports, who is imported): the arrows that must be refused if somebody draws them.

@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-_ORIENTATION = 0x0112
-_NATIVE_FORMATS = ("JPEG", "PNG", "BMP")
+from pipeline.data import rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ def predict(saved_model, paths: Sequence[str], batch: int = 32) -> list[Predicti
     predictions = []
     for start in range(0, len(paths), batch):
         chunk = paths[start : start + batch]
-        encoded, errors = zip(*(_read(path) for path in chunk), strict=True)
+        encoded, errors = zip(*(read(path) for path in chunk), strict=True)
         output = {name: value.numpy() for name, value in serve(image_bytes=tf.constant(encoded)).items()}
         for i, path in enumerate(chunk):
             if not output["valid"][i]:
@@ -58,23 +57,18 @@ def predict(saved_model, paths: Sequence[str], batch: int = 32) -> list[Predicti
     return predictions
 
 
-def _read(path: str) -> tuple[bytes, str | None]:
-    """The bytes of an image as the model takes them, and what went wrong.
-
-    Training records are upright; TensorFlow's decoder does not turn an image as its EXIF orientation says. Such a
-    photo, and a format that TensorFlow cannot decode, goes through Pillow once.
-    """
+def read(path: str) -> tuple[bytes, str | None]:
+    """The bytes of an image file as the model takes them, as they would stand in a record; and what went wrong."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             data = file.read()
-    except tf.errors.OpError as error:
-        return b"", str(error).splitlines()[0]
-    try:
         image = Image.open(io.BytesIO(data))
-        if image.format in _NATIVE_FORMATS and image.getexif().get(_ORIENTATION, 1) == 1:
+        if rgb.fits(image, data):
             return data, None
-        upright = io.BytesIO()
-        ImageOps.exif_transpose(image).convert("RGB").save(upright, "PNG")
-        return upright.getvalue(), None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        buffer = io.BytesIO()
+        rgb.convert(image).save(buffer, "PNG")
+        return buffer.getvalue(), None
+    except tf.errors.OpError as error:
+        return b"", error.message
+    except Exception as error:  # Pillow's decoders raise many types on hostile bytes
         return b"", f"{type(error).__name__}: {error}"

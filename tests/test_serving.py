@@ -1,0 +1,140 @@
+"""The exported SavedModel and its client, with a network small enough to export in a moment."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from PIL import Image
+
+from pipeline.data import augment
+from pipeline.serve import client, export
+
+CLASSES = ["dark", "middle", "bright"]
+SIZE = 32
+
+
+class Brightness(tf_keras.Model):
+    """Logits that grow with an image's mean, in steps: says which third of the range it is in."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = self.add_weight(name="centres", shape=[4], initializer=tf.constant_initializer([-1.5, 0, 2, 9]))
+
+    def call(self, images, training=False):
+        mean = tf.reduce_mean(images, [1, 2, 3])
+        return -tf.square(mean[:, None] - self.centres)
+
+
+def encoded(level, kind="JPEG", size=(48, 40), **options):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((size[1], size[0], 3), level, np.uint8)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """An export whose model has one class more than there are names."""
+    path = tmp_path_factory.mktemp("saved_model")
+    export.export(export.Classifier(Brightness(), CLASSES, SIZE, top=2), str(path))
+    return path
+
+
+def serve(directory, images):
+    signature = client.load(str(directory)).signatures["serving_default"]
+    return {name: value.numpy() for name, value in signature(image_bytes=tf.constant(images)).items()}
+
+
+def test_signature_takes_bytes_and_returns_probabilities_and_names(directory):
+    output = serve(directory, [encoded(10), encoded(250, "PNG")])
+    assert output["probabilities"].shape == (2, 3)
+    assert output["probabilities"].sum(1) == pytest.approx([1, 1], abs=0.3)  # the class without a name takes a share
+    assert output["top_classes"].tolist() == [[b"dark", b"middle"], [b"bright", b"middle"]]
+    np.testing.assert_array_equal(output["top_probabilities"][:, 0], output["probabilities"].max(1))
+    names = client.load(str(directory)).signatures["classes"]()["classes"].numpy()
+    assert [name.decode() for name in names] == CLASSES
+
+
+def test_the_exported_view_is_the_evaluation_view(directory):
+    image = encoded(120, size=(70, 50))
+    logits = Brightness()(augment.evaluation_view(tf.constant(image), SIZE)[None])[:, :3]
+    np.testing.assert_allclose(serve(directory, [image])["probabilities"], tf.nn.softmax(logits), rtol=1e-5)
+
+
+def test_an_undecodable_image_does_not_fail_its_neighbours(directory):
+    output = serve(directory, [b"no image", encoded(10), b""])
+    assert output["valid"].tolist() == [False, True, False]
+    assert output["probabilities"][[0, 2]].sum() == 0
+    assert output["top_classes"][0].tolist() == [b"", b""]
+    assert output["top_classes"][1][0] == b"dark"
+
+
+def test_a_batch_may_be_empty(directory):
+    assert serve(directory, tf.zeros([0], tf.string))["probabilities"].shape == (0, 3)
+
+
+def test_versions_are_numbered_and_the_newest_is_loaded(tmp_path):
+    for _ in range(2):
+        export.export(export.Classifier(Brightness(), CLASSES, SIZE), str(tmp_path))
+    (tmp_path / "partial-3").mkdir()  # what an interrupted export leaves
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "partial-3"]
+    client.load(str(tmp_path))
+    assert export.export(export.Classifier(Brightness(), CLASSES, SIZE), str(tmp_path)).endswith("/3")
+    assert not (tmp_path / "partial-3").exists()
+
+
+def test_a_folder_without_saved_model_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="export one with"):
+        client.load(str(tmp_path))
+
+
+def gradient(tmp_path, name, **options):
+    """Left half dark, right half bright, 64 wide and 32 high."""
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, 32:] = 255
+    path = tmp_path / name
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def test_the_client_turns_photos_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    path = gradient(tmp_path, "phone.jpg", exif=exif, quality=95)
+    upright = augment.evaluation_view(tf.constant(client.read(str(path))[0]), SIZE).numpy()
+    assert upright[:8].mean() < -1 < 1 < upright[-8:].mean()
+
+
+@pytest.mark.parametrize("kind", ["webp", "tiff"])
+def test_the_client_reads_formats_that_tensorflow_does_not(directory, tmp_path, kind):
+    path = tmp_path / f"image.{kind}"
+    path.write_bytes(encoded(250, kind.upper()))
+    (prediction,) = client.predict(client.load(str(directory)), [str(path)])
+    assert prediction.classes[0] == "bright"
+
+
+def test_the_client_puts_transparent_pixels_on_white(directory, tmp_path):
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(path)
+    (prediction,) = client.predict(client.load(str(directory)), [str(path)])
+    assert prediction.classes[0] == "bright"
+
+
+def test_the_client_tells_what_it_could_not_read(directory, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(encoded(100)[:200])
+    predictions = client.predict(client.load(str(directory)), [str(broken), str(tmp_path / "none.jpg")])
+    assert all(prediction.error and not prediction.classes for prediction in predictions)
+    assert "none.jpg" in predictions[1].error
+
+
+def test_the_client_works_through_many_images(directory, tmp_path):
+    paths = []
+    for i, level in enumerate([10, 120, 250] * 3):
+        paths.append(str(tmp_path / f"{i}.png"))
+        pathlib.Path(paths[-1]).write_bytes(encoded(level, "PNG"))
+    predictions = client.predict(client.load(str(directory)), paths, batch=4)
+    assert [p.classes[0] for p in predictions] == CLASSES * 3
+    assert [p.image for p in predictions] == paths
