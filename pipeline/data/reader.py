@@ -19,17 +19,6 @@ from pipeline.data import record, shard
 
 ON_DAMAGE = ("stop", "mask")
 
-# What stands in an empty slot: it is decoded like any record, and its weight is 0.
-_PLACEHOLDER_IMAGE = tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy()
-_PLACEHOLDER = {
-    "image": _PLACEHOLDER_IMAGE,
-    "key": "",
-    "id": 0,
-    "label": 0,
-    "labels": [0],
-    "label_weights": [0.0],
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
@@ -68,10 +57,7 @@ class RecordSet:
         if not self.examples:
             raise manifests.ManifestError(f"Split {split!r} of {directory!r} holds no examples.")
         self._index = functools.lru_cache(maxsize=1024)(self._read_index)
-        self._placeholder = record.serialize(
-            {f.name: _PLACEHOLDER[f.name] for f in record.fields(self.manifest.label_kind)},
-            self.manifest.label_kind,
-        )
+        self._placeholder = _placeholder(self.manifest.label_kind)
 
     def order(self, batch: int, seed: int, shuffle: bool = True, **sizes: int) -> orders.Order:
         """The order of this split for global batches of `batch` slots; `sizes` are `block` and `window`."""
@@ -136,6 +122,19 @@ class RecordSet:
             records[:count] = [self._placeholder if r is None else r for r in found]
             filled[:count] = [r is not None for r in found]
         return Slots(records, names, np.full(len(rows), epoch, np.int32), filled)
+
+
+def _placeholder(label_kind: str) -> bytes:
+    """What stands in an empty slot: it is decoded like any record, and its weight is 0."""
+    values = {
+        "image": tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy(),
+        "key": "",
+        "id": 0,
+        "label": 0,
+        "labels": [0],
+        "label_weights": [0.0],
+    }
+    return record.serialize({field.name: values[field.name] for field in record.fields(label_kind)}, label_kind)
 
 
 def _read_end(budget: orders.Budget, lane: int, row: int, end_row: int) -> int:
