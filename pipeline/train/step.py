@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
@@ -14,8 +15,7 @@ from pipeline.train.sam import SAM
 Batch = dict[str, tf.Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What a step reports, summed over this replica's examples, float32 []: loss, top-1 hits, examples."""
 
     loss: tf.Tensor
