@@ -7,10 +7,10 @@ from pipeline import configure
 from pipeline.data import augment, manifest, mixing, randaugment
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, experiment, ledger, optimizer, run, sam, schedule, settings, trainer
+from pipeline.train import checkpoint, experiment, ledger, optimizer, probe, run, sam, schedule, settings, trainer
 from pipeline.train.journal import Preempted
 
-TASKS = ("train", "evaluate", "export")
+TASKS = ("train", "evaluate", "few_shot", "export")
 # What can go wrong in a way that the message explains; anything else is a defect and shows its traceback.
 EXPECTED_ERRORS = (
     ValueError,  # configuration, manifest, settings
@@ -37,6 +37,7 @@ def register() -> None:
             "main": main,
             "train": run.train,
             "evaluate": run.evaluate,
+            "few_shot": probe.few_shot,
             "export": export,
             "Experiment": experiment.Experiment,
             "Data": experiment.Data,

@@ -48,12 +48,7 @@ def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
     saved = checkpoint.find(path)
     arrays = state.evaluated_weights(saved)
     model = nfnet.create(variant, len(arrays.get("linear/bias", [0])))
-    variables = weights.named(model)
-    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
-    if problems := checkpoint.differences(expected, {name: array.shape for name, array in arrays.items()}):
-        raise checkpoint.CheckpointError(f"{saved.path} is not {variant}: {_some(problems)}.")
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
+    state.assign(model, arrays, saved)
     return model
 
 

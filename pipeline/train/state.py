@@ -82,8 +82,12 @@ def restore_evaluated(state: TrainState, saved: checkpoint.Saved) -> None:
     Raises:
       CheckpointError: the checkpoint is of another model; says how it differs.
     """
-    arrays = evaluated_weights(saved)
-    variables = weights.named(state.evaluated)
+    assign(state.evaluated, evaluated_weights(saved), saved)
+
+
+def assign(model: tf_keras.Model, arrays: dict[str, np.ndarray], saved: checkpoint.Saved) -> None:
+    """Gives the model the weights `arrays` by name, which come from `saved`; raises as `restore_evaluated`."""
+    variables = weights.named(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     _check_fit(saved, shapes, {name: array.shape for name, array in arrays.items()})
     for name, variable in variables.items():

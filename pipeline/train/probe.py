@@ -1,0 +1,128 @@
+"""Few-shot evaluation of a trained network: ridge regression on its frozen features, from k examples a class.
+
+As in the transfer tests of "Scaling Vision Transformers" (Zhai et al., 2022): one linear map to one-hot labels, in
+closed form. Its penalty is chosen by leave-one-out on those few examples alone.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from pipeline import report
+from pipeline.data import order as orders
+from pipeline.data import reader
+from pipeline.train import checkpoint
+from pipeline.train import state as states
+from pipeline.train.experiment import Experiment
+from pipeline.train.settings import Context
+
+_PENALTIES = 10.0 ** np.arange(-6, 4)  # times the mean squared singular value of the features
+
+
+def few_shot(context: Context, experiment: Experiment, shots: Sequence[int] = (1, 5, 10), seed: int = 0) -> dict:
+    """Evaluates the newest checkpoint in `context.model_dir` on the record set of `experiment.data`.
+
+    The classes may be others than those that the network was trained on. Prints the results and writes them to
+    `few_shot.json` in the run's folder.
+
+    Args:
+      context: where the run is.
+      experiment: the run's experiment; its training split gives the examples, its validation split is classified.
+      shots: numbers of examples a class.
+      seed: chooses the examples.
+
+    Returns:
+      `few_shot_K`: share of the validation split classified right from K examples a class.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is of another model.
+      ValueError: a class has too few examples, or the examples have several labels.
+    """
+    saved = checkpoint.find(context.model_dir)
+    model = _frozen_model(experiment, saved)
+    train = extract(model, experiment, experiment.data.training_records())
+    validation = extract(model, experiment, experiment.data.validation_records())
+    results = {}
+    for count in shots:
+        chosen = choose(train[1], count, seed)
+        predicted = ridge(train[0][chosen], train[1][chosen], validation[0])
+        results[f"few_shot_{count}"] = float(np.mean(predicted == validation[1]))
+    print(f"step {saved.step} of {context.model_dir} on {experiment.data.directory}: {report.describe(results)}")
+    content = {"step": saved.step, "data": experiment.data.directory, "seed": seed, **results}
+    report.write_whole(os.path.join(context.model_dir, "few_shot.json"), json.dumps(content, indent=1))
+    return results
+
+
+def extract(model: tf_keras.Model, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the model's features, float32 [examples, channels], and labels [examples], of a split in its order.
+
+    Raises:
+      ValueError: the examples have several labels.
+    """
+    batch = experiment.data.batch
+    budget = orders.Budget(records.order(batch, seed=0, shuffle=False), batch, 1)
+    compute = tf.function(lambda images: model.features(images, training=False))
+    features, labels = [], []
+    for examples in reader.dataset(records, budget, experiment.data.evaluation_view):
+        if np.count_nonzero(examples["label_weights"], axis=1).max() > 1:
+            raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
+        real = examples["weight"].numpy() > 0
+        features.append(compute(examples["image"]).numpy()[real])
+        labels.append(examples["labels"].numpy()[real, 0])
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def choose(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns the indices of `count` examples of every class in `labels`, the same for the same seed.
+
+    A larger count keeps the examples of a smaller one.
+
+    Raises:
+      ValueError: a class has fewer.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    if count < 1 or sizes.min() < count:
+        rare = classes[sizes.argmin()]
+        raise ValueError(f"{count} examples a class are asked for; class {rare} has {sizes.min()}.")
+    shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(labels))
+    return np.concatenate([shuffled[labels[shuffled] == each][:count] for each in classes])
+
+
+def ridge(features: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Returns the classes of `queries` [m, channels] by ridge regression from `features` [n, channels] to `labels` [n].
+
+    Features are standardised, and the intercept is not penalised. Of a grid of penalties, relative to the features'
+    scale, the one with the smallest squared leave-one-out error is taken.
+    """
+    classes, index = np.unique(labels, return_inverse=True)
+    mean, deviation = features.mean(0), features.std(0) + 1e-6
+    x = ((features - mean) / deviation).astype(np.float64)
+    targets = np.eye(len(classes))[index]
+    y = targets - targets.mean(0)
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    penalties = _PENALTIES * np.mean(s**2)
+    penalty = penalties[np.argmin([_leave_one_out(u, s, y, each) for each in penalties])]
+    solution = vt.T @ ((s / (s**2 + penalty))[:, None] * (u.T @ y))
+    scores = ((queries - mean) / deviation) @ solution + targets.mean(0)
+    return classes[scores.argmax(1)]
+
+
+def _leave_one_out(u, s, y, penalty) -> float:
+    """Mean squared error of each example predicted from the others, from the singular vectors of all."""
+    shrink = s**2 / (s**2 + penalty)
+    residuals = y - u @ (shrink[:, None] * (u.T @ y))
+    leverage = (u**2) @ shrink + 1 / len(y)  # the intercept adds its share
+    return float(np.mean((residuals / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2))
+
+
+def _frozen_model(experiment: Experiment, saved: checkpoint.Saved) -> tf_keras.Model:
+    """The checkpoint's network, with the classes that it was trained on."""
+    arrays = states.evaluated_weights(saved)
+    tf_keras.mixed_precision.set_global_policy(experiment.precision)
+    model = experiment.model(num_classes=len(arrays.get("linear/bias", [0])))
+    states.assign(model, arrays, saved)
+    return model
