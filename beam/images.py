@@ -57,10 +57,14 @@ def normalise(data: bytes, settings: ImageSettings) -> Encoded:
         raise Refused("too_many_pixels", f"{width} x {height} pixels; at most {settings.max_pixels}")
     if min(width, height) < settings.min_side:
         raise Refused("too_small", f"{width} x {height} pixels; the shorter side at least {settings.min_side}")
-    if rgb.is_animated(image) and settings.animated == "refuse":
-        raise Refused("animated", f"{image.n_frames} frames")
-    shrink = 0 < settings.resize < min(width, height)
-    if not shrink and rgb.fits(image, data):
+    try:
+        animated = settings.animated == "refuse" and rgb.is_animated(image)
+        passes = not 0 < settings.resize < min(width, height) and rgb.fits(image, data)
+    except Exception as error:  # a look for the second frame, in bytes that may be hostile
+        raise _failure(data, f"{type(error).__name__}: {error}") from error
+    if animated:
+        raise Refused("animated", "more than one frame")
+    if passes:
         _decode(data, image.format, (height, width))
         return Encoded(data, width, height, passed=True)
     return _encode_again(image, data, settings)

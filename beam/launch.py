@@ -8,7 +8,7 @@ import warnings
 
 import apache_beam as beam
 import tensorflow as tf
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions, TestOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam import carry, costs, ingest, options, progress, sources
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         start = time.monotonic()
         parsed = options.parse(argv)
         build = parsed.view_as(BuildOptions)
-        if build.dry_run:
+        if parsed.view_as(TestOptions).dry_run:
             print(dry_run(build))
             return 0
         summary = run(parsed)

@@ -56,12 +56,11 @@ class BuildOptions(PipelineOptions):
         )
         group.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
         group.add_argument(
-            "--dry_run",
-            action="store_true",
-            help="Read a sample, print what the build would cost, and write nothing.",
-        )
-        group.add_argument(
-            "--dry_run_images", type=int, default=0, help="Plan for so many images; by default those listed."
+            "--dry_run_images",
+            type=int,
+            default=0,
+            help="With --dry_run, which reads a sample and prints what the build would cost: plan for so many images "
+            "instead of those listed.",
         )
         group.add_argument(
             "--duplicates",
@@ -108,6 +107,7 @@ def parse(argv: list[str]) -> PipelineOptions:
     Raises:
       BuildError: a flag is missing, or its value is out of range.
     """
+    argv = ["--dry_run=true" if argument == "--dry_run" else argument for argument in argv]  # Beam's takes a value
     runner = PipelineOptions(argv).view_as(StandardOptions).runner
     if runner:
         create_runner(runner)  # a runner's module brings the runner's own flags
