@@ -8,6 +8,7 @@ import tf_keras
 
 from pipeline.data import augment, reader
 from pipeline.data import order as orders
+from pipeline.train.loss import LOSSES
 from pipeline.train.sam import SAM
 
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -25,7 +26,7 @@ class Data:
       train_split, validation_split: names of the splits.
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
       block, window: sizes of the shuffle, in records (see `order.py`).
-      max_labels: labels kept of a multi-label record.
+      max_labels: labels kept of a multi-label record, its first ones.
     """
 
     directory: str
@@ -58,14 +59,32 @@ class Data:
         self.augmentation.check_batch(self.batch)
         return self.batch // self.augmentation.repeats
 
-    def training_view(self, seed: int) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-        """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone."""
+    def check_replicas(self, replicas: int) -> None:
+        """Raises ValueError where a replica's share of the batch would cut images that are varied together."""
+        share = self.batch // replicas
+        try:
+            self.augmentation.check_batch(share)
+        except ValueError as error:
+            raise ValueError(
+                f"Each of {replicas} replicas takes {share} images of the global batch of {self.batch}. {error}"
+            ) from None
+
+    def training_view(self, seed: int, loss: str = "softmax") -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+        """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone.
+
+        For `loss` 'softmax' the label weights of each record sum to 1, so that an image's share of a mixed target is
+        its share of the pixels; for 'sigmoid', where each weight is a target by itself, they stay as they are.
+        """
 
         def prepare(example):
+            example = self._example(example)
+            if loss == "softmax":
+                weights = example["label_weights"]
+                example["label_weights"] = tf.math.divide_no_nan(weights, tf.reduce_sum(weights))
             key = tf.constant([seed, 1], tf.int64)
             for number in (tf.cast(example["epoch"], tf.int64), example["id"]):
                 key = tf.random.experimental.stateless_fold_in(key, number)
-            return {**self._example(example), "seed": tf.random.stateless_uniform([2], key, None, None, tf.int32)}
+            return {**example, "seed": tf.random.stateless_uniform([2], key, None, None, tf.int32)}
 
         return lambda records: self.augmentation.examples(records.map(prepare), self.train_size)
 
@@ -133,6 +152,8 @@ class Experiment:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"Experiment.precision is {self.precision!r}; expected one of {PRECISIONS}.")
+        if self.loss not in LOSSES:
+            raise ValueError(f"Experiment.loss is {self.loss!r}; expected one of {LOSSES}.")
         if self.gradient_parts < 1:
             raise ValueError(f"Experiment.gradient_parts is {self.gradient_parts}; expected 1 or more.")
 

@@ -37,6 +37,7 @@ def assemble(experiment: Experiment, loop: Loop) -> Parts:
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
     check_batch(experiment.data.batch, strategy, experiment.gradient_parts)
+    experiment.data.check_replicas(strategy.num_replicas_in_sync)
     records, validation = experiment.data.training_records(), experiment.data.validation_records()
     num_classes, budget = experiment.classes(records), experiment.budget(records)
     with strategy.scope():

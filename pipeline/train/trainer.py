@@ -45,7 +45,7 @@ class Trainer(orbit.StandardTrainer):
             metric.reset_state()
         if self.train_dataset is None:
             first = int(self._step.optimizer.iterations.numpy())
-            view = self._experiment.data.training_view(self._experiment.seed)
+            view = self._experiment.data.training_view(self._experiment.seed, self._experiment.loss)
             batch = self._experiment.data.batch
             self.train_dataset = distributed(self.strategy, self._records, self.budget, view, batch, first_step=first)
 
