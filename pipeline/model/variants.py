@@ -76,7 +76,9 @@ def _published(multiple: int, dropout_rate: float, widths: tuple[int, int, int, 
 _DROPOUT_RATES = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5)
 
 VARIANTS: dict[str, Variant] = {
+    "pico": Variant((16, 32, 64, 64), (1, 1, 2, 1), 0.0, 8, (8, 8, 12, 12)),
     "nano": Variant((32, 64, 128, 128), (1, 1, 2, 1), 0.0, 8, (8, 12, 16, 16)),
+    "micro": Variant((48, 96, 192, 192), (1, 1, 3, 1), 0.0, 8, (12, 12, 24, 24)),
     "tiny": Variant((64, 128, 256, 256), (1, 2, 3, 1), 0.1, 16, (16, 16, 32, 32)),
     **{f"F{i}": _published(i + 1, r, (256, 512, 1536, 1536)) for i, r in enumerate(_DROPOUT_RATES)},
     **{f"F{i}+": _published(i + 1, r, (384, 768, 2048, 2048)) for i, r in enumerate(_DROPOUT_RATES)},
