@@ -1,0 +1,225 @@
+"""What a study found: its frontier, the laws fitted to it, and how well smaller runs predict the largest."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from pipeline.study import costs, law, runs
+from pipeline.study.errors import StudyError
+from pipeline.study.runs import DIVERGED, FINISHED, UNFINISHED, Cell, Run
+
+LAW_FILE = "law.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """A study's laws.
+
+    Attributes:
+      unit: of compute.
+      cells: every variant and epoch budget at its best learning rate, by rising compute.
+      compute: of each cell, float64 [cells].
+      frontier: indices of the cells that no cheaper cell beats.
+      line: log-log line of loss against compute on the frontier.
+      saturating: L = E + A C^-a there, or why there is none.
+      growth: exponents of the best size and epoch budget against compute, or why there are none.
+      held_out: law's name to the largest run beside its prediction from the smaller ones, or why there is none.
+      diverged, unfinished: how many pre-trainings were left out.
+    """
+
+    unit: str
+    cells: tuple[Cell, ...]
+    compute: np.ndarray
+    frontier: np.ndarray
+    line: law.Line
+    saturating: law.Saturating | str
+    growth: law.Growth | str
+    held_out: dict[str, law.HeldOut | str]
+    diverged: int
+    unfinished: int
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Held-out loss of each cell, float64 [cells]."""
+        return np.array([cell.loss for cell in self.cells])
+
+    @property
+    def decades(self) -> float:
+        """How far the frontier's compute reaches, in powers of ten."""
+        return float(np.ptp(np.log10(self.compute[self.frontier])))
+
+
+def analyse(all_runs: Sequence[Run], unit: str, level: float = law.LEVEL) -> Analysis:
+    """Fits the laws of a study.
+
+    Raises:
+      StudyError: data or recipes are mixed, too few runs are finished, the frontier holds one model, or a run's cost
+        in `unit` is not known.
+    """
+    runs.check_same(all_runs)
+    pretraining = [run for run in all_runs if not run.trial.task]
+    count = {status: sum(run.status == status for run in pretraining) for status in (FINISHED, DIVERGED, UNFINISHED)}
+    cells = [(np.mean([costs.of_run(r.summary, unit) for r in cell.runs]), cell) for cell in runs.cells(all_runs)]
+    cells.sort(key=lambda pair: pair[0])
+    compute, cells = np.array([c for c, _ in cells]), tuple(cell for _, cell in cells)
+    left_out = f"{count[DIVERGED]} diverged and {count[UNFINISHED]} are unfinished"
+    if len(cells) < law.MIN_POINTS_LINE:
+        raise StudyError(
+            f"A law needs at least {law.MIN_POINTS_LINE} pairs of model and epoch budget with a finished run, found "
+            f"{len(cells)} ({left_out}): run more of the study."
+        )
+    loss = [cell.loss for cell in cells]
+    frontier = law.frontier(compute, loss)
+    if len({cells[i].variant for i in frontier}) < 2:
+        raise StudyError(
+            f"Every run on the compute-optimal frontier is of {cells[frontier[0]].variant}: no law of a family can be "
+            "seen. Add smaller models or smaller budgets of compute, or larger ones of both."
+        )
+    if len(frontier) < law.MIN_POINTS_LINE:
+        raise StudyError(
+            f"The compute-optimal frontier holds {len(frontier)} of {len(cells)} points ({left_out}), a law needs "
+            f"{law.MIN_POINTS_LINE}: add models and epoch budgets in between, or other learning rates."
+        )
+    x, y = compute[frontier], np.array(loss)[frontier]
+    sizes = [cells[i].runs[0].summary["parameters"] for i in frontier]
+    fits = {"line": law.fit_line, "saturating": law.fit_saturating}
+    return Analysis(
+        unit=unit,
+        cells=cells,
+        compute=compute,
+        frontier=frontier,
+        line=law.fit_line(x, y, level),
+        saturating=_or_reason(law.fit_saturating, x, y, level),
+        growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier], level),
+        held_out={name: _or_reason(law.leave_largest_out, x, y, fit) for name, fit in fits.items()},
+        diverged=count[DIVERGED],
+        unfinished=count[UNFINISHED],
+    )
+
+
+def describe(found: Analysis) -> str:
+    """The analysis as text."""
+    percent = f"{found.line.level:.0%} interval"
+    models = len({found.cells[i].variant for i in found.frontier})
+    lines = [
+        f"{len(found.cells)} pairs of model and epoch budget; left out: {found.diverged} diverged and "
+        f"{found.unfinished} unfinished runs.",
+        f"Frontier: {len(found.frontier)} points, {models} models, {found.decades:.2f} decades of compute "
+        f"({costs.LABELS[found.unit]}).",
+        f"Line:       loss {found.line.text}, exponent {_interval(found.line.slope, found.line.slope_interval)} "
+        f"({percent}), residuals {found.line.deviation:.2%}",
+    ]
+    if isinstance(found.saturating, str):
+        lines.append(f"With floor: not fitted. {found.saturating}")
+    else:
+        s = found.saturating
+        lines.append(
+            f"With floor: loss {s.text}, exponent {_interval(s.exponent, s.exponent_interval)}, "
+            f"floor {_interval(s.floor, s.floor_interval)}"
+        )
+    if isinstance(found.growth, str):
+        lines.append(f"Growth of the optimum: not fitted. {found.growth}")
+    else:
+        g = found.growth
+        lines += [
+            f"Best size (parameters) grows as compute^{_interval(g.size.slope, g.size.slope_interval)}",
+            f"Best epoch budget grows as compute^{_interval(g.epochs.slope, g.epochs.slope_interval)}",
+            f"They {'agree with' if g.agree else 'disagree with'} one rate for both: difference "
+            f"{_interval(g.quotient.slope, g.quotient.slope_interval)}",
+        ]
+    for name, held_out in found.held_out.items():
+        if isinstance(held_out, str):
+            lines.append(f"Largest run from the smaller ones ({name}): {held_out}")
+            continue
+        cell = found.cells[found.frontier[held_out.index]]
+        low, high = held_out.interval
+        lines.append(
+            f"Largest run from the smaller ones ({name}): {cell.variant}, {cell.epochs:g} epochs: predicted "
+            f"{held_out.predicted:.4g} ({low:.4g} to {high:.4g}), found {held_out.actual:.4g}, "
+            f"{'inside' if held_out.inside else 'outside'} the interval"
+        )
+    lines += [
+        f"{cell.variant}, {cell.epochs:g} epochs: the best learning rate, {cell.learning_rate:g}, is the "
+        f"{'lowest' if cell.edge == 'lower' else 'highest'} that was tried."
+        for cell in found.cells
+        if cell.edge
+    ]
+    return "\n".join(lines)
+
+
+def write(found: Analysis, directory: str) -> str:
+    """Writes the fitted laws as `law.json`; returns its path."""
+
+    def values(item):
+        if isinstance(item, str):
+            return {"reason": item}
+        if isinstance(item, law.Line):
+            return {"law": item.text, "exponent": item.slope, "interval": item.slope_interval}
+        return {
+            "law": item.text,
+            **{name: getattr(item, name) for name in ("floor", "exponent", "floor_interval", "exponent_interval")},
+        }
+
+    growth = found.growth
+    content = {
+        "unit": found.unit,
+        "level": found.line.level,
+        "frontier": [
+            (found.cells[i].variant, found.cells[i].epochs, found.compute[i], found.loss[i]) for i in found.frontier
+        ],
+        "line": values(found.line),
+        "saturating": values(found.saturating),
+        "growth": {"reason": growth}
+        if isinstance(growth, str)
+        else {
+            **{name: values(getattr(growth, name)) for name in ("size", "epochs", "quotient")},
+            "agree": growth.agree,
+        },
+        "held_out": {
+            name: {"reason": h} if isinstance(h, str) else {**dataclasses.asdict(h), "inside": h.inside}
+            for name, h in found.held_out.items()
+        },
+        "diverged": found.diverged,
+        "unfinished": found.unfinished,
+    }
+    path = os.path.join(directory, LAW_FILE)
+    with open(f"{path}.partial", "w") as file:
+        json.dump(content, file, indent=1)
+    os.replace(f"{path}.partial", path)
+    return path
+
+
+def ranks(all_runs: Sequence[Run], task: str) -> tuple[list[tuple[Run, Run]], np.ndarray, np.ndarray, float]:
+    """Checkpoints by pre-training loss against the same by fine-tuned accuracy.
+
+    Returns:
+      Pairs of a pre-training and its fine-tuning on `task`; the rank of each by loss and by error, 1 the best; and
+      Spearman's rank correlation.
+
+    Raises:
+      StudyError: fewer than 3 checkpoints were fine-tuned.
+    """
+    tuned = {run.trial.pretraining: run for run in all_runs if run.trial.task == task and run.status == FINISHED}
+    pairs = [(run, tuned[run.trial]) for run in all_runs if run.status == FINISHED and run.trial in tuned]
+    if len(pairs) < 3:
+        raise StudyError(f"Ranks need at least 3 checkpoints that were fine-tuned on {task!r}, found {len(pairs)}.")
+    losses, errors = [one.loss for one, _ in pairs], [other.error for _, other in pairs]
+    by_loss, by_error = stats.rankdata(losses), stats.rankdata(errors)
+    if len(set(losses)) < 2 or len(set(errors)) < 2:
+        raise StudyError(f"All checkpoints have one loss or one accuracy on {task!r}: there is no rank.")
+    return pairs, by_loss, by_error, float(stats.spearmanr(by_loss, by_error).statistic)
+
+
+def _or_reason(function, *arguments):
+    try:
+        return function(*arguments)
+    except StudyError as error:
+        return str(error)
+
+
+def _interval(value: float, ends: tuple[float, float]) -> str:
+    return f"{value:.3g} ({ends[0]:.3g} to {ends[1]:.3g})"

@@ -1,0 +1,92 @@
+"""Compute of a run: in FLOPs, in seconds, or in TPU-v4 core-hours."""
+
+import dataclasses
+import math
+
+from pipeline.model import cost
+from pipeline.study.errors import StudyError
+
+CORE_HOURS, FLOPS, SECONDS = "core_hours", "flops", "seconds"
+LABELS = {
+    CORE_HOURS: "TPU-v4 core-hours of pre-training",
+    FLOPS: "FLOPs of pre-training",
+    SECONDS: "seconds of pre-training",
+}
+RESOLUTION, CLASSES = 224, 30_000  # of the study's pre-training
+STUDY_IMAGES = 4e9  # in an epoch of JFT-4B, "about 4 billion"
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Training speed of a variant at 224 pixels on one TPU-v4 core, and where the number comes from."""
+
+    images_per_second: float
+    source: str
+
+
+def _reported(core_hours: float, epochs: float) -> Speed:
+    return Speed(
+        epochs * STUDY_IMAGES / (core_hours * 3600),
+        f"reported {core_hours:g} core-hours for {epochs:g} epochs of about 4 billion images (arXiv 2310.16764)",
+    )
+
+
+# The two ends of the paper's range of compute, 0.4k to 110k core-hours. A compilation of the plain bfloat16 step estimates
+# 776 and 68 images/s for them, 0.36k and 131k core-hours. More variants may be added; between entries,
+# `speed` interpolates.
+SPEEDS: dict[str, Speed] = {"F0": _reported(400, 0.25), "F7+": _reported(110_000, 8)}
+
+
+def training_flops(variant: str, resolution: int = RESOLUTION, num_classes: int = CLASSES) -> int:
+    """FLOPs of a training step for an image: two a multiply-add, and three times a forward pass."""
+    return 6 * cost.multiply_adds(variant, resolution, num_classes)
+
+
+def speed(variant: str, flops_per_image: float | None = None) -> Speed:
+    """Images/s on a TPU-v4 core: an entry of `SPEEDS`, or log-log interpolation by FLOPs between entries.
+
+    Args:
+      variant: of the NFNet family.
+      flops_per_image: of training; at 224 pixels and 30k classes where None.
+
+    Raises:
+      StudyError: the FLOPs lie outside those of the entries.
+    """
+    work = training_flops(variant) if flops_per_image is None else flops_per_image
+    if variant in SPEEDS and math.isclose(work, training_flops(variant), rel_tol=0.02):
+        return SPEEDS[variant]
+    known = sorted((training_flops(name), entry.images_per_second, name) for name, entry in SPEEDS.items())
+    if not 0.98 * known[0][0] <= work <= 1.02 * known[-1][0]:
+        raise StudyError(
+            f"No cost in TPU-v4 core-hours is known for {variant} at {work:.3g} FLOPs an image: speeds are known from "
+            f"{known[0][0]:.3g} ({known[0][2]}) to {known[-1][0]:.3g} ({known[-1][2]}). Use --unit=flops or "
+            "--unit=seconds, or add a measured speed to SPEEDS in pipeline/study/costs.py."
+        )
+    upper = next((i for i in range(1, len(known)) if work <= known[i][0]), len(known) - 1)
+    (low, slow, low_name), (high, fast, high_name) = known[upper - 1], known[upper]
+    share = math.log(work / low) / math.log(high / low)
+    return Speed(slow * (fast / slow) ** share, f"estimated: interpolated by FLOPs between {low_name} and {high_name}")
+
+
+def core_hours(variant: str, images: float, flops_per_image: float | None = None) -> float:
+    """TPU-v4 core-hours of training on `images` images; raises StudyError where no cost is known."""
+    return images / speed(variant, flops_per_image).images_per_second / 3600
+
+
+def of_run(summary: dict, unit: str) -> float:
+    """Compute of the run that wrote `summary` (its `run.json`), in `unit`.
+
+    Raises:
+      StudyError: the unit is unknown, or the summary does not hold what it takes.
+    """
+    try:
+        if unit == SECONDS:
+            return summary["seconds"]
+        flops = 3 * summary["flops_per_image"]
+        if unit == FLOPS:
+            return flops * summary["images_seen"]
+        if unit == CORE_HOURS:
+            return core_hours(summary["variant"], summary["images_seen"], flops)
+    except KeyError as error:
+        raise StudyError(f"A run.json lacks {error}, so its compute in {unit} is unknown: run it anew.") from error
+    raise StudyError(f"Unknown unit {unit!r}; expected one of {', '.join(LABELS)}.")

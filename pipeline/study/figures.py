@@ -1,0 +1,225 @@
+"""The study's figures, each as PNG, SVG and the CSV behind it.
+
+Models differ in colour, marker and line style at once, so that they can be told apart in grey and in colour blindness.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib import ticker
+
+from pipeline.study import analysis, costs
+from pipeline.study.analysis import Analysis
+from pipeline.study.errors import StudyError
+from pipeline.study.runs import FINISHED, Run
+
+matplotlib.use("Agg")
+# Okabe and Ito's colours, from dark to light so that neighbours differ in grey; their yellow is too pale for paper.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", "-.", ":")
+_RC = {
+    "font.size": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "study",  # the same figure is the same file
+    "figure.constrained_layout.use": True,
+}
+
+# ImageNet top-1 error against core-hours of pre-training, as reported by "ConvNets Match Vision Transformers at Scale"
+# (the TPU-v4 core-hours of the transformers are that paper's estimates).
+REPORTED = (
+    ("ViT-g/14", 120e3, 0.098),
+    ("ViT-G/14", 280e3, 0.0955),
+    ("SoViT-400m/14", 130e3, 0.097),
+    ("NFNet-F7+", 110e3, 0.097),
+    ("NFNet-F7+, repeated augmentation", 110e3, 0.096),
+)
+
+
+def draw(all_runs: Sequence[Run], found: Analysis, directory: str) -> list[str]:
+    """Draws every figure for which there are runs into `directory`; returns the paths of the PNG files.
+
+    Raises:
+      StudyError: a run's cost in the analysis' unit is not known.
+    """
+    os.makedirs(directory, exist_ok=True)
+    styles = _styles(found)
+    with plt.rc_context(_RC):
+        paths = [_loss(found, styles, directory), _learning_rate(found, styles, directory)]
+        for task in sorted({run.trial.task for run in all_runs if run.trial.task and run.status == FINISHED}):
+            paths.append(_transfer(all_runs, found, task, styles, directory))
+            try:
+                ranked = analysis.ranks(all_runs, task)
+            except StudyError as error:
+                print(f"No figure of ranks: {error}")
+                continue
+            paths.append(_ranks(ranked, task, styles, directory))
+    return paths
+
+
+def _loss(found: Analysis, styles: dict, directory: str) -> str:
+    """Held-out loss against compute by model (the paper's figure 2)."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4))
+    rows = []
+    for variant, style in styles.items():
+        here = [i for i, cell in enumerate(found.cells) if cell.variant == variant]
+        axes.plot(found.compute[here], found.loss[here], label=variant, **style)
+        for i in here:
+            cell = found.cells[i]
+            on_frontier = int(i in found.frontier)
+            rows.append(
+                (variant, cell.epochs, cell.learning_rate, len(cell.runs), found.compute[i], cell.loss, on_frontier)
+            )
+    on = found.frontier
+    axes.plot(found.compute[on], found.loss[on], "o", ms=11, mfc="none", mec="#444444", lw=0, label="frontier")
+    reach = np.geomspace(found.compute[on].min(), found.compute[on].max() * 3, 100)
+    fits = [("line", found.line, "#444444", "-")]
+    if not isinstance(found.saturating, str):
+        fits.append(("with floor", found.saturating, "#999999", "--"))
+    for name, fit, colour, line in fits:
+        predicted = fit.predict(reach)
+        axes.plot(reach, predicted.value, line, color=colour, lw=1.2, label=f"{name}: {fit.text.replace('y', 'L', 1)}")
+        if name == "line":
+            axes.fill_between(reach, *predicted.prediction, color=colour, alpha=0.12, lw=0, label="for a new run")
+            axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.25, lw=0, label="of the line")
+    axes.set(xscale="log", yscale="log", xlabel=costs.LABELS[found.unit], ylabel="held-out loss")
+    axes.set_ylim(0.9 * found.loss.min(), 1.05 * found.loss.max())
+    _plain_ticks(axes.yaxis)
+    axes.legend(fontsize=8, title=f"bands: {fit.level:.0%}", title_fontsize=8)
+    head = ("variant", "epochs", "learning_rate", "seeds", found.unit, "validation_loss", "on_frontier")
+    return _save(figure, directory, "loss", head, rows)
+
+
+def _learning_rate(found: Analysis, styles: dict, directory: str) -> str:
+    """Best learning rate against epoch budget by model (the paper's figure 3)."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.4))
+    rows = []
+    for place, (variant, style) in enumerate(styles.items()):
+        cells = sorted((cell for cell in found.cells if cell.variant == variant), key=lambda cell: cell.epochs)
+        shift = 1.03 ** (place - (len(styles) - 1) / 2)  # grids by factors of two put models on top of each other
+        epochs = [cell.epochs * shift for cell in cells]
+        axes.plot(epochs, [cell.learning_rate for cell in cells], label=variant, **style)
+        for cell in cells:
+            rows.append((variant, cell.epochs, cell.learning_rate, cell.edge, min(cell.tried), max(cell.tried)))
+    at_edge = [(cell.epochs, cell.learning_rate) for cell in found.cells if cell.edge]
+    axes.set(xscale="log", yscale="log", xlabel="epoch budget", ylabel="best learning rate")
+    axes.xaxis.set_major_locator(ticker.FixedLocator(sorted({cell.epochs for cell in found.cells})))
+    axes.yaxis.set_major_locator(ticker.FixedLocator(sorted({rate for cell in found.cells for rate in cell.tried})))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(ticker.NullLocator())
+    title = f"{len(at_edge)} of {len(found.cells)} lie on the edge of what was tried" if at_edge else None
+    axes.legend(fontsize=8, title=title, title_fontsize=8)
+    head = ("variant", "epochs", "best_learning_rate", "edge", "lowest_tried", "highest_tried")
+    return _save(figure, directory, "learning_rate", head, rows)
+
+
+def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict, directory: str) -> str:
+    """Fine-tuned top-1 error against compute of pre-training, beside reported numbers (the paper's figure 1)."""
+    pretraining = {run.trial: run for run in all_runs if not run.trial.task and run.status == FINISHED}
+    tuned = [run for run in all_runs if run.trial.task == task and run.status == FINISHED]
+    tuned = [run for run in tuned if run.trial.pretraining in pretraining]
+    rows = []
+    for run in tuned:
+        compute = costs.of_run(pretraining[run.trial.pretraining].summary, found.unit)
+        rows.append((run.trial.variant, run.trial.epochs, run.trial.learning_rate, run.trial.seed, compute, run.error))
+    rows.sort(key=lambda row: (list(styles).index(row[0]) if row[0] in styles else len(styles), row[4]))
+    together = found.unit == costs.CORE_HOURS
+    figure, panels = plt.subplots(1, 1 if together else 2, figsize=(6.4 if together else 10, 4.4), squeeze=False)
+    axes, beside = panels[0][0], panels[0][-1]
+    for variant, style in styles.items():
+        here = np.array([row[4:] for row in rows if row[0] == variant])
+        if len(here):
+            axes.plot(*here.T, label=variant, **style)
+    axes.set(xscale="log", yscale="log", xlabel=costs.LABELS[found.unit], ylabel=f"top-1 error after {task}")
+    for i, (name, compute, error) in enumerate(REPORTED):
+        beside.plot(compute, error, _MARKERS[-1 - i], color="#7F7F7F", mfc="white", ms=8, lw=0, label=name)
+    if not together:
+        label = "TPU-v4 core-hours of pre-training"
+        beside.set(
+            xscale="log", yscale="log", xlabel=label, ylabel="ImageNet top-1 error", title="as reported, at scale"
+        )
+        beside.set(xlim=(5e4, 5e5), ylim=(0.093, 0.1))
+        axes.set_title("this study")
+    for panel in panels[0]:
+        _plain_ticks(panel.yaxis, percent=True)
+    axes.legend(fontsize=8)
+    beside.legend(fontsize=8, title="as reported" if together else None, title_fontsize=8)
+    if together:
+        axes.legend(fontsize=8, title="hollow: as reported", title_fontsize=8)
+    rows += [(name, "", "", "", compute if together else "", error) for name, compute, error in REPORTED]
+    head = ("model", "epochs", "learning_rate", "seed", found.unit, "top1_error")
+    if not together:
+        head, rows = (*head, costs.CORE_HOURS), [(*row, "") for row in rows]
+        rows[-len(REPORTED) :] = [
+            (*row[:-1], one[1]) for row, one in zip(rows[-len(REPORTED) :], REPORTED, strict=True)
+        ]
+    return _save(figure, directory, f"transfer_{task}", head, rows)
+
+
+def _ranks(ranked: tuple, task: str, styles: dict, directory: str) -> str:
+    """Rank of checkpoints by pre-training loss against their rank by fine-tuned accuracy."""
+    pairs, by_loss, by_error, correlation = ranked
+    figure, axes = plt.subplots(figsize=(4.8, 4.6))
+    axes.plot([1, len(pairs)], [1, len(pairs)], color="#999999", lw=1)
+    rows = []
+    for (one, other), x, y in zip(pairs, by_loss, by_error, strict=True):
+        trial = one.trial
+        rows.append((trial.variant, trial.epochs, trial.learning_rate, trial.seed, one.loss, other.error, x, y))
+    for variant, style in styles.items():
+        here = [row[-2:] for row in rows if row[0] == variant]
+        if here:
+            axes.plot(*np.array(here).T, label=variant, **{**style, "linestyle": "none"})
+    axes.set(xlabel="rank by pre-training loss (1: best)", ylabel=f"rank by top-1 after {task} (1: best)")
+    axes.set_title(f"Spearman's rank correlation {correlation:.2f}; below the line: gains by fine-tuning", fontsize=9)
+    axes.legend(fontsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.MaxNLocator(integer=True))
+    head = ("variant", "epochs", "learning_rate", "seed", "validation_loss", "top1_error", "rank_loss", "rank_top1")
+    return _save(figure, directory, f"ranks_{task}", head, rows)
+
+
+def _styles(found: Analysis) -> dict[str, dict]:
+    """Colour, marker and line of each variant, small models first."""
+    sizes = {cell.variant: cell.runs[0].summary["parameters"] for cell in found.cells}
+    return {
+        variant: {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _LINES[i % len(_LINES)],
+            "lw": 1.4,
+            "ms": 5.5,
+        }
+        for i, variant in enumerate(sorted(sizes, key=sizes.get))
+    }
+
+
+def _plain_ticks(axis, percent: bool = False) -> None:
+    """Labels a logarithmic axis that spans less than a decade or two with plain numbers."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(ticker.PercentFormatter(1, None) if percent else ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    low, high = axis.get_view_interval()
+    if high / low < 1.6:
+        axis.set_major_locator(ticker.MaxNLocator(5))
+
+
+def _save(figure, directory: str, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    path = os.path.join(directory, name)
+    with open(f"{path}.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+    figure.savefig(f"{path}.svg", metadata={"Date": None})
+    figure.savefig(f"{path}.png", dpi=150)
+    plt.close(figure)
+    return f"{path}.png"

@@ -1,0 +1,347 @@
+"""Scaling laws: fits of loss against compute with intervals, the compute-optimal frontier, and how the optimum grows.
+
+Two laws are fitted. `fit_line` is least squares on log-log axes, as in "ConvNets Match Vision Transformers at Scale".
+`fit_saturating` is L = E + A C^-a by Huber loss on log residuals from a grid of starts, as in approach 3 of Hoffmann
+et al., "Training Compute-Optimal Large Language Models", 2022, appendix D. Intervals come from bootstrapping residuals.
+Compute may be in any unit; nothing here knows which.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import optimize, stats
+
+from pipeline.study.errors import StudyError
+
+LEVEL = 0.9
+RESAMPLES = 400
+MIN_POINTS_LINE, MIN_POINTS_SATURATING = 4, 5
+HUBER_DELTA = 1e-3  # of Hoffmann et al.; in units of log loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Values of a law, float64 [n], with the confidence band of the law and the prediction band of a new run."""
+
+    value: np.ndarray
+    confidence: tuple[np.ndarray, np.ndarray]
+    prediction: tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """y = exp(intercept) (x / center)^slope; the `pivots` are studentised errors of resampled fits.
+
+    Attributes:
+      intercept, slope: of log y against log(x / center).
+      center: geometric mean of the fitted x.
+      deviation: standard deviation of the residuals of log y.
+      spread: sum of squares of log(x / center).
+      count: number of fitted points.
+      level: of the intervals.
+      pivots: rows of (intercept, slope, deviation) of resampled fits, and a drawn residual; float64 [resamples, 4].
+    """
+
+    intercept: float
+    slope: float
+    center: float
+    deviation: float
+    spread: float
+    count: int
+    level: float
+    pivots: np.ndarray = dataclasses.field(repr=False)
+
+    @property
+    def slope_interval(self) -> tuple[float, float]:
+        """Bootstrap-t interval of the slope."""
+        low, high = self._quantiles((self.pivots[:, 1] - self.slope) / self.pivots[:, 2])
+        return self.slope - high * self.deviation, self.slope - low * self.deviation
+
+    @property
+    def text(self) -> str:
+        """The law as a formula, x in the fitted unit."""
+        return f"y = {np.exp(self.intercept - self.slope * np.log(self.center)):.4g} x^{self.slope:.4g}"
+
+    def predict(self, x: Sequence[float]) -> Prediction:
+        """The law at `x`, with its bands."""
+        x = np.log(np.asarray(x, np.float64) / self.center)
+        log_value = self.intercept + self.slope * x
+        intercepts, slopes, deviations, residuals = self.pivots.T[:, :, None]
+        refitted = intercepts + slopes * x
+        leverage = 1 / self.count + x**2 / self.spread
+        width = np.sqrt(leverage)
+        low, high = self._quantiles((refitted - log_value) / (deviations * width))
+        confidence = (log_value - high * self.deviation * width, log_value - low * self.deviation * width)
+        width = np.sqrt(1 + leverage)
+        low, high = self._quantiles((log_value + residuals - refitted) / (deviations * width))
+        prediction = (log_value + low * self.deviation * width, log_value + high * self.deviation * width)
+        return Prediction(np.exp(log_value), _exp(confidence), _exp(prediction))
+
+    def _quantiles(self, pivots: np.ndarray) -> np.ndarray:
+        return np.quantile(pivots, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saturating:
+    """y = floor + scale (x / center)^-exponent.
+
+    Attributes:
+      floor, scale, exponent: of the law, all positive.
+      center: geometric mean of the fitted x.
+      level: of the intervals.
+      samples: rows of (log floor, log scale, log exponent) of resampled fits, float64 [resamples, 3].
+      residuals: a residual of log y drawn for each of them, float64 [resamples].
+      widening: factor on the spread of `samples` that makes up for the small number of points.
+    """
+
+    floor: float
+    scale: float
+    exponent: float
+    center: float
+    level: float
+    samples: np.ndarray = dataclasses.field(repr=False)
+    residuals: np.ndarray = dataclasses.field(repr=False)
+    widening: float = 1.0
+
+    @property
+    def exponent_interval(self) -> tuple[float, float]:
+        """Bootstrap interval of the exponent."""
+        return self._interval(np.log(self.exponent), self.samples[:, 2])
+
+    @property
+    def floor_interval(self) -> tuple[float, float]:
+        """Bootstrap interval of the floor."""
+        return self._interval(np.log(self.floor), self.samples[:, 0])
+
+    @property
+    def text(self) -> str:
+        """The law as a formula, x in the fitted unit."""
+        return f"y = {self.floor:.4g} + {self.scale * self.center**self.exponent:.4g} x^-{self.exponent:.4g}"
+
+    def predict(self, x: Sequence[float]) -> Prediction:
+        """The law at `x`, with its bands."""
+        x = np.log(np.asarray(x, np.float64) / self.center)
+        log_value = _log_saturating(np.log([self.floor, self.scale, self.exponent]), x)
+        refitted = np.stack([_log_saturating(sample, x) for sample in self.samples])
+        confidence = self._interval(log_value, refitted)
+        prediction = self._interval(log_value, refitted + self.residuals[:, None])
+        return Prediction(np.exp(log_value), confidence, prediction)
+
+    def _interval(self, log_value, samples) -> tuple[np.ndarray, np.ndarray]:
+        """Percentiles of `samples`, moved away from `log_value` by `widening`, as values."""
+        ends = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+        return _exp(log_value + self.widening * (end - log_value) for end in ends)
+
+
+Law = Line | Saturating
+
+
+def fit_line(
+    x: Sequence[float], y: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Line:
+    """Least squares of log y on log x; intervals by the studentised bootstrap of residuals.
+
+    Raises:
+      StudyError: fewer than 4 points, values that are not positive and finite, or a single x.
+    """
+    x, y = _positive(x, y, MIN_POINTS_LINE, "a straight line with intervals")
+    rng = np.random.default_rng(seed)
+    center = np.exp(np.log(x).mean())
+    x, y, count = np.log(x / center), np.log(y), len(x)
+    spread = float(x @ x)
+
+    def least_squares(y):
+        intercepts, slopes = y.mean(-1), y @ x / spread
+        errors = y - intercepts[..., None] - slopes[..., None] * x
+        return intercepts, slopes, np.sqrt((errors**2).sum(-1) / (count - 2)), errors
+
+    intercept, slope, deviation, errors = least_squares(y)
+    # Residuals are smaller than errors, the more so where a point has leverage.
+    errors = errors / np.sqrt(np.maximum(1 - 1 / count - x**2 / spread, 1e-9))
+    errors -= errors.mean()
+    drawn = rng.choice(errors, (resamples, count + 1))
+    intercepts, slopes, deviations, _ = least_squares(intercept + slope * x + drawn[:, :-1])
+    deviations = np.maximum(deviations, max(deviation, 1e-12) * 1e-3)  # one residual drawn every time
+    pivots = np.stack([intercepts, slopes, deviations, drawn[:, -1]], axis=1)
+    return Line(float(intercept), float(slope), float(center), float(deviation), spread, count, level, pivots)
+
+
+def fit_saturating(
+    x: Sequence[float], y: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> Saturating:
+    """Least Huber loss of log residuals over floor, scale and exponent, the best from a grid of starts.
+
+    Raises:
+      StudyError: fewer than 5 points, values that are not positive and finite, a single x, or y that does not fall.
+    """
+    x, y = _positive(x, y, MIN_POINTS_SATURATING, "a law with a floor")
+    rng = np.random.default_rng(seed)
+    center = np.exp(np.log(x).mean())
+    x, y, count = np.log(x / center), np.log(y), len(x)
+    if x @ y >= 0:
+        raise StudyError("The loss does not fall with compute, so there is no law with a floor to fit.")
+    floors, exponents = y.min() + np.log([0.02, 0.3, 0.6, 0.9]), np.log([0.05, 0.2, 0.5, 1.0])
+    starts = [(floor, np.log(np.exp(y.mean()) - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
+    best = min((_minimise(np.array(start), x, y) for start in starts), key=lambda found: found.cost)
+    fitted = _log_saturating(best.x, x)
+    residuals = (y - fitted) * np.sqrt(count / (count - 3))
+    residuals -= residuals.mean()
+    drawn = rng.choice(residuals, (resamples, count + 1))
+    samples = _refit(best.x, x, fitted + drawn[:, :-1])
+    floor, scale, exponent = np.exp(best.x)
+    tail = (1 + level) / 2
+    widening = stats.t.ppf(tail, count - 3) / stats.norm.ppf(tail)
+    return Saturating(floor, scale, exponent, float(center), level, samples, drawn[:, -1], widening)
+
+
+def frontier(compute: Sequence[float], loss: Sequence[float]) -> np.ndarray:
+    """Indices of the runs that no run of at most their compute beats, by rising compute; int64 [k]."""
+    compute, loss = np.asarray(compute, np.float64), np.asarray(loss, np.float64)
+    order = np.lexsort((loss, compute))
+    best = np.minimum.accumulate(loss[order])
+    return order[np.concatenate([[True], best[1:] < best[:-1]])] if len(order) else order
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """How the optimum grows: size ~ compute^size.slope, epochs ~ compute^epochs.slope, and their quotient."""
+
+    size: Line
+    epochs: Line
+    quotient: Line
+
+    @property
+    def agree(self) -> bool:
+        """Whether one rate for both lies within the interval of the difference."""
+        low, high = self.quotient.slope_interval
+        return bool(low <= 0 <= high)
+
+
+def growth(compute: Sequence[float], size: Sequence[float], epochs: Sequence[float], level: float = LEVEL) -> Growth:
+    """Exponents of the frontier's model size and epoch budget against compute.
+
+    Args:
+      compute, size, epochs: of the runs on the frontier.
+      level: of the intervals.
+
+    Raises:
+      StudyError: the frontier holds one model or one epoch budget, or too few runs.
+    """
+    for name, values in (("model size", size), ("epoch budget", epochs)):
+        if len(set(values)) < 2:
+            raise StudyError(
+                f"The frontier holds {len(set(values))} {name}, so how the best one grows with compute is not seen; "
+                f"at least 2 are needed: add runs with a smaller or larger {name}."
+            )
+    size, epochs = np.asarray(size, np.float64), np.asarray(epochs, np.float64)
+    return Growth(*(fit_line(compute, values, level) for values in (size, epochs, size / epochs)))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The frontier's run of the largest compute beside what the smaller runs predicted for it."""
+
+    index: int
+    actual: float
+    predicted: float
+    interval: tuple[float, float]
+
+    @property
+    def inside(self) -> bool:
+        """Whether the run lies within the prediction interval."""
+        return bool(self.interval[0] <= self.actual <= self.interval[1])
+
+
+def leave_largest_out(compute: Sequence[float], loss: Sequence[float], fit: Callable[..., Law]) -> HeldOut:
+    """Fits the frontier without its run of the largest compute and predicts that run.
+
+    Args:
+      compute, loss: of the runs on the frontier.
+      fit: `fit_line` or `fit_saturating`.
+
+    Raises:
+      StudyError: too few runs are left.
+    """
+    compute, loss = np.asarray(compute, np.float64), np.asarray(loss, np.float64)
+    index = int(np.argmax(compute))
+    rest = np.arange(len(compute)) != index
+    predicted = fit(compute[rest], loss[rest]).predict(compute[[index]])
+    interval = tuple(float(end[0]) for end in predicted.prediction)
+    return HeldOut(index, float(loss[index]), float(predicted.value[0]), interval)
+
+
+def _log_saturating(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+    log_floor, log_scale, log_exponent = parameters
+    return np.logaddexp(log_floor, log_scale - np.exp(log_exponent) * x)
+
+
+def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray) -> optimize.OptimizeResult:
+    """Parameters of the least Huber loss of log residuals, from one start."""
+    lowest, highest = _bounds(y)
+    return optimize.least_squares(
+        lambda parameters: _log_saturating(parameters, x) - y,
+        np.clip(start, lowest, highest),
+        lambda parameters: _jacobian(parameters, x),
+        (lowest, highest),
+        loss="huber",
+        f_scale=HUBER_DELTA,
+    )
+
+
+def _refit(start: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
+    """As `_minimise` from one start, for all rows of `y` at once; float64 [rows, 3].
+
+    Levenberg-Marquardt on reweighted squares. SciPy takes one row at a time, and a hundred times as long.
+    """
+    parameters = np.tile(start, (len(y), 1))
+    damping = np.full(len(y), 1e-3)
+    lowest, highest = _bounds(y[0])
+
+    def cost(parameters):
+        size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
+        return np.where(size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)).sum(-1)
+
+    current = cost(parameters)
+    for _ in range(iterations):
+        errors = _log_saturating(parameters.T[:, :, None], x) - y
+        weights = HUBER_DELTA / np.maximum(np.abs(errors), HUBER_DELTA)
+        slopes = _jacobian(parameters.T[:, :, None], x)  # [rows, 3, points]
+        weighted = slopes * weights[:, None, :]
+        curvature = weighted @ np.swapaxes(slopes, 1, 2)
+        scale = damping[:, None] * (np.einsum("rii->ri", curvature) + 1e-9)
+        step = np.linalg.solve(curvature + scale[:, :, None] * np.eye(3), -(weighted @ errors[:, :, None]))
+        moved = np.clip(parameters + step[:, :, 0], lowest, highest)
+        new = cost(moved)
+        better = new < current
+        parameters[better], current[better] = moved[better], new[better]
+        damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
+    return parameters
+
+
+def _jacobian(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Derivatives of `_log_saturating` by its parameters; these are axis 1 of the result."""
+    exponent = np.exp(parameters[2])
+    share = np.exp(parameters[1] - exponent * x - _log_saturating(parameters, x))  # of the value, which falls
+    return np.stack([1 - share, share, -share * exponent * x], axis=1)
+
+
+def _bounds(y: np.ndarray) -> tuple[list[float], list[float]]:
+    return [y.min() - 12, y.min() - 30, np.log(1e-3)], [y.min() + 1, y.max() + 30, np.log(20)]
+
+
+def _positive(x: Sequence[float], y: Sequence[float], least: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(x) < least:
+        raise StudyError(f"{what.capitalize()} needs at least {least} points, found {len(x)}: finish more runs.")
+    if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
+        raise StudyError("A fit on log-log axes needs positive finite values; leave diverged runs out.")
+    if np.ptp(np.log(x)) == 0:
+        raise StudyError("All points have the same compute, so no law can be fitted: add budgets.")
+    return x, y
+
+
+def _exp(ends) -> tuple[np.ndarray, np.ndarray]:
+    low, high = (np.exp(end) for end in ends)
+    return low, high

@@ -1,0 +1,261 @@
+"""Runs a study on this machine, one run of `pipeline/main.py` after another; what is finished is skipped."""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.model import cost
+from pipeline.study import runs as reading
+from pipeline.study import search
+from pipeline.study.errors import StudyError
+from pipeline.study.runs import Run, Trial
+from pipeline.study.search import Study
+
+MAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "main.py")
+LOG_FILE = "log.txt"
+LOOK_SECONDS = 0.5
+PREEMPTED = 143  # exit code of a run that was told to stop
+
+
+class Stopped(RuntimeError):
+    """The sweep was told to stop; the run it was in has saved a checkpoint."""
+
+
+def run(study: Study) -> list[Run]:
+    """Executes what is missing of a study; returns its runs.
+
+    A run that was killed goes on from its checkpoint; one that diverges is kept, marked and left out.
+
+    Raises:
+      StudyError: runs of different data or recipes would be mixed, or a run failed.
+      Stopped: SIGTERM or Ctrl-C.
+    """
+    os.makedirs(study.directory, exist_ok=True)
+    with _lock(study.directory) as lock, _raise_on_sigterm():
+        done = _belonging(study)
+        with Progress(study, done) as progress:
+            while wanted := search.next_trials(study, done):
+                progress.show(wanted[0], done)
+                _execute(study, wanted[0].trial, lock, progress, done)
+                done = _belonging(study)
+                progress.count(done)
+            for (variant, epochs), state in search.searches(study, {r.trial: r for r in done}).items():
+                if state.note:
+                    progress.say(f"{variant}, {epochs:g} epochs: {state.note}.")
+    return done
+
+
+def commands(study: Study) -> list[str]:
+    """A command for each run that can start now, as a scheduler takes it; each run's folder is noted down."""
+    done = _belonging(study) if os.path.isdir(study.directory) else []
+    lines = []
+    for wanted in search.next_trials(study, done):
+        reading.write_trial(wanted.trial, study.directory)
+        lines.append(shlex.join(["python", "pipeline/main.py", *arguments(study, wanted.trial)]))
+    return lines
+
+
+def arguments(study: Study, trial: Trial) -> list[str]:
+    """What `pipeline/main.py` is told to run `trial`."""
+    bindings = [*study.params, f'nfnet.variant="{trial.variant}"', f"SEED={trial.seed}"]
+    if trial.task:
+        bindings.append(f'INITIAL_CHECKPOINT="{trial.pretraining.folder(study.directory)}"')
+    else:
+        bindings += [f"EPOCHS={trial.epochs!r}", f"LEARNING_RATE={trial.learning_rate!r}"]
+    file = study.tasks[trial.task] if trial.task else study.pretrain_file
+    params = (f"--gin_param={binding}" for binding in bindings)
+    return [f"--gin_file={file}", *params, f"--model_dir={trial.folder(study.directory)}"]
+
+
+class Progress:
+    """A line with runs done and to come, the time left by the speed of those done, and the run at work."""
+
+    def __init__(self, study: Study, done: Sequence[Run]):
+        self._study, self._done, self._known = study, list(done), set(over(done))
+        self._redraw = sys.stderr.isatty()
+        left = len(list(search.remaining(study, done)))
+        if done:
+            diverged = sum(run.status == reading.DIVERGED for run in done)
+            self.say(f"{study.directory}: {len(self._known)} runs are finished ({diverged} diverged); skipping them.")
+        self._bar = tqdm(
+            desc="study",
+            initial=len(self._known),
+            total=len(self._known) + left,
+            bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}",
+            mininterval=0.2 if self._redraw else 30,
+            file=sys.stderr,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def show(self, wanted: search.Wanted, done: Sequence[Run]) -> None:
+        """Names the run at work, and the time left."""
+        self._done = list(done)
+        trial = wanted.trial
+        left = seconds_left(self._study, done)
+        left = "time left not known yet" if left is None else f"about {max(1, round(left / 60))} min left"
+        what = f"{trial.task or 'pre-training'} {trial.name}"
+        self._bar.total = self._bar.n + len(list(search.remaining(self._study, done)))
+        self._bar.set_postfix_str(f"{left}, {what}", refresh=self._redraw)
+        self.say(f"[{self._bar.n + 1} of about {self._bar.total}, {left}] {what} ({wanted.reason})")
+
+    def tick(self) -> None:
+        """Redraws the line."""
+        if self._redraw:
+            self._bar.refresh()
+
+    def count(self, done: Sequence[Run]) -> None:
+        """Moves to the runs done."""
+        trials = over(done)
+        self._bar.update(len(trials) - len(self._known))
+        self._known = trials
+
+    @staticmethod
+    def say(message: str) -> None:
+        """Writes a line that stays."""
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def over(runs: Sequence[Run]) -> set[Trial]:
+    """The trials of those runs that are over."""
+    return {run.trial for run in runs if run.status != reading.UNFINISHED}
+
+
+def seconds_left(study: Study, done: Sequence[Run]) -> float | None:
+    """Seconds that the rest of the study takes, by the wall time of runs done; None before the first.
+
+    A run takes a start and a time in proportion to its model's multiply-adds and epochs; both are fitted, for
+    pre-training and fine-tuning each.
+    """
+
+    def work(trial: Trial) -> float:
+        return cost.multiply_adds(trial.variant, 224, 1) * (1 if trial.task else trial.epochs)
+
+    total = 0.0
+    ahead = list(search.remaining(study, done))
+    finished = [run for run in done if run.status == reading.FINISHED and run.wall_seconds]
+    for is_task in (False, True):
+        coming = [work(trial) for trial in ahead if bool(trial.task) == is_task]
+        past = [(work(run.trial), run.wall_seconds) for run in finished if bool(run.trial.task) == is_task]
+        if coming and not past:
+            if not finished or not is_task:
+                return None
+            past = [(work(run.trial), run.wall_seconds) for run in finished[:1]]  # no fine-tuning yet: as the first run
+        if coming:
+            x, y = np.array(past).T
+            slope = y.mean() / x.mean()
+            if len(set(x)) > 1:
+                slope = min(max(np.polyfit(x, y, 1)[0], 0.0), slope)
+            total += sum(y.mean() + slope * (one - x.mean()) for one in coming)
+    return total
+
+
+def _execute(study: Study, trial: Trial, lock: int, progress: Progress, done: Sequence[Run]) -> None:
+    """Runs or resumes one trial to its end."""
+    earlier = reading.read_one(trial, study.directory)
+    before = earlier.wall_seconds if earlier else 0.0
+    folder = reading.write_trial(trial, study.directory, before)
+    log_path = os.path.join(folder, LOG_FILE)
+    begun, checked, refused = time.monotonic(), False, False
+    with open(log_path, "ab") as log:
+        # The lock is inherited: it holds as long as any of the two lives.
+        process = subprocess.Popen(
+            [sys.executable, MAIN, *arguments(study, trial)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+            start_new_session=True,  # so that Ctrl-C reaches it through here alone, as SIGTERM
+        )
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LOOK_SECONDS)
+                progress.tick()
+                if not checked and reading.recipe(folder) is not None and process.poll() is None:
+                    reading.check_same([*done, Run(trial, folder, reading.UNFINISHED)])
+                    checked = True
+        except StudyError:
+            refused = earlier is None
+            raise
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            if refused:
+                shutil.rmtree(folder)  # begun a moment ago
+            else:
+                reading.write_trial(trial, study.directory, before + time.monotonic() - begun)
+    if process.returncode == 0:
+        return
+    last = _last_lines(log_path)
+    if process.returncode == PREEMPTED:
+        raise Stopped(f"{folder} was told to stop; the same command goes on from its checkpoint.")
+    if "\nDivergedError: " in last:
+        message = last.rsplit("\nDivergedError: ", 1)[1].strip()
+        with open(os.path.join(folder, reading.DIVERGED_FILE), "w") as file:
+            file.write(message + "\n")
+        progress.say(f"{trial.name} diverged and is left out: {message}")
+        return
+    raise StudyError(f"{folder} failed with exit code {process.returncode}; the end of {log_path}:\n{last[-1500:]}")
+
+
+def _belonging(study: Study) -> list[Run]:
+    """The runs of the study's folder; a StudyError where they do not belong together."""
+    try:
+        found = reading.read(study.directory)
+    except StudyError:
+        if any(reading.TRIAL_FILE in files for _, _, files in os.walk(study.directory)):
+            raise
+        return []  # none yet
+    reading.check_same(found)
+    return [run for run in found if run.status != reading.UNFINISHED]
+
+
+@contextlib.contextmanager
+def _lock(directory: str) -> Iterator[int]:
+    path = os.path.join(directory, "lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(
+                f"Another `scaling_study.py run`, or a run that it started, works in {directory}: wait for its end."
+            ) from None
+        yield file.fileno()
+
+
+@contextlib.contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    def stop(*_):
+        for number in earlier:
+            signal.signal(number, signal.SIG_IGN)  # once is enough: the run needs a moment to save
+        raise Stopped("stopped; the run at work has saved a checkpoint, and the same command goes on.")
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _last_lines(path: str, size: int = 4000) -> str:
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - size))
+        return file.read().decode(errors="replace")
