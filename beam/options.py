@@ -108,17 +108,20 @@ def parse(argv: list[str]) -> PipelineOptions:
       BuildError: a flag is missing, or its value is out of range.
     """
     argv = ["--dry_run=true" if argument == "--dry_run" else argument for argument in argv]  # Beam's takes a value
-    runner = PipelineOptions(argv).view_as(StandardOptions).runner
+    without_help = [argument for argument in argv if argument not in ("-h", "--help")]  # Beam would print none of ours
+    runner = PipelineOptions(without_help).view_as(StandardOptions).runner
     if runner:
         create_runner(runner)  # a runner's module brings the runner's own flags
     parser = argparse.ArgumentParser(
         prog="build_tfrecords.py",
+        usage="%(prog)s --input=IMAGES --output_dir=DIR [flags of the build] [flags of Beam and its runners]",
         allow_abbrev=False,
         conflict_handler="resolve",
         description="Turns labelled images into TFRecord shards with a manifest.",
     )
+    own, beams = parser.add_argument_group("the build"), parser.add_argument_group("Beam and its runners")
     for option_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
-        option_class._add_argparse_args(parser)
+        option_class._add_argparse_args(own if option_class is BuildOptions else beams)
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [flag for action in parser._actions for flag in action.option_strings]

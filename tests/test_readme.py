@@ -1,0 +1,72 @@
+"""The commands that README and the guides show: their files and targets exist, their flags and settings are known."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import configure, experiments
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def commands():
+    """(page, words) of every command in a fenced block of shell."""
+    for page in PAGES:
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield page.name, words
+
+
+COMMANDS = list(commands())
+
+
+def flags_of(program):
+    """The flags that a program's help names."""
+    shown = subprocess.run(
+        [sys.executable, program, "--helpfull" if "pipeline" in program else "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return set(re.findall(r"--(?:\[no\])?([a-z_]+)", shown.stdout + shown.stderr))
+
+
+def test_there_are_commands():
+    assert len([words for page, words in COMMANDS if page == "README.md"]) >= 8
+
+
+@pytest.mark.parametrize(("page", "words"), [c for c in COMMANDS if c[1][0] == "make"])
+def test_make_targets_exist(page, words):
+    assert {word for word in words[1:] if "=" not in word} <= MAKE_TARGETS
+
+
+@pytest.mark.parametrize("program", sorted({w[1] for _, w in COMMANDS if w[0] == "python" and w[1].endswith(".py")}))
+def test_programs_exist_and_know_the_flags_shown(program):
+    known = flags_of(program)
+    for page, words in COMMANDS:
+        if words[:2] == ["python", program]:
+            shown = {word[2:].split("=")[0] for word in words[2:] if word.startswith("--")}
+            assert shown <= known, f"{page}: {program} does not know {shown - known}"
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [c for c in COMMANDS if any(word.startswith("--gin_file") for word in c[1])]
+)
+def test_gin_commands_parse(page, words):
+    files = [word.split("=", 1)[1] for word in words if word.startswith("--gin_file=")]
+    params = [word.split("=", 1)[1] for word in words if word.startswith("--gin_param=")]
+    experiments.register()
+    configure.load([str(ROOT / file) for file in files], params, entry="main", tasks=experiments.TASKS)
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist."
