@@ -7,7 +7,19 @@ from pipeline import configure
 from pipeline.data import augment, manifest, mixing, randaugment
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, experiment, ledger, optimizer, probe, run, sam, schedule, settings, trainer
+from pipeline.train import (
+    checkpoint,
+    distribution,
+    experiment,
+    ledger,
+    optimizer,
+    probe,
+    run,
+    sam,
+    schedule,
+    settings,
+    trainer,
+)
 from pipeline.train.journal import Preempted
 
 TASKS = ("train", "evaluate", "few_shot", "export")
@@ -17,6 +29,7 @@ EXPECTED_ERRORS = (
     checkpoint.CheckpointError,
     ledger.LedgerError,
     trainer.DivergedError,
+    distribution.PeerLostError,
     Preempted,
 )
 

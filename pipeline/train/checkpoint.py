@@ -5,6 +5,7 @@ A checkpoint is a folder `step-00001200/` with the variables (a TensorFlow check
 other file. A folder without a `checkpoint.json` that fits is half-written or damaged, and is skipped with a warning.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -53,15 +54,16 @@ def folder(directory: str, step: int) -> str:
 class Writer:
     """Writes checkpoints of `state` (group name to variable name to variable) into `directory`.
 
-    With `background=True` the variables are copied and the files are written while training goes on; `wait` waits
-    for the last one. A failed write raises at the next call.
+    With `background=True` the variables are copied and the files are written and committed while training goes on;
+    `wait` waits for the last one. A failed write raises at the next call.
     """
 
     def __init__(self, directory: str, state: State, background: bool = False):
         self.directory = directory
         self._checkpoint = tf.train.Checkpoint(**{group: dict(variables) for group, variables in state.items()})
         self._background = background
-        self._pending: tuple[str, int, Mapping] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
 
     def save(self, step: int, facts: Mapping[str, object]) -> str:
         """Saves the state as the checkpoint of `step`; returns its folder.
@@ -77,19 +79,21 @@ class Writer:
         with _failing_cleanly(path):
             options = tf.train.CheckpointOptions(enable_async=self._background)
             self._checkpoint.write(os.path.join(path, _PREFIX), options)
-        self._pending = path, step, dict(facts)
+        self._pending = self._thread.submit(self._finish, path, step, dict(facts))
         if not self._background:
             self.wait()
         return path
 
     def wait(self) -> None:
         """Waits until the last checkpoint is committed."""
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        with _failing_cleanly(pending[0]):
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _finish(self, path: str, step: int, facts: Mapping[str, object]) -> None:
+        with _failing_cleanly(path):
             self._checkpoint.sync()
-            _commit(*pending)
+            _commit(path, step, facts)
 
 
 @contextlib.contextmanager
@@ -154,7 +158,8 @@ def checkpoints(directory: str) -> list[str]:
     if not tf.io.gfile.isdir(directory):
         return []
     names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
-    return [os.path.join(directory, name) for name in sorted(names) if re.fullmatch(r"step-\d{8,}", name)]
+    names = [name for name in names if re.fullmatch(r"step-\d{8,}", name)]
+    return [os.path.join(directory, name) for name in sorted(names, key=lambda name: int(name.split("-")[1]))]
 
 
 def latest(directory: str) -> Saved | None:
@@ -183,10 +188,16 @@ def find(path: str) -> Saved:
 
 
 def prune(directory: str, keep: int, keep_every_hours: float) -> None:
-    """Removes old checkpoints: the newest `keep` stay, and of the older ones one every `keep_every_hours` (0: none)."""
-    old = checkpoints(directory)[:-keep]
+    """Removes old checkpoints: the newest `keep` stay, and of the older ones one every `keep_every_hours` (0: none).
+
+    Half-written ones count for nothing and go; call it while none is being written.
+    """
+    paths = checkpoints(directory)
+    committed = [path for path in paths if tf.io.gfile.exists(os.path.join(path, COMMIT_FILE))]
+    for path in set(paths).difference(committed):
+        tf.io.gfile.rmtree(path)
     last_kept = -np.inf
-    for path in old:
+    for path in committed[:-keep]:
         try:
             with tf.io.gfile.GFile(os.path.join(path, COMMIT_FILE)) as file:
                 saved_time = json.load(file)["time"]
@@ -195,6 +206,7 @@ def prune(directory: str, keep: int, keep_every_hours: float) -> None:
         if keep_every_hours and saved_time - last_kept >= 3600 * keep_every_hours:
             last_kept = saved_time
         else:
+            tf.io.gfile.remove(os.path.join(path, COMMIT_FILE))  # first, so that what is left is no checkpoint
             tf.io.gfile.rmtree(path)
 
 

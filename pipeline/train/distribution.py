@@ -5,6 +5,11 @@ import os
 
 import tensorflow as tf
 
+
+class PeerLostError(RuntimeError):
+    """Another process of a cluster is gone; this one cannot go on without it."""
+
+
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
 
 

@@ -129,9 +129,13 @@ class Journal:
         """Saves a checkpoint, unless this step has one."""
         step = self._state.step
         if self._chief and step != self._saved_step:
+            self._prune()  # what is about to be written does not count before it is whole
             self._writer.save(step, self._facts())
-            checkpoint.prune(self._context.checkpoints, self._loop.keep, self._loop.keep_every_hours)
         self._saved_step = step
+
+    def _prune(self) -> None:
+        self._writer.wait()
+        checkpoint.prune(self._context.checkpoints, self._loop.keep, self._loop.keep_every_hours)
 
     def ledger(self) -> list[Entry]:
         """What each epoch has consumed so far."""
@@ -144,7 +148,8 @@ class Journal:
         distribution.of_all_processes(self._parts.strategy, 0)  # waits until all have written
         self._settle_epochs()
         self.save()
-        self._writer.wait()
+        if self._chief:
+            self._prune()
         summary = self._summary()
         if self._chief:
             report.write_summary(self._context.model_dir, summary)

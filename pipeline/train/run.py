@@ -57,6 +57,7 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
       DivergedError: the loss is not finite.
       LedgerError: an epoch did not consume each example exactly once.
       Preempted: the process was told to stop.
+      PeerLostError: another process of the cluster is gone.
     """
     parts = assemble(experiment, loop)
     state = parts.state
@@ -84,7 +85,7 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
     trainer = Trainer(parts.strategy, experiment, parts.records, step)
     journal = Journal(context, experiment, loop, parts, resumed)
     evaluator = _evaluator(experiment, loop, parts, journal.after_evaluation_step)
-    with journal, _quiet_orbit(), _naming_damage(parts):
+    with journal, _quiet_orbit(), _explaining(parts):
         controller = orbit.Controller(
             global_step=state.optimizer.iterations,
             trainer=trainer,
@@ -113,7 +114,7 @@ def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> d
     controller = orbit.Controller(
         global_step=parts.state.optimizer.iterations, evaluator=evaluator, strategy=parts.strategy
     )
-    with _quiet_orbit(), _naming_damage(parts):
+    with _quiet_orbit(), _explaining(parts):
         metrics = controller.evaluate(evaluator.steps)
     print(f"step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     return metrics
@@ -140,14 +141,19 @@ def _quiet_orbit():
 
 
 @contextlib.contextmanager
-def _naming_damage(parts: Parts):
-    """Raises what went wrong in reading as it was raised there, not as TensorFlow reports it."""
+def _explaining(parts: Parts):
+    """Raises what went wrong in reading as it was raised there, and says when another process is gone."""
     try:
         yield
-    except tf.errors.OpError:
+    except tf.errors.OpError as error:
         for records in (parts.records, parts.validation):
             if records.error is not None:
                 raise records.error from None
+        if isinstance(parts.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise distribution.PeerLostError(
+                f"Working together failed ({error.message.splitlines()[0]}): very likely another process is gone. "
+                "Start the same command on every worker again; all go on from the last checkpoint."
+            ) from error
         raise
 
 

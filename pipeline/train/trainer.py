@@ -15,6 +15,9 @@ from pipeline.train import loss as losses
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
 
+# Nothing here is Python that depends on tensors; converting it all the same would take most of a run's start.
+_plain = tf.autograph.experimental.do_not_convert
+
 
 class DivergedError(RuntimeError):
     """The loss is not finite."""
@@ -49,6 +52,7 @@ class Trainer(orbit.StandardTrainer):
             batch = self._experiment.data.batch
             self.train_dataset = distributed(self.strategy, self._records, self.budget, view, batch, first_step=first)
 
+    @_plain
     def train_step(self, iterator):
         """One step on all replicas."""
         self.strategy.run(self._replica_step, args=(next(iterator),))
@@ -115,6 +119,7 @@ class Evaluator(orbit.StandardEvaluator):
         """The sums so far: loss, top-1 hits, top-5 hits, examples."""
         return np.zeros(4, np.float64)
 
+    @_plain
     def eval_step(self, iterator):
         """Sums over one global batch, float32 [4]."""
         sums = self.strategy.run(self._replica_step, args=(next(iterator),))
@@ -145,6 +150,7 @@ class Evaluator(orbit.StandardEvaluator):
 def distributed(strategy, records, budget, view, batch: int, first_step: int = 0) -> tf.distribute.DistributedDataset:
     """The dataset of `reader.dataset` for every replica of `strategy`; `batch` images make a global batch."""
 
+    @_plain
     def host_dataset(context: tf.distribute.InputContext):
         return reader.dataset(
             records,
