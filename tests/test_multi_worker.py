@@ -1,0 +1,206 @@
+"""Several replicas and several processes train what one device trains."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pipeline import report
+from pipeline.train import checkpoint, distribution, run
+from pipeline.train.settings import Context, Loop
+from tests import record_sets, tiny_runs
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    path = tmp_path_factory.mktemp("records")
+    record_sets.make(path, examples=100, validation=20)
+    return path
+
+
+def assert_same_metrics(model_dir, other):
+    """To float tolerance: sums over replicas are taken in another order."""
+    lines, expected = report.read_metrics(str(model_dir)), report.read_metrics(str(other))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line.keys() == wanted.keys()
+        np.testing.assert_allclose(list(line.values()), list(wanted.values()), rtol=2e-4, atol=1e-5)
+
+
+def assert_exactly_once(model_dir, examples):
+    ledger = json.loads((model_dir / "run.json").read_text())["ledger"]
+    assert [(e["examples"], e["exactly_once"]) for e in ledger] == [(n, True) for n in examples]
+
+
+def train(model_dir, records, replicas):
+    """Without dropout, whose noise is each replica's own; the images' noise is the records' own."""
+    experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise, epochs=1.5)
+    strategy = {"strategy": "mirrored", "cpu_replicas": replicas} if replicas > 1 else {"strategy": "one_device"}
+    run.train(Context(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
+    train(tmp_path / "one", records, 1)
+    # In a process of its own: TensorFlow takes one number of replicas for good.
+    several = multiprocessing.get_context("spawn").Process(target=train, args=(tmp_path / "several", records, replicas))
+    several.start()
+    several.join()
+    assert several.exitcode == 0
+    assert_same_metrics(tmp_path / "several", tmp_path / "one")
+    assert_exactly_once(tmp_path / "several", [100, 50])
+
+
+def test_replicas_resume_in_the_same_bits(records, tmp_path):
+    experiment = tiny_runs.experiment(records, epochs=1)
+    loop = Loop(strategy="mirrored", cpu_replicas=2, steps_per_loop=2, checkpoint_every=2)
+    whole = run.train(Context(str(tmp_path / "whole")), experiment, loop)
+    run.train(Context(str(tmp_path / "parts")), dataclasses.replace(experiment, max_steps=4), loop)
+    parts = run.train(Context(str(tmp_path / "parts")), experiment, loop)
+    assert parts["weights_digest"] == whole["weights_digest"]
+    assert_exactly_once(tmp_path / "parts", [100])
+
+
+def test_a_batch_that_the_replicas_do_not_divide_is_refused(records, tmp_path):
+    experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise)
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=18))
+    with pytest.raises(ValueError, match="batch of 18 cannot be divided over 4 replicas: use a multiple of 4"):
+        run.train(Context(str(tmp_path)), experiment, Loop(strategy="mirrored", cpu_replicas=4))
+
+
+@pytest.mark.parametrize(
+    ("config", "process"),
+    [
+        ({}, 0),
+        ({"cluster": {"worker": ["a", "b"]}, "task": {"type": "worker", "index": 0}}, 0),
+        ({"cluster": {"worker": ["a", "b"]}, "task": {"type": "worker", "index": 1}}, 1),
+        ({"cluster": {"chief": ["c"], "worker": ["a", "b"]}, "task": {"type": "chief", "index": 0}}, 0),
+        ({"cluster": {"chief": ["c"], "worker": ["a", "b"]}, "task": {"type": "worker", "index": 0}}, 1),
+    ],
+)
+def test_one_process_is_the_chief(monkeypatch, config, process):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert distribution.process() == process
+    assert distribution.is_chief() == (process == 0)
+
+
+GIN = """
+include 'gin/model/nano.gin'
+include 'gin/run/pretrain.gin'
+DATA_DIR = "{records}"
+GLOBAL_BATCH = 16
+TRAIN_SIZE = 32
+EVAL_SIZE = 32
+EPOCHS = 2.5
+PRECISION = "float32"
+LEARNING_RATE = 0.2
+Experiment.ema_decay = 0.9
+Loop.steps_per_loop = 1
+Loop.checkpoint_every = 4
+Loop.evaluate_every_epochs = 1
+Data.on_damage = "mask"
+"""
+
+
+@pytest.fixture(scope="module")
+def gin_file(records, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gin") / "small.gin"
+    path.write_text(GIN.format(records=records))
+    return path
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start(gin_file, model_dir, workers, *params):
+    """Starts the processes of a cluster (one without TF_CONFIG for `workers` 0); each writes its stderr to a file."""
+    addresses = [f"localhost:{port}" for port in free_ports(workers)]
+    processes = []
+    for index in range(max(workers, 1)):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} if workers else {}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(config), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, "pipeline/main.py", f"--gin_file={gin_file}", f"--model_dir={model_dir}"]
+        command += [f"--gin_param={param}" for param in params]
+        with open(f"{model_dir}-{index}.log", "a") as log:
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return processes
+
+
+def wait(processes, timeout=400):
+    deadline = time.monotonic() + timeout
+    try:
+        return [process.wait(max(deadline - time.monotonic(), 1)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for_step(processes, model_dir, step, timeout=400):
+    deadline = time.monotonic() + timeout
+    while not any(line["step"] >= step for line in report.read_metrics(str(model_dir))):
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(gin_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("alone") / "run"
+    assert wait(start(gin_file, path, 0)) == [0]
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_train_what_one_process_trains(gin_file, alone, tmp_path, workers):
+    assert wait(start(gin_file, tmp_path / "run", workers)) == [0] * workers
+    assert_same_metrics(tmp_path / "run", alone)
+    assert_exactly_once(tmp_path / "run", [100, 100, 50])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_restart_leave_the_ledger_exact(gin_file, alone, tmp_path):
+    model_dir = tmp_path / "run"
+    processes = start(gin_file, model_dir, 2)
+    wait_for_step(processes, model_dir, 10)
+    processes[1].send_signal(signal.SIGKILL)
+    assert wait(processes)[0] == 1  # the other notices, says so and ends
+    assert "PeerLostError: Working together failed" in pathlib.Path(f"{model_dir}-0.log").read_text()
+    assert not (model_dir / "run.json").exists()
+    assert wait(start(gin_file, model_dir, 2)) == [0, 0]
+    assert "Going on from step 8 of 18" in pathlib.Path(f"{model_dir}-0.log").read_text()
+    assert_same_metrics(model_dir, alone)
+    assert_exactly_once(model_dir, [100, 100, 50])
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_worker_stops_all_after_the_same_step(gin_file, alone, tmp_path):
+    """And the run goes on with another number of workers, in the same batches."""
+    model_dir = tmp_path / "run"
+    processes = start(gin_file, model_dir, 2)
+    wait_for_step(processes, model_dir, 5)
+    processes[1].send_signal(signal.SIGTERM)
+    assert wait(processes) == [143, 143]
+    saved = checkpoint.latest(str(model_dir / "checkpoints"))
+    assert saved.step == report.read_metrics(str(model_dir))[-1]["step"] >= 5
+    assert wait(start(gin_file, model_dir, 0)) == [0]
+    assert_same_metrics(model_dir, alone)
+    assert_exactly_once(model_dir, [100, 100, 50])
