@@ -108,6 +108,8 @@ def _failure(data: bytes, message: str) -> Refused:
 def _encode_again(image: Image.Image, data: bytes, settings: ImageSettings) -> Encoded:
     lossy = image.format in (*rgb.JPEG_FORMATS, "WEBP")
     try:
+        if settings.resize:  # a much larger JPEG is decoded at a fraction of its size, at least twice the size wanted
+            image.draft(None, (2 * settings.resize, 2 * settings.resize))
         pixels = _shrunk(rgb.convert(image), settings.resize)
     except (MemoryError, Refused):
         raise

@@ -66,7 +66,7 @@ def run(parsed: beam.options.pipeline_options.PipelineOptions) -> dict:
     tf.io.gfile.makedirs(build.output_dir)
     ingest.remove_manifest(build.output_dir)
     try:
-        with progress.shown():
+        with progress.shown(lambda: len(tf.io.gfile.glob(f"{build.output_dir}/{build.name}-*.tfrecord-*.json"))):
             pipeline.run().wait_until_finish()
     except ImportError as error:
         raise BuildError(f"This runner needs more than is installed: {error}.") from error

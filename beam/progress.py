@@ -4,6 +4,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 _counts = {"listed": 0, "done": 0}  # without a lock: a lost update only bends the line, and locks cannot be sent
 
@@ -14,23 +15,27 @@ def count(what: str, images: int) -> None:
 
 
 @contextlib.contextmanager
-def shown(every: float | None = None, stream=None):
-    """Shows the counts on `stream` (standard error) every so many seconds while the block runs.
+def shown(committed: Callable[[], int], stream=None):
+    """Shows how far the build is on `stream` (standard error) while the block runs.
 
-    By default twice a second on a terminal, in place, and every 5 seconds in a log, a line each. The counts
-    are this process's own: they stay silent where a runner works in other processes.
+    Twice a second on a terminal, in place; every 5 seconds in a log, a line each. Where a runner works in other
+    processes, this one counts nothing: then it asks `committed` for the number of committed shards, more rarely.
     """
     stream = stream or sys.stderr
     terminal = stream.isatty()
-    every = every or (0.5 if terminal else 5.0)
+    every = 0.5 if terminal else 5.0
     _counts.update(listed=0, done=0)
     start, finished = time.monotonic(), threading.Event()
 
     def show():
+        turn = 0
         while not finished.wait(every):
+            turn += 1
+            seconds = time.monotonic() - start
             if _counts["listed"]:
-                line = _line(_counts["done"], _counts["listed"], time.monotonic() - start)
-                print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", file=stream, flush=True)
+                _print(_line(_counts["done"], _counts["listed"], seconds), stream, terminal)
+            elif turn * every % 15 == 0 and (shards := committed()):
+                _print(f"records: {shards:,} shards committed in {_clock(seconds)}", stream, terminal)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
@@ -39,16 +44,23 @@ def shown(every: float | None = None, stream=None):
     finally:
         finished.set()
         thread.join()
-        if terminal and _counts["listed"]:
+        if terminal:
             print("\r\x1b[K", end="", file=stream, flush=True)
+
+
+def _print(line: str, stream, terminal: bool) -> None:
+    print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", file=stream, flush=True)
 
 
 def _line(done: int, listed: int, seconds: float) -> str:
     if not done:
         return f"records: {listed:,} images listed"
     rate = done / seconds
-    left = (listed - done) / rate
     return (
         f"records: {done:,} of {listed:,} images ({done / max(listed, 1):.0%}), "
-        f"{rate:,.0f} images/s, {int(left) // 60}:{int(left) % 60:02d} left"
+        f"{rate:,.0f} images/s, {_clock((listed - done) / rate)} left"
     )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -149,3 +149,22 @@ def test_the_archive_holds_the_code_and_nothing_else():
         names = archive.namelist()
     assert {"beam/__init__.py", "beam/writing.py", "pipeline/data/record.py"} <= set(names)
     assert all(name.endswith(".py") and name.split("/")[0] in ("beam", "pipeline") for name in names)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--runner=FlinkRunner", "--flink_master=host:8081", "--environment_type=DOCKER", "--parallelism=256"],
+        ["--runner=SparkRunner", "--spark_master_url=spark://host:7077", "--environment_type=DOCKER"],
+        ["--runner=PortableRunner", "--job_endpoint=host:8099", "--environment_config=image"],
+        DATAFLOW,
+    ],
+)
+def test_the_flags_of_every_runner_work_beside_ours_and_mistyped_ones_do_not(flags, capsys):
+    ours = ["--input=x", "--output_dir=y"]
+    assert options.parse([*ours, *flags]).view_as(options.BuildOptions).input == "x"
+    mistyped = flags[1].replace("=", "s=", 1)
+    with pytest.raises(SystemExit) as stop:
+        options.parse([*ours, flags[0], mistyped])
+    assert stop.value.code == 2
+    assert flags[1].split("=")[0] in capsys.readouterr().err
