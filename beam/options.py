@@ -19,62 +19,61 @@ class BuildOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser):
-        group = parser.add_argument_group("labelled images to records")
-        group.add_argument(
+        parser.add_argument(
             "--input",
             help="A folder of class folders; .csv, .jsonl or .parquet lists; .tar shards; or tfds:NAME/SPLIT.",
         )
-        group.add_argument("--output_dir", help="Where the record set goes.")
-        group.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
-        group.add_argument(
+        parser.add_argument("--output_dir", help="Where the record set goes.")
+        parser.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
+        parser.add_argument(
             "--classes", metavar="FILE", help="Class names in label order, one a line; by default those found, sorted."
         )
-        group.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
-        group.add_argument(
+        parser.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
+        parser.add_argument(
             "--shard_mib", type=int, default=0, help="Choose the number of shards so that each is about so large."
         )
-        group.add_argument(
+        parser.add_argument(
             "--retry_rejected",
             action="store_true",
             help="Look again at the images that an earlier build refused, and only at these.",
         )
-        group.add_argument(
+        parser.add_argument(
             "--validation_fraction", type=float, default=0.0, help="Part of the images to hold out, by hash of the key."
         )
-        group.add_argument(
+        parser.add_argument(
             "--validation_examples", type=int, default=0, help="Hold out exactly so many of the listed images instead."
         )
-        group.add_argument("--min_side", type=int, default=8, help="Refuse images with a shorter side below this.")
-        group.add_argument(
+        parser.add_argument("--min_side", type=int, default=8, help="Refuse images with a shorter side below this.")
+        parser.add_argument(
             "--max_pixels", type=int, default=100_000_000, help="Refuse images with more pixels than this, undecoded."
         )
-        group.add_argument(
+        parser.add_argument(
             "--animated", choices=("first_frame", "refuse"), default="first_frame", help="What to do with animations."
         )
-        group.add_argument(
+        parser.add_argument(
             "--resize", type=int, default=0, help="Shrink to this shorter side, in pixels; 0 keeps every size."
         )
-        group.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
-        group.add_argument(
+        parser.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
+        parser.add_argument(
             "--dry_run_images",
             type=int,
             default=0,
             help="With --dry_run, which reads a sample and prints what the build would cost: plan for so many images "
             "instead of those listed.",
         )
-        group.add_argument(
+        parser.add_argument(
             "--duplicates",
             choices=("off", "report", "keep_first", "drop"),
             default="off",
             help="Look for duplicates in the set, and report them, keep the first by key, or drop all.",
         )
-        group.add_argument(
+        parser.add_argument(
             "--duplicate_distance",
             type=int,
             default=3,
             help="Images are near duplicates up to so many differing bits of 64; -1: only equal bytes count.",
         )
-        group.add_argument(
+        parser.add_argument(
             "--remove_duplicates_of",
             action="append",
             metavar="PATH",
