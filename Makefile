@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all lint format build-file bench-ingest bench-input bench-augment lock clean
+.PHONY: help setup quickstart ablation test test-all lint format build-file bench-ingest bench-input bench-augment lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ $(READY): requirements.txt
 
 quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER for your own
 	$(RUN) examples/quickstart.py $(if $(INPUT),--input="$(INPUT)")
+
+ablation: setup ## what AGC, SAM, EMA, mixing and repeated augmentation are worth on the demo images
+	$(RUN) examples/ablation.py
 
 test: setup ## the quick tests
 	$(RUN) -m pytest
