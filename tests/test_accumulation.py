@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.model import nfnet
 from pipeline.train import accumulation
+from tests import tiny_runs
 
 
 def test_parts_sum_to_the_whole_batches_gradient():
-    model = nfnet.create("nano", 5, dropout_rate=0.0)
+    model = tiny_runs.without_noise(5)
     batch = {
         "image": tf.random.stateless_normal([12, 32, 32, 3], [1, 2]),
         "label": tf.constant(list(range(4)) * 3),
