@@ -152,13 +152,15 @@ def _write_tfds(task: shards.Task, classes: list[str], splits: dict[str, manifes
 def _remove_stale(task: shards.Task, results) -> None:
     """Removes what earlier builds under this name left, and what killed attempts left half-written."""
     kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if task.policy != "off" else set())
-    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept}
+    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {REJECTED, report.FILE}
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
-    ours = re.compile(
+    shard = (
         rf"{re.escape(task.name)}-(train|validation)\.tfrecord-\d{{5}}-of-\d{{5}}"
-        rf"(\.index|\.json|\{duplicates.SUFFIX})?(\.partial-[0-9a-f]{{32}}(\.index)?)?|{DUPLICATES}"
+        rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
     )
+    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, report.FILE)))
+    ours = re.compile(rf"({shard}|{others})(\.partial(-[0-9a-f]{{32}}(\.index)?)?)?")
     for file in tf.io.gfile.listdir(task.output_dir):
         if ours.fullmatch(file) and file not in current:
             tf.io.gfile.remove(os.path.join(task.output_dir, file))
