@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -5,7 +7,9 @@ import tf_keras
 from official.vision.configs import image_classification, retinanet
 from official.vision.modeling import factory
 
+from pipeline import experiments
 from pipeline.model import garden, graph_cost, nfnet, weights
+from tests import record_sets
 
 IMAGES = tf.random.stateless_normal([2, 64, 64, 3], [1, 2])
 SPEC = tf_keras.layers.InputSpec(shape=[None, 64, 64, 3])
@@ -71,6 +75,19 @@ def test_the_gardens_backbones_are_models_of_our_trainer(backbone):
     assert logits.shape == (2, 5)
     assert logits.dtype == tf.float32
     np.testing.assert_array_equal(model(IMAGES), model(IMAGES, training=False, seed=tf.constant([5, 6])))
+
+
+@pytest.mark.slow
+def test_a_transformer_trains_resumes_and_exports_through_gin(tmp_path):
+    record_sets.make(tmp_path / "records", examples=96, validation=24, classes=3)
+    sizes = ["TRAIN_SIZE=32", "EVAL_SIZE=32", "GLOBAL_BATCH=16", "EPOCHS=2", "Experiment.ema_decay=0.9"]
+    params = [f'DATA_DIR="{tmp_path / "records"}"', *sizes]
+    for more in (["Experiment.max_steps=5"], [], ["RUN=@export"]):
+        experiments.run_configured(["gin/vit_demo.gin"], [*params, *more], str(tmp_path / "run"), force_resume=True)
+    summary = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert summary["variant"] == "vit"
+    assert [epoch["exactly_once"] for epoch in summary["ledger"]] == [True, True]
+    assert (tmp_path / "run" / "saved_model" / "1" / "saved_model.pb").exists()
 
 
 def test_names_do_not_depend_on_what_was_made_before():
