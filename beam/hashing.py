@@ -27,7 +27,7 @@ def of_listing(
     names = shards.in_order(names)
     fingerprint = shards.fingerprint(task, names, {}, reference)
     path = shards.path_of(task, split, index) + duplicates.SUFFIX
-    if not _is_of(path, fingerprint):
+    if task.retry or not _is_of(path, fingerprint):  # a mended file need not differ in size
         partial = f"{path}.partial-{uuid.uuid4().hex}"
         with tf.io.gfile.GFile(partial, "w") as file:
             file.write(json.dumps({"fingerprint": fingerprint}) + "\n")
@@ -62,10 +62,10 @@ def parts(path: str) -> list[tuple[str, str]]:
     Raises:
       BuildError: `path` is neither a record set nor a file of hashes.
     """
-    if os.path.isfile(path):
-        with open(path, errors="surrogateescape") as file:
+    if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+        with tf.io.gfile.GFile(path) as file:
             _skip_fingerprint(file)
-            if {"key", "content", "perceptual"} <= set(next(csv.reader(file), ())):
+            if {"key", "content", "perceptual"} <= set(next(csv.reader(iter(file.readline, "")), ())):
                 return [("file", path)]
         raise BuildError(
             f"--remove_duplicates_of={path}: found no columns key, content and perceptual; expected a record set's "

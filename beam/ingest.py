@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
+import tensorflow as tf
 from apache_beam.pvalue import AsList, AsSingleton
 
 from beam import duplicates, finish, hashing, planning, progress, shards, sources, writing
 from beam.carry import carried
 from beam.items import Item
 from beam.options import BuildError, BuildOptions
-from pipeline.data import record
+from pipeline.data import manifest, record
 
 
 def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source) -> None:
@@ -180,6 +181,6 @@ def _names(group: Iterable) -> Iterator[shards.Name]:
 
 def remove_manifest(output_dir: str) -> None:
     """Removes the manifest of an earlier build: from here until the new one, there is no record set."""
-    path = os.path.join(output_dir, "manifest.json")
-    if os.path.exists(path):
-        os.remove(path)
+    path = os.path.join(output_dir, manifest.FILE)
+    if tf.io.gfile.exists(path):
+        tf.io.gfile.remove(path)

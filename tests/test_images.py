@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageCms
 
 from beam import images
 from beam.options import ImageSettings
@@ -189,3 +189,18 @@ def test_a_header_that_lies_about_its_size_is_refused():
     image = encode(picture(1), "PNG")
     smaller = png_header(20, 20) + image[33:]
     assert refused(smaller) in ("undecodable", "truncated")
+
+
+def test_nothing_but_pixels_is_left_of_what_is_encoded_again():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a secret description"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for data in (
+        encode(picture(1), exif=exif, icc_profile=profile, comment=b"a comment"),
+        encode(picture(1), "PNG", exif=exif, icc_profile=profile),
+    ):
+        found = images.normalise(data, SETTINGS)
+        left = Image.open(io.BytesIO(found.data))
+        assert not found.passed and not dict(left.getexif())
+        assert not {"exif", "icc_profile", "comment"} & set(left.info)
+        assert b"secret" not in found.data

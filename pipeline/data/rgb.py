@@ -59,8 +59,9 @@ def convert(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    rgb = image.convert("RGB")
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes())  # drops EXIF, profile and comments
+    rgb = image.convert("RGB")  # a new image, without the file's EXIF
+    rgb.info = {}  # nor profile, comments and the like, which saving would take along
+    return rgb
 
 
 def _through_profile(image: Image.Image) -> Image.Image:
