@@ -164,21 +164,21 @@ def write(found: Analysis, directory: str) -> str:
             **{name: getattr(item, name) for name in ("floor", "exponent", "floor_interval", "exponent_interval")},
         }
 
-    growth = found.growth
+    frontier = [
+        {"variant": c.variant, "epochs": c.epochs, "compute": compute, "loss": c.loss}
+        for c, compute in ((found.cells[i], found.compute[i]) for i in found.frontier)
+    ]
+    growth = {"reason": found.growth}
+    if not isinstance(found.growth, str):
+        parts = {name: values(getattr(found.growth, name)) for name in ("size", "epochs", "quotient")}
+        growth = {**parts, "agree": found.growth.agree}
     content = {
         "unit": found.unit,
         "level": found.line.level,
-        "frontier": [
-            (found.cells[i].variant, found.cells[i].epochs, found.compute[i], found.loss[i]) for i in found.frontier
-        ],
+        "frontier": frontier,
         "line": values(found.line),
         "saturating": values(found.saturating),
-        "growth": {"reason": growth}
-        if isinstance(growth, str)
-        else {
-            **{name: values(getattr(growth, name)) for name in ("size", "epochs", "quotient")},
-            "agree": growth.agree,
-        },
+        "growth": growth,
         "held_out": {
             name: {"reason": h} if isinstance(h, str) else {**dataclasses.asdict(h), "inside": h.inside}
             for name, h in found.held_out.items()

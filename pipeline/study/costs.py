@@ -31,9 +31,8 @@ def _reported(core_hours: float, epochs: float) -> Speed:
     )
 
 
-# The two ends of the paper's range of compute, 0.4k to 110k core-hours. A compilation of the plain bfloat16 step estimates
-# 776 and 68 images/s for them, 0.36k and 131k core-hours. More variants may be added; between entries,
-# `speed` interpolates.
+# The two ends of the paper's range of compute, 0.4k to 110k core-hours. A compilation of the plain bfloat16 step
+# estimates 776 and 68 images/s for them, which is 0.36k and 131k core-hours. More variants may be added.
 SPEEDS: dict[str, Speed] = {"F0": _reported(400, 0.25), "F7+": _reported(110_000, 8)}
 
 

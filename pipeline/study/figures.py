@@ -156,13 +156,12 @@ def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict,
     beside.legend(fontsize=8, title="as reported" if together else None, title_fontsize=8)
     if together:
         axes.legend(fontsize=8, title="hollow: as reported", title_fontsize=8)
-    rows += [(name, "", "", "", compute if together else "", error) for name, compute, error in REPORTED]
-    head = ("model", "epochs", "learning_rate", "seed", found.unit, "top1_error")
+    head = ["model", "epochs", "learning_rate", "seed", found.unit, "top1_error"]
     if not together:
-        head, rows = (*head, costs.CORE_HOURS), [(*row, "") for row in rows]
-        rows[-len(REPORTED) :] = [
-            (*row[:-1], one[1]) for row, one in zip(rows[-len(REPORTED) :], REPORTED, strict=True)
-        ]
+        head.append(costs.CORE_HOURS)
+        rows = [(*row, "") for row in rows]
+    for name, compute, error in REPORTED:
+        rows.append((name, "", "", "", compute, error) if together else (name, "", "", "", "", error, compute))
     return _save(figure, directory, f"transfer_{task}", head, rows)
 
 

@@ -182,7 +182,7 @@ def fit_saturating(
     x, y, count = np.log(x / center), np.log(y), len(x)
     if x @ y >= 0:
         raise StudyError("The loss does not fall with compute, so there is no law with a floor to fit.")
-    floors, exponents = y.min() + np.log([0.02, 0.3, 0.6, 0.9]), np.log([0.05, 0.2, 0.5, 1.0])
+    floors, exponents = y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
     starts = [(floor, np.log(np.exp(y.mean()) - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
     best = min((_minimise(np.array(start), x, y) for start in starts), key=lambda found: found.cost)
     fitted = _log_saturating(best.x, x)

@@ -1,6 +1,6 @@
 """What a study's runs leave on disk, read back: which run is which, how it ended, and whether they belong together.
 
-DIR/pretrain/NAME/          a run of pipeline/main.py, beside it trial.json, log.txt and, where it diverged, diverged.txt
+DIR/pretrain/NAME/          a run of pipeline/main.py; also trial.json, log.txt and, where it diverged, diverged.txt
 DIR/finetune/TASK/NAME/     the fine-tuning of that run
 """
 

@@ -1,6 +1,7 @@
 """Which runs a study needs next: a pure function of its settings and of what has finished."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ class Study:
         if min(self.epochs) <= 0 or min(self.learning_rates) <= 0:
             raise StudyError("Study.epochs and Study.learning_rates must be positive.")
         rates = sorted(self.learning_rates)
-        if any(not math.isclose(2 * low, high) for low, high in zip(rates, rates[1:], strict=False)):
+        if any(not math.isclose(2 * low, high) for low, high in itertools.pairwise(rates)):
             raise StudyError(f"Study.learning_rates must be spaced by factors of two, found {rates}.")
         for name, known in (("search", (TWO_TRIALS, GRID)), ("finetune", (BEST, ALL))):
             if getattr(self, name) not in known:

@@ -1,0 +1,125 @@
+"""A scaling study: plan a run, run the study, fit its laws, plot its figures.
+
+python pipeline/scaling_study.py plan --core_hours=5000 [--images=N] [--study=DIR]
+python pipeline/scaling_study.py run --gin_file=gin/study/demo.gin [--print_commands]
+python pipeline/scaling_study.py fit --study=DIR [--unit=core_hours|flops|seconds]
+python pipeline/scaling_study.py plot --study=DIR [--unit=...] [--output_dir=DIR/figures]
+"""
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import argparse
+
+from pipeline import configure
+from pipeline.study import analysis, costs, planner, runs, search, sweep
+from pipeline.study.errors import StudyError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Does what the command line says; returns the exit code: 0 done, 1 stopped by an error, 143 told to stop."""
+    arguments = _parser().parse_args(arguments)
+    try:
+        arguments.action(arguments)
+    except (StudyError, configure.ConfigurationError) as error:
+        print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr)
+        return 1
+    except sweep.Stopped as error:
+        print(f"\nStopped: {error}", file=sys.stderr)
+        return 143
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Prints what to run with a budget."""
+    given = {costs.CORE_HOURS: arguments.core_hours, costs.FLOPS: arguments.flops, costs.SECONDS: arguments.seconds}
+    unit, budget = next((unit, budget) for unit, budget in given.items() if budget is not None)
+    if arguments.study:
+        made = planner.from_study(budget, unit, runs.read(arguments.study), arguments.images)
+    elif unit == costs.CORE_HOURS:
+        made = planner.from_paper(budget, arguments.images or costs.STUDY_IMAGES)
+    else:
+        raise StudyError(f"The paper's rules are in core-hours: a plan in {unit} needs a study, --study=DIR.")
+    print(planner.describe(made))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs a study, or prints the commands of the runs that can start now."""
+    study = load(arguments.gin_file, arguments.gin_param)
+    if arguments.print_commands:
+        lines = sweep.commands(study)
+        print("\n".join(lines))
+        if lines:
+            print("When these have finished, the same command prints the next.", file=sys.stderr)
+        else:
+            print(f"All runs of {study.directory} are finished.", file=sys.stderr)
+        return
+    done = sweep.run(study)
+    diverged = sum(one.status == runs.DIVERGED for one in done)
+    print(f"{study.directory}: {len(done)} runs are finished, {diverged} of them diverged. Next:")
+    print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={costs.FLOPS}")
+
+
+def fit(arguments: argparse.Namespace) -> analysis.Analysis:
+    """Fits and prints the laws of a study."""
+    found = analysis.analyse(runs.read(arguments.study), arguments.unit)
+    print(analysis.describe(found))
+    print(f"Written to {analysis.write(found, arguments.study)}")
+    return found
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Fits, and draws the figures."""
+    from pipeline.study import figures  # Matplotlib takes a second
+
+    found = fit(arguments)
+    directory = arguments.output_dir or os.path.join(arguments.study, "figures")
+    for path in figures.draw(runs.read(arguments.study), found, directory):
+        print(f"{path} (and .svg, .csv)")
+
+
+def load(gin_files: list[str], gin_params: list[str]) -> search.Study:
+    """The study that gin files and bindings over them describe."""
+    configure.register({"Study": search.Study, "scaling_study": scaling_study})
+    configure.load(gin_files, gin_params, entry="scaling_study", tasks=())
+    return configure.get("scaling_study")()
+
+
+def scaling_study(study: search.Study) -> search.Study:
+    """What the gin file of a study configures."""
+    return study
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(required=True)
+
+    one = actions.add_parser("plan", help="from a budget to a run")
+    budget = one.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--core_hours", type=float, help="TPU-v4 core-hours of one pre-training")
+    budget.add_argument("--flops", type=float, help="FLOPs of one pre-training; needs --study")
+    budget.add_argument("--seconds", type=float, help="seconds of one pre-training, as the study's; needs --study")
+    one.add_argument("--images", type=float, help="in an epoch; the study's, or the paper's 4e9, if not given")
+    one.add_argument("--study", help="folder of a study whose laws to use instead of the paper's rules")
+    one.set_defaults(action=plan)
+
+    one = actions.add_parser("run", help="run what is missing of a study")
+    one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
+    one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
+    one.add_argument("--print_commands", action="store_true", help="print a command a run for a scheduler instead")
+    one.set_defaults(action=run)
+
+    for name, action, text in (("fit", fit, "fit the laws"), ("plot", plot, "fit the laws and draw the figures")):
+        one = actions.add_parser(name, help=text)
+        one.add_argument("--study", required=True, help="folder of the study")
+        one.add_argument("--unit", choices=list(costs.LABELS), default=costs.CORE_HOURS, help="of compute")
+        if action is plot:
+            one.add_argument("--output_dir", help="figures in the study's folder if not given")
+        one.set_defaults(action=action)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""From a budget of compute to a run: which model, how many epochs, which learning rates, on what, and at what loss.
+
+Without a study, the rules of "ConvNets Match Vision Transformers at Scale" decide: model and epochs grow at one rate,
+so that each takes the square root of compute; one epoch of JFT-4B is best near 5k TPU-v4 core-hours. With a study, its
+own exponents decide, and its fitted law predicts the loss.
+"""
+
+import dataclasses
+import math
+import os
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.study import analysis, costs, law
+from pipeline.study.errors import StudyError
+from pipeline.study.runs import Run
+
+PAPER_VARIANTS = ("F0", "F1", "F3", "F3+", "F7", "F7+")
+ONE_EPOCH_CORE_HOURS = 5_000  # where the best budget of JFT-4B passes one epoch, as reported
+MIN_EPOCHS, MAX_EPOCHS = 0.25, 8.0  # what the paper studied
+BATCH = 4096
+LEARNING_RATE = 1.6  # best for small epoch budgets in the whole family, as reported
+
+# Shapes of TPU-v4 slices by cores, two a chip. A run's 64 lanes are shared by hosts of 4 chips, so 64 hosts at most.
+TOPOLOGIES = {64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8"}
+MAX_DAYS = 14  # a larger slice is taken where the run would last longer; ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A variant with the epochs that a budget of compute pays for, and those that a rule calls best.
+
+    Attributes:
+      variant: of the model.
+      epochs: affordable, at most 8.
+      compute: what these epochs take.
+      distance: of the epochs affordable without that bound from the best ones, as a logarithm.
+    """
+
+    variant: str
+    epochs: float
+    compute: float
+    distance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+      budget, unit: what was asked for.
+      choice: the variant and its epochs.
+      best_epochs: what the rule calls best for this budget.
+      learning_rates: to try, in order.
+      prediction: held-out loss by each fitted law, name to (value, low, high); empty without a study.
+      remarks: what should be known about the plan.
+      command: of the run, a list of words.
+    """
+
+    budget: float
+    unit: str
+    choice: Candidate
+    best_epochs: float
+    learning_rates: tuple[float, ...]
+    prediction: dict[str, tuple[float, float, float]]
+    remarks: tuple[str, ...]
+    command: tuple[str, ...]
+
+
+def from_paper(core_hours: float, images: float = costs.STUDY_IMAGES) -> Plan:
+    """A plan by the paper's rules.
+
+    Args:
+      core_hours: TPU-v4 core-hours for one run of pre-training.
+      images: in an epoch.
+
+    Raises:
+      StudyError: the budget is not positive, or does not pay for the smallest model.
+    """
+    _check(core_hours, "core-hours")
+    _check(images, "images")
+    best = math.sqrt(core_hours / ONE_EPOCH_CORE_HOURS) * costs.STUDY_IMAGES / images
+    hours_an_epoch = {variant: costs.core_hours(variant, images) for variant in PAPER_VARIANTS}
+    choice = _choose(core_hours, hours_an_epoch, best)
+    remarks = ["No study: by the paper's rules, which hold for JFT-4B; it gives no loss to predict from."]
+    if images != costs.STUDY_IMAGES:
+        remarks.append(
+            f"An epoch has {images:.3g} images and not the paper's 4 billion: the rule is taken to hold for the number "
+            "of images seen. The gin file below is for JFT: set DATA_DIR and Experiment.num_classes."
+        )
+    remarks += _budget_remarks(core_hours, choice, best, "core-hours")
+    rates = _paper_rates(choice)
+    if rates[0] < LEARNING_RATE:
+        remarks.append(
+            f"{LEARNING_RATE:g} is reported best for small budgets, and less for large models and budgets; that it is "
+            f"{rates[0]:g} here is our guess."
+        )
+    return Plan(core_hours, costs.CORE_HOURS, choice, best, rates, {}, tuple(remarks), _paper_command(choice, rates[0]))
+
+
+def from_study(budget: float, unit: str, all_runs: Sequence[Run], images: float | None = None) -> Plan:
+    """A plan by the laws of a study.
+
+    Args:
+      budget: compute of one run of pre-training, in `unit`.
+      unit: one of `costs.LABELS`.
+      all_runs: the study's.
+      images: in an epoch; the study's where None.
+
+    Raises:
+      StudyError: the study cannot be fitted, its optimum does not grow, or its cost in `unit` is not known.
+    """
+    _check(budget, unit)
+    found = analysis.analyse(all_runs, unit)
+    if isinstance(found.growth, str):
+        raise StudyError(f"The study does not say how the best epoch budget grows. {found.growth}")
+    a_run = found.cells[0].runs[0].summary
+    own_images = a_run["images_seen"] / a_run["epochs"]
+    images = images or own_images
+    an_epoch = {}
+    for cell in found.cells:
+        summary = cell.runs[0].summary
+        an_epoch[cell.variant] = costs.of_run(summary, unit) / summary["images_seen"] * images
+    if unit == costs.CORE_HOURS:
+        an_epoch = {variant: costs.core_hours(variant, images) for variant in PAPER_VARIANTS} | an_epoch
+    best = float(found.growth.epochs.predict([budget]).value[0]) * own_images / images
+    choice = _choose(budget, an_epoch, best)
+    largest = found.compute[found.frontier].max()
+    remarks = _budget_remarks(budget, choice, best, unit.replace("_", "-"))
+    if budget > largest:
+        remarks.append(
+            f"The budget is {budget / largest:.3g} times the study's largest frontier run: the prediction holds if the "
+            "law goes on unbent, and the intervals do not cover that it may not."
+        )
+    if images != own_images:
+        remarks.append("The study had another number of images; its law is taken to hold for the number seen.")
+    near = min(found.cells, key=lambda cell: _distance(cell, choice, found))
+    rates = (near.learning_rate, near.learning_rate / 2)
+    remarks.append(f"Learning rates from the study's {near.variant}, {near.epochs:g} epochs: its best and half of it.")
+    fits = {"line": found.line} | ({} if isinstance(found.saturating, str) else {"with floor": found.saturating})
+    predictions = {name: _predicted(fit, choice.compute) for name, fit in fits.items()}
+    if unit == costs.CORE_HOURS and choice.variant in PAPER_VARIANTS:
+        command = _paper_command(choice, rates[0])
+    else:
+        command = _study_command(near, choice, rates[0])
+    return Plan(budget, unit, choice, best, rates, predictions, tuple(remarks), command)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as text."""
+    choice, unit = plan.choice, plan.unit.replace("_", "-")
+    lines = [
+        f"Budget            {_number(plan.budget)} {unit} for one run of pre-training",
+        f"Model             NFNet-{choice.variant}",
+        f"Epochs            {choice.epochs:g}, {_number(choice.compute)} {unit} "
+        f"(the rule calls {plan.best_epochs:.2g} best)",
+        f"Learning rates    {' and '.join(f'{rate:g}' for rate in plan.learning_rates)}, a run each; where the lowest "
+        "is the best, half of it too",
+    ]
+    if plan.unit == costs.CORE_HOURS:
+        cores = slice_cores(choice)
+        lines += [
+            f"Batch             {BATCH}, {BATCH // cores} a core",
+            f"Topology          TPU v4-{cores} ({TOPOLOGIES[cores]} chips), {choice.compute / cores:.3g} hours",
+            f"Speed             {costs.speed(choice.variant).images_per_second:.3g} images/s a core, "
+            f"{costs.speed(choice.variant).source}",
+        ]
+    else:
+        lines.append("Batch, topology   those of the study")
+    for name, (value, low, high) in plan.prediction.items():
+        lines.append(f"Held-out loss     {value:.4g} ({low:.4g} to {high:.4g}, {law.LEVEL:.0%} for a new run; {name})")
+    lines += [f"Mind              {remark}" for remark in plan.remarks]
+    lines.append(f"Run\n  {shlex.join(plan.command)}")
+    return "\n".join(lines)
+
+
+def slice_cores(choice: Candidate) -> int:
+    """Cores of the smallest TPU-v4 slice on which the run fits and lasts at most 14 days; the largest at most.
+
+    64 images a core for F0 and F1 and 32 for the others are assumed to fit; `pipeline/tpu_check.py` checks.
+    """
+    least = BATCH // (64 if choice.variant in ("F0", "F1") else 32)
+    fitting = [cores for cores in TOPOLOGIES if cores >= least]
+    return next((cores for cores in fitting if choice.compute / cores <= MAX_DAYS * 24), fitting[-1])
+
+
+def _choose(budget: float, compute_an_epoch: dict[str, float], best: float) -> Candidate:
+    """The variant that makes of the budget nearest to the best number of epochs."""
+    candidates = []
+    for variant, compute in compute_an_epoch.items():
+        affordable = budget / compute
+        epochs = float(f"{affordable:.2g}")
+        if epochs > affordable * 1.02:  # a report's core-hours are round numbers themselves
+            epochs -= 10.0 ** (math.floor(math.log10(affordable)) - 1)
+        epochs = float(f"{min(epochs, MAX_EPOCHS):.2g}")
+        if affordable > 1.5 * MAX_EPOCHS and best < MAX_EPOCHS:
+            continue  # most of the budget would be left
+        candidates.append(Candidate(variant, epochs, epochs * compute, abs(math.log(affordable / best))))
+    if not candidates:  # more than the largest model can use
+        largest = max(compute_an_epoch, key=compute_an_epoch.get)
+        return Candidate(largest, MAX_EPOCHS, MAX_EPOCHS * compute_an_epoch[largest], 0.0)
+    return min(candidates, key=lambda candidate: candidate.distance)
+
+
+def _budget_remarks(budget: float, choice: Candidate, best: float, unit: str) -> list[str]:
+    remarks = [
+        f"Each learning rate takes {_number(choice.compute)} {unit}; the budget is that of one run, without search."
+    ]
+    if choice.epochs < MIN_EPOCHS:
+        remarks.append(f"{choice.epochs:g} epochs are fewer than the {MIN_EPOCHS:g} of the paper's shortest run.")
+    if choice.compute < 0.8 * budget:
+        remarks.append(
+            f"{MAX_EPOCHS:g} epochs of this model use {choice.compute / budget:.0%} of the budget: more epochs or a "
+            "larger model would be outside of what was studied."
+        )
+    if not 0.5 < choice.epochs / best < 2:
+        remarks.append(f"No variant makes of the budget what the rule calls best, {best:.2g} epochs; this is nearest.")
+    return remarks
+
+
+def _paper_rates(choice: Candidate) -> tuple[float, float]:
+    """Two trials: 1.6 and half of it; halved for more than one epoch of a model beyond F1 (ours)."""
+    first = LEARNING_RATE if choice.epochs <= 1 or choice.variant in ("F0", "F1") else LEARNING_RATE / 2
+    return first, first / 2
+
+
+def _paper_command(choice: Candidate, rate: float) -> tuple[str, ...]:
+    name = f"{choice.variant.lower().replace('+', 'plus')}_jft"
+    bindings = (f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}", 'Loop.strategy="tpu"')
+    return _command(os.path.join("gin", f"{name}.gin"), bindings, f"runs/{name}_e{choice.epochs:g}_lr{rate:g}")
+
+
+def _study_command(near, choice: Candidate, rate: float) -> tuple[str, ...]:
+    bindings = (f'nfnet.variant="{choice.variant}"', f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}")
+    config = os.path.join(near.runs[0].folder, "config.gin")
+    return _command(config, bindings, f"runs/{choice.variant}_e{choice.epochs:g}_lr{rate:g}")
+
+
+def _command(file: str, bindings: Sequence[str], model_dir: str) -> tuple[str, ...]:
+    params = (f"--gin_param={binding}" for binding in bindings)
+    return ("python", "pipeline/main.py", f"--gin_file={file}", *params, f"--model_dir={model_dir}")
+
+
+def _distance(cell, choice: Candidate, found: analysis.Analysis) -> float:
+    """Of a cell from the chosen model and budget: in size first, then in epochs, as logarithms."""
+    sizes = [one.runs[0].summary["flops_per_image"] for one in found.cells if one.variant == choice.variant]
+    size = sizes[0] if sizes else costs.training_flops(choice.variant) / 3
+    own = cell.runs[0].summary["flops_per_image"]
+    return abs(math.log(own / size)) + abs(math.log(cell.epochs / choice.epochs))
+
+
+def _predicted(fit: law.Law, compute: float) -> tuple[float, float, float]:
+    predicted = fit.predict([compute])
+    return tuple(float(np.ravel(one)[0]) for one in (predicted.value, *predicted.prediction))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 100 <= value < 1e7 else f"{value:.3g}"
+
+
+def _check(value: float, what: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise StudyError(f"A plan needs a positive number of {what}, found {value:g}.")

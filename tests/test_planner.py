@@ -1,0 +1,101 @@
+"""Plans by the paper's rules and by a study whose law is known."""
+
+import pytest
+
+from pipeline.model import cost
+from pipeline.study import costs, planner, runs
+from pipeline.study.errors import StudyError
+from tests import simulated_studies
+
+
+@pytest.mark.parametrize(
+    ("core_hours", "variant", "epochs", "rate", "cores"),
+    [(400, "F0", 0.25, 1.6, 64), (5_000, "F3", 1.0, 1.6, 128), (110_000, "F7+", 8.0, 0.8, 512)],
+)
+def test_the_papers_budgets(core_hours, variant, epochs, rate, cores):
+    plan = planner.from_paper(core_hours)
+    assert (plan.choice.variant, plan.choice.epochs) == (variant, epochs)
+    assert plan.choice.compute == pytest.approx(core_hours, rel=0.05)
+    assert plan.learning_rates == (rate, rate / 2)
+    assert planner.slice_cores(plan.choice) == cores
+    text = planner.describe(plan)
+    name = f"{variant.lower().replace('+', 'plus')}_jft"
+    assert f"--gin_file=gin/{name}.gin --gin_param=EPOCHS={epochs:g} --gin_param=LEARNING_RATE={rate:g}" in text
+    assert f"TPU v4-{cores}" in text
+    assert "No study" in text and "Held-out loss" not in text
+
+
+def test_model_and_epochs_grow_together():
+    plans = [planner.from_paper(budget) for budget in (400, 2_000, 5_000, 20_000, 50_000, 110_000)]
+    sizes = [cost.multiply_adds(plan.choice.variant, 224, 1) for plan in plans]
+    assert sizes == sorted(sizes) and len(set(sizes)) >= 4
+    assert all(plan.choice.compute <= 1.03 * plan.budget for plan in plans)
+    # The rule itself: the square root of compute, 1 at 5k core-hours.
+    assert [plan.best_epochs for plan in plans] == pytest.approx([(p.budget / 5_000) ** 0.5 for p in plans])
+
+
+def test_what_lies_outside_of_the_paper_is_said():
+    assert "outside of what was studied" in planner.describe(planner.from_paper(1e6))
+    assert "fewer than the 0.25" in planner.describe(planner.from_paper(10))
+    small = planner.from_paper(50, images=14e6)
+    assert small.choice.epochs == 8
+    assert "set DATA_DIR" in planner.describe(small)
+    for budget in (0, -1, float("nan")):
+        with pytest.raises(StudyError, match="positive number of core-hours"):
+            planner.from_paper(budget)
+
+
+def test_a_study_plans_by_its_own_law(tmp_path):
+    study = runs.read(simulated_studies.write(tmp_path))
+    plan = planner.from_study(30_000, costs.CORE_HOURS, study)
+    assert plan.choice.compute == pytest.approx(30_000, rel=0.1)
+    truth = simulated_studies.loss(plan.choice.variant, plan.choice.epochs, 1e-9, 4e9)  # any rate; noise-free below
+    rate = simulated_studies.best_rate(plan.choice.variant, plan.choice.epochs)
+    truth = simulated_studies.loss(plan.choice.variant, plan.choice.epochs, rate, 4e9)
+    value, low, high = plan.prediction["with floor"]
+    assert low < value < high
+    assert value == pytest.approx(truth, rel=0.02)
+    text = planner.describe(plan)
+    assert "Learning rates from the study's" in text and "Held-out loss" in text
+    # The best of all pairs that cost about as much is not much better than what was chosen.
+    others = [
+        simulated_studies.loss(variant, 30_000 / costs.core_hours(variant, 4e9), 1.6, 4e9)
+        for variant in simulated_studies.PAPER
+    ]
+    assert truth < 1.03 * min(others)
+
+
+def test_a_study_in_flops_names_its_own_models_and_warns_beyond_its_reach(tmp_path):
+    settings = {"variants": simulated_studies.SMALL, "epochs": (1, 2, 4, 8), "an_epoch": 1e7, "resolution": 48}
+    study = runs.read(simulated_studies.write(tmp_path, **settings))
+    plan = planner.from_study(1e16, costs.FLOPS, study)
+    text = planner.describe(plan)
+    assert plan.choice.variant in simulated_studies.SMALL
+    assert f"{tmp_path}/pretrain/" in text and "config.gin" in text
+    assert "times the study's largest frontier run" in text
+    with pytest.raises(StudyError, match=r"No cost in TPU-v4 core-hours is known for \w+ .*--unit=flops"):
+        planner.from_study(100, costs.CORE_HOURS, study)
+
+
+def test_costs_are_the_reported_ones_at_both_ends_and_between_them_in_between():
+    assert costs.core_hours("F0", 1e9) == pytest.approx(400)
+    assert costs.core_hours("F7+", 32e9) == pytest.approx(110_000)
+    speeds = [costs.speed(variant) for variant in simulated_studies.PAPER]
+    values = [speed.images_per_second for speed in speeds]
+    assert values == sorted(values, reverse=True)
+    assert [speed.source.split()[0] for speed in speeds] == ["reported", *["estimated:"] * 4, "reported"]
+    # Half of the way in log FLOPs is half of the way in log speed.
+    ends = [costs.training_flops(variant) for variant in ("F0", "F7+")]
+    middle = costs.speed("F3", (ends[0] * ends[1]) ** 0.5)
+    assert middle.images_per_second == pytest.approx((values[0] * values[-1]) ** 0.5)
+
+
+def test_compute_in_each_unit():
+    summary = {"variant": "F0", "flops_per_image": costs.training_flops("F0") / 3, "images_seen": 1e9, "seconds": 7.0}
+    assert costs.of_run(summary, "seconds") == 7
+    assert costs.of_run(summary, "flops") == costs.training_flops("F0") * 1e9
+    assert costs.of_run(summary, "core_hours") == pytest.approx(400)
+    with pytest.raises(StudyError, match="Unknown unit 'parsecs'"):
+        costs.of_run(summary, "parsecs")
+    with pytest.raises(StudyError, match="lacks 'seconds'"):
+        costs.of_run({}, "seconds")

@@ -1,0 +1,120 @@
+"""The command line: from runs on disk to laws, figures and plans; what is wrong is said, with exit code 1."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from pipeline import configure, experiments, scaling_study
+from pipeline.study import analysis, costs, runs
+from pipeline.study.runs import Trial
+from tests import simulated_studies
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_fit_finds_the_known_law(tmp_path, capsys):
+    study = simulated_studies.write(tmp_path)
+    assert scaling_study.main(["fit", f"--study={study}"]) == 0
+    said = capsys.readouterr().out
+    assert "36 pairs of model and epoch budget" in said and "agree with one rate" in said
+    found = json.loads((tmp_path / "law.json").read_text())
+    # Size and images with one exponent: each takes about the square root of compute, and both sum to one.
+    growth = found["growth"]
+    assert growth["agree"]
+    assert growth["size"]["exponent"] == pytest.approx(0.5, abs=0.2)
+    assert growth["epochs"]["exponent"] == pytest.approx(0.5, abs=0.2)
+    assert set(found["held_out"]) == {"line", "saturating"}
+    assert found["saturating"]["floor_interval"][0] < simulated_studies.FLOOR < found["saturating"]["floor_interval"][1]
+
+
+def test_fit_agrees_with_a_fit_by_hand(tmp_path):
+    study = runs.read(simulated_studies.write(tmp_path))
+    found = analysis.analyse(study, costs.FLOPS)
+    points = {}
+    for run in study:
+        flops = 3 * run.summary["flops_per_image"] * run.summary["images_seen"]
+        points[flops] = min(points.get(flops, np.inf), run.loss)
+    x, best = [], np.inf
+    for flops in sorted(points):
+        if points[flops] < best:
+            best = points[flops]
+            x.append(flops)
+    slope = np.polyfit(np.log(x), np.log([points[flops] for flops in x]), 1)[0]
+    assert found.line.slope == pytest.approx(slope)
+    assert found.decades == pytest.approx(np.log10(x[-1] / x[0]))
+
+
+def test_diverged_and_unfinished_runs_are_left_out_and_counted(tmp_path, capsys):
+    study = simulated_studies.write(tmp_path)
+    (pathlib.Path(Trial("F0", 1.0, 1.6).folder(study)) / "diverged.txt").write_text("nan")
+    (pathlib.Path(Trial("F0", 2.0, 1.6).folder(study)) / "run.json").unlink()
+    assert scaling_study.main(["fit", f"--study={study}"]) == 0
+    assert "left out: 1 diverged and 1 unfinished runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": ("F0",)}, "Every run on the compute-optimal frontier is of F0"),
+        ({"variants": ("F0", "F1"), "epochs": (1,)}, "needs at least 4 pairs"),
+        ({"variants": ("pico", "nano"), "epochs": (1, 2, 4)}, "No cost in TPU-v4 core-hours is known for nano"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "plot"])
+def test_what_cannot_be_fitted_is_refused(tmp_path, capsys, options, message, command):
+    study = simulated_studies.write(tmp_path, **options)
+    assert scaling_study.main([command, f"--study={study}"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "law.json").exists()
+
+
+def test_mixed_data_are_refused(tmp_path, capsys):
+    study = simulated_studies.write(tmp_path)
+    simulated_studies.write_run(study, Trial("F0", 1.0, 3.2), digest="other")
+    for words in (["fit"], ["plot"], ["plan", "--core_hours=400"]):
+        assert scaling_study.main([*words, f"--study={study}"]) == 1
+        assert "do not belong to one study" in capsys.readouterr().err
+
+
+def test_plot_draws(tmp_path, capsys):
+    study = simulated_studies.write(tmp_path, task="imagenet")
+    assert scaling_study.main(["plot", f"--study={study}", "--unit=flops"]) == 0
+    assert f"{study}/figures/transfer_imagenet.png" in capsys.readouterr().out
+    assert (tmp_path / "figures" / "ranks_imagenet.svg").exists()
+
+
+@pytest.mark.parametrize("core_hours", [400, 5000, 110000])
+def test_plan_answers_with_a_command_of_this_repository(core_hours, capsys):
+    assert scaling_study.main(["plan", f"--core_hours={core_hours}"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "--gin_file=" in line]
+    file = line.split("--gin_file=")[1].split()[0]
+    assert (ROOT / file).exists()
+
+
+def test_plan_without_a_study_in_another_unit_is_refused(capsys):
+    assert scaling_study.main(["plan", "--flops=1e18"]) == 1
+    assert "needs a study" in capsys.readouterr().err
+
+
+def test_a_study_that_does_not_exist(capsys):
+    assert scaling_study.main(["fit", "--study=nowhere"]) == 1
+    assert "No study in 'nowhere'" in capsys.readouterr().err
+
+
+def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
+    study = scaling_study.load([str(ROOT / "gin/study/demo.gin")], [])
+    assert len(study.grid) == 16
+    # From the smallest run to the largest: at least 1.5 decades of compute.
+    work = [costs.training_flops(variant, 48, 44) * epochs for variant, epochs in study.grid]
+    assert np.log10(max(work) / min(work)) > 1.5
+    for file in (study.pretrain_file, *study.finetune_files):
+        experiments.register()
+        configure.load([str(ROOT / file)], [], entry="main", tasks=experiments.TASKS)
+        assert configure.get("Experiment")().data.train_size == 48
+    words = ["run", f"--gin_file={ROOT / 'gin/study/demo.gin'}", "--print_commands"]
+    assert scaling_study.main([*words, f'--gin_param=Study.directory="{tmp_path}"']) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(study.learning_rates)
+    assert scaling_study.main([*words, "--gin_param=Study.variant=3"]) == 1
+    assert "Study" in capsys.readouterr().err
