@@ -25,7 +25,7 @@ from tests import record_sets, tiny_runs
 from tests.test_resume import assert_same
 
 KILLS = 200
-RUNS_AT_A_TIME = 2
+RUNS_AT_A_TIME = 3
 LOOP = Loop(strategy="one_device", steps_per_loop=1, checkpoint_every=2, evaluate_every_epochs=1, keep=1)
 PHASES = ("training", "saving", "evaluating", "exporting")
 # Seconds after a phase's beginning within which the kill falls.
@@ -131,6 +131,7 @@ def campaign(records: pathlib.Path, folder: pathlib.Path, kills: int) -> None:
                 phases = [phase for phase, on in zip(PHASES, life.phases[:], strict=True) if on]
                 counts["+".join(phases) or "starting or between"] += 1
                 deaths[model_dir.name] += 1
+                (folder / "kills.json").write_text(json.dumps({"where": counts, "deaths": deaths}, indent=1))
             elif enough:
                 model_dir = None
             else:
@@ -139,7 +140,6 @@ def campaign(records: pathlib.Path, folder: pathlib.Path, kills: int) -> None:
             spared = enough or (model_dir is not None and deaths[model_dir.name] >= 20)
             lives[place] = Life(records, model_dir, None if spared else rng) if model_dir else None
         lives = [life for life in lives if life]
-    (folder / "kills.json").write_text(json.dumps({"where": counts, "deaths": deaths}, indent=1))
 
 
 def predictions(model_dir, images):
@@ -183,6 +183,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
     def after_loop(self, output):
         original(self, output)
         if self._state.step == 6:
+            self._writer.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
 
     monkeypatch.setattr(Journal, "after_loop", after_loop)

@@ -93,7 +93,15 @@ class Writer:
     def _finish(self, path: str, step: int, facts: Mapping[str, object]) -> None:
         with _failing_cleanly(path):
             self._checkpoint.sync()
+            _raise_error_of(self._checkpoint)
             _commit(path, step, facts)
+
+
+def _raise_error_of(checkpoint: tf.train.Checkpoint) -> None:
+    """Raises what went wrong in the last background write: `sync` keeps it for the next one, which is too late."""
+    helper = getattr(checkpoint, "_async_checkpointer_impl", None)
+    if helper is not None:
+        helper._check_async_thread_error()
 
 
 @contextlib.contextmanager
@@ -111,7 +119,10 @@ def _failing_cleanly(path: str):
 
 
 def _commit(path: str, step: int, facts: Mapping[str, object]) -> None:
-    files = {name: _file_facts(os.path.join(path, name)) for name in sorted(tf.io.gfile.listdir(path))}
+    names = sorted(tf.io.gfile.listdir(path))
+    if f"{_PREFIX}.index" not in names:  # TensorFlow writes it last
+        raise OSError(f"TensorFlow left only {names or 'nothing'}")
+    files = {name: _file_facts(os.path.join(path, name)) for name in names}
     content = {"format": FORMAT, "step": step, "time": time.time(), "facts": facts, "files": files}
     commit = os.path.join(path, COMMIT_FILE)
     with tf.io.gfile.GFile(f"{commit}.partial", "w") as file:
