@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation test test-all lint format build-file bench-ingest bench-input bench-augment lock clean
+.PHONY: help setup quickstart ablation study test test-all lint format build-file bench-ingest bench-input bench-augment lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,15 @@ quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER 
 
 ablation: setup ## what AGC, SAM, EMA, mixing and repeated augmentation are worth on the demo images
 	$(RUN) examples/ablation.py
+
+study: setup ## a real scaling study in small, on the demo images
+	$(RUN) examples/make_demo_images.py --output_dir=runs/quickstart/images
+	$(RUN) beam/build_tfrecords.py --input=runs/quickstart/images/pretrain \
+	  --output_dir=runs/quickstart/records/pretrain --name=pretrain --validation_examples=500
+	$(RUN) beam/build_tfrecords.py --input=runs/quickstart/images/finetune \
+	  --output_dir=runs/quickstart/records/finetune --name=finetune --validation_fraction=0.4
+	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo.gin
+	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 
 test: setup ## the quick tests
 	$(RUN) -m pytest

@@ -142,12 +142,9 @@ def describe(found: Analysis) -> str:
             f"{held_out.predicted:.4g} ({low:.4g} to {high:.4g}), found {held_out.actual:.4g}, "
             f"{'inside' if held_out.inside else 'outside'} the interval"
         )
-    lines += [
-        f"{cell.variant}, {cell.epochs:g} epochs: the best learning rate, {cell.learning_rate:g}, is the "
-        f"{'lowest' if cell.edge == 'lower' else 'highest'} that was tried."
-        for cell in found.cells
-        if cell.edge
-    ]
+    for edge, word in (("lower", "lowest"), ("upper", "highest")):
+        if at_edge := [f"{cell.variant} {cell.epochs:g}" for cell in found.cells if cell.edge == edge]:
+            lines.append(f"Best learning rate is the {word} tried for (model, epochs): {', '.join(at_edge)}")
     return "\n".join(lines)
 
 

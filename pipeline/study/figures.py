@@ -137,9 +137,12 @@ def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict,
     figure, panels = plt.subplots(1, 1 if together else 2, figsize=(6.4 if together else 10, 4.4), squeeze=False)
     axes, beside = panels[0][0], panels[0][-1]
     for variant, style in styles.items():
-        here = np.array([row[4:] for row in rows if row[0] == variant])
-        if len(here):
-            axes.plot(*here.T, label=variant, **style)
+        here = [row for row in rows if row[0] == variant]
+        if here:  # a line through the best of each budget; the other learning rates and seeds beside it
+            best = [min((row for row in here if row[1] == epochs), key=lambda row: row[5]) for epochs in _epochs(here)]
+            axes.plot(*np.array([row[4:] for row in best]).T, label=variant, **style)
+            rest = {**style, "linestyle": "none", "alpha": 0.4, "ms": 4}
+            axes.plot(*np.array([row[4:] for row in here]).T, **rest)
     axes.set(xscale="log", yscale="log", xlabel=costs.LABELS[found.unit], ylabel=f"top-1 error after {task}")
     for i, (name, compute, error) in enumerate(REPORTED):
         beside.plot(compute, error, _MARKERS[-1 - i], color="#7F7F7F", mfc="white", ms=8, lw=0, label=name)
@@ -149,6 +152,9 @@ def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict,
             xscale="log", yscale="log", xlabel=label, ylabel="ImageNet top-1 error", title="as reported, at scale"
         )
         beside.set(xlim=(5e4, 5e5), ylim=(0.093, 0.1))
+        beside.xaxis.set_major_locator(ticker.FixedLocator([5e4, 1e5, 2e5, 5e5]))
+        beside.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
+        beside.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set_title("this study")
     for panel in panels[0]:
         _plain_ticks(panel.yaxis, percent=True)
@@ -179,12 +185,16 @@ def _ranks(ranked: tuple, task: str, styles: dict, directory: str) -> str:
         if here:
             axes.plot(*np.array(here).T, label=variant, **{**style, "linestyle": "none"})
     axes.set(xlabel="rank by pre-training loss (1: best)", ylabel=f"rank by top-1 after {task} (1: best)")
-    axes.set_title(f"Spearman's rank correlation {correlation:.2f}; below the line: gains by fine-tuning", fontsize=9)
+    axes.set_title(f"Spearman's rank correlation {correlation:.2f}", fontsize=10)
     axes.legend(fontsize=8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(ticker.MaxNLocator(integer=True))
     head = ("variant", "epochs", "learning_rate", "seed", "validation_loss", "top1_error", "rank_loss", "rank_top1")
     return _save(figure, directory, f"ranks_{task}", head, rows)
+
+
+def _epochs(rows: Sequence[Sequence]) -> list[float]:
+    return sorted({row[1] for row in rows})
 
 
 def _styles(found: Analysis) -> dict[str, dict]:
