@@ -156,7 +156,7 @@ def _remove_stale(task: shards.Task, results) -> None:
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
     shard = (
-        rf"{re.escape(task.name)}-(train|validation)\.tfrecord-\d{{5}}-of-\d{{5}}"
+        rf"{re.escape(task.name)}-(train|validation)\.tfrecord-\d{{5,}}-of-\d{{5,}}"
         rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
     )
     others = "|".join(map(re.escape, (REJECTED, DUPLICATES, report.FILE)))

@@ -144,7 +144,7 @@ def _check(options: BuildOptions) -> None:
     if not re.fullmatch(r"[A-Za-z]\w*", options.name):
         raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
     for flag, low, high in (
-        ("shards", 1, 99_999),
+        ("shards", 1, 9_999_999),
         ("shard_mib", 0, 1 << 20),
         ("validation_examples", 0, sys.maxsize),
         ("dry_run_images", 0, sys.maxsize),
