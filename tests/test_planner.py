@@ -49,7 +49,6 @@ def test_a_study_plans_by_its_own_law(tmp_path):
     study = runs.read(simulated_studies.write(tmp_path))
     plan = planner.from_study(30_000, costs.CORE_HOURS, study)
     assert plan.choice.compute == pytest.approx(30_000, rel=0.1)
-    truth = simulated_studies.loss(plan.choice.variant, plan.choice.epochs, 1e-9, 4e9)  # any rate; noise-free below
     rate = simulated_studies.best_rate(plan.choice.variant, plan.choice.epochs)
     truth = simulated_studies.loss(plan.choice.variant, plan.choice.epochs, rate, 4e9)
     value, low, high = plan.prediction["with floor"]

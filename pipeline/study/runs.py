@@ -20,7 +20,7 @@ FINISHED, DIVERGED, UNFINISHED = "finished", "diverged", "unfinished"
 
 # What differs between the runs of a study on purpose, or says how and where a run works and not what it computes.
 _SWEPT = r"(EPOCHS|LEARNING_RATE|SEED|INITIAL_CHECKPOINT|nfnet\.variant)"
-_NO_RECIPE = rf"(({_SWEPT}|DATA_DIR|RUN|MODEL) =|(Loop|main)\.|\w+\.\w+ = @(Experiment|Loop)\(\))"
+_NO_RECIPE = rf"(({_SWEPT}|DATA_DIR|RUN) =|(Loop|main)\.|\w+\.\w+ = @(Experiment|Loop)\(\))"
 
 
 @dataclasses.dataclass(frozen=True, order=True)

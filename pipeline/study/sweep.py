@@ -78,22 +78,20 @@ def arguments(study: Study, trial: Trial) -> list[str]:
 
 
 class Progress:
-    """A line with runs done and to come, the time left by the speed of those done, and the run at work."""
+    """Says which run begins, how many are done and to come, and the time left; on a terminal a line shows it too."""
 
     def __init__(self, study: Study, done: Sequence[Run]):
-        self._study, self._done, self._known = study, list(done), set(over(done))
-        self._redraw = sys.stderr.isatty()
-        left = len(list(search.remaining(study, done)))
+        self._study, self._known = study, over(done)
         if done:
             diverged = sum(run.status == reading.DIVERGED for run in done)
             self.say(f"{study.directory}: {len(self._known)} runs are finished ({diverged} diverged); skipping them.")
         self._bar = tqdm(
             desc="study",
             initial=len(self._known),
-            total=len(self._known) + left,
+            total=len(self._known) + len(list(search.remaining(study, done))),
             bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}",
-            mininterval=0.2 if self._redraw else 30,
             file=sys.stderr,
+            disable=not sys.stderr.isatty(),
         )
 
     def __enter__(self):
@@ -103,20 +101,18 @@ class Progress:
         self._bar.close()
 
     def show(self, wanted: search.Wanted, done: Sequence[Run]) -> None:
-        """Names the run at work, and the time left."""
-        self._done = list(done)
-        trial = wanted.trial
+        """Names the run that begins, and the time left."""
         left = seconds_left(self._study, done)
         left = "time left not known yet" if left is None else f"about {max(1, round(left / 60))} min left"
-        what = f"{trial.task or 'pre-training'} {trial.name}"
-        self._bar.total = self._bar.n + len(list(search.remaining(self._study, done)))
-        self._bar.set_postfix_str(f"{left}, {what}", refresh=self._redraw)
-        self.say(f"[{self._bar.n + 1} of about {self._bar.total}, {left}] {what} ({wanted.reason})")
+        what = f"{wanted.trial.task or 'pre-training'} {wanted.trial.name}"
+        total = len(self._known) + len(list(search.remaining(self._study, done)))
+        self._bar.total = total
+        self._bar.set_postfix_str(f"{left}, {what}")
+        self.say(f"[{len(self._known) + 1} of about {total}, {left}] {what} ({wanted.reason})")
 
     def tick(self) -> None:
         """Redraws the line."""
-        if self._redraw:
-            self._bar.refresh()
+        self._bar.refresh()
 
     def count(self, done: Sequence[Run]) -> None:
         """Moves to the runs done."""
