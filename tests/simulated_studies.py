@@ -41,7 +41,18 @@ def loss(variant: str, epochs: float, rate: float, an_epoch: float) -> float:
     return found * (1 + 0.05 * np.log2(rate / best_rate(variant, epochs)) ** 2)
 
 
-def write_run(directory, trial: Trial, *, an_epoch=4e9, noise=0.0, resolution=224, momentum=0.9, digest="d", **changes):
+def write_run(
+    directory,
+    trial: Trial,
+    *,
+    an_epoch=4e9,
+    noise=0.0,
+    resolution=224,
+    momentum=0.9,
+    digest="d",
+    tuning_epochs=50,
+    **changes,
+):
     """Writes what a finished run leaves; returns its folder."""
     folder = trial.folder(str(directory))
     os.makedirs(folder, exist_ok=True)
@@ -49,6 +60,8 @@ def write_run(directory, trial: Trial, *, an_epoch=4e9, noise=0.0, resolution=22
         json.dump({**vars(trial), "wall_seconds": 20.0}, file)
     with open(os.path.join(folder, "config.gin"), "w") as file:
         rest = {"variant": trial.variant, "epochs": trial.epochs, "rate": trial.learning_rate}
+        if trial.task:
+            rest |= {"epochs": tuning_epochs, "rate": 0.1}
         file.write(CONFIG.format(**rest, momentum=momentum, loop=hash(trial) % 7 + 1))
     value = loss(trial.variant, trial.epochs, trial.learning_rate, an_epoch) * np.exp(noise)
     seen = trial.epochs * an_epoch

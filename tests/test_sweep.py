@@ -275,6 +275,13 @@ def test_mixed_runs_are_refused(tmp_path, damage, message):
         reading.check_same(reading.read(str(tmp_path)))
 
 
+def test_length_and_rate_of_finetuning_belong_to_its_recipe(tmp_path):
+    simulated_studies.write(tmp_path, variants=("F0",), task="t")
+    simulated_studies.write_run(tmp_path, Trial("F1", 1.0, 1.6, task="t"), tuning_epochs=20)
+    with pytest.raises(StudyError, match=r"(?s)-EPOCHS = 50.*\+EPOCHS = 20"):
+        reading.check_same(reading.read(str(tmp_path)))
+
+
 def test_how_a_run_works_is_no_recipe(tmp_path):
     simulated_studies.write(tmp_path, variants=("F0",), task="t")
     reading.check_same(reading.read(str(tmp_path)))

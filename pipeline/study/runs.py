@@ -19,8 +19,9 @@ TRIAL_FILE, DIVERGED_FILE = "trial.json", "diverged.txt"
 FINISHED, DIVERGED, UNFINISHED = "finished", "diverged", "unfinished"
 
 # What differs between the runs of a study on purpose, or says how and where a run works and not what it computes.
-_SWEPT = r"(EPOCHS|LEARNING_RATE|SEED|INITIAL_CHECKPOINT|nfnet\.variant)"
-_NO_RECIPE = rf"(({_SWEPT}|DATA_DIR|RUN) =|(Loop|main)\.|\w+\.\w+ = @(Experiment|Loop)\(\))"
+_SWEPT = r"SEED|INITIAL_CHECKPOINT|nfnet\.variant"
+_SWEPT_IN_PRETRAINING = rf"{_SWEPT}|EPOCHS|LEARNING_RATE"
+_NO_RECIPE = r"(DATA_DIR|RUN) =|(Loop|main)\.|\w+\.\w+ = @(Experiment|Loop)\(\)"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -118,7 +119,7 @@ def check_same(runs: Iterable[Run]) -> None:
     first: dict[str, Run] = {}
     recipes: dict[str, list[str]] = {}
     for run in runs:
-        if (found := recipe(run.folder)) is None:
+        if (found := recipe(run.folder, run.trial.task)) is None:
             continue
         task = run.trial.task
         if task in first and found != recipes[task]:
@@ -132,7 +133,7 @@ def check_same(runs: Iterable[Run]) -> None:
             first[task], recipes[task] = run, found
 
 
-def recipe(folder: str) -> list[str] | None:
+def recipe(folder: str, task: str = "") -> list[str] | None:
     """The lines of a run's `config.gin` that decide its result, but for what a study varies; None before its start."""
     path = os.path.join(folder, "config.gin")
     if not os.path.exists(path):
@@ -145,7 +146,8 @@ def recipe(folder: str) -> list[str] | None:
             statements[-1] += " " + line.strip()
         else:
             statements.append(line)
-    return sorted(statement for statement in statements if not re.match(_NO_RECIPE, statement))
+    ignored = rf"({_SWEPT if task else _SWEPT_IN_PRETRAINING}) =|{_NO_RECIPE}"
+    return sorted(statement for statement in statements if not re.match(ignored, statement))
 
 
 @dataclasses.dataclass(frozen=True)
