@@ -149,7 +149,7 @@ def _check(options: BuildOptions) -> None:
         ("validation_examples", 0, sys.maxsize),
         ("dry_run_images", 0, sys.maxsize),
         ("min_side", 1, sys.maxsize),
-        ("max_pixels", 1, 1 << 31),
+        ("max_pixels", 1, (1 << 29) // 3),  # TensorFlow decodes no more than 2**29 bytes
         ("resize", 0, 1 << 15),
         ("jpeg_quality", 1, 100),
         ("duplicate_distance", -1, 16),

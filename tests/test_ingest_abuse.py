@@ -103,6 +103,26 @@ def test_mutated_images_quickly():
     assert outcomes["written"] > 20 and outcomes["truncated"] > 20 and outcomes["undecodable"] > 20
 
 
+def test_a_jpeg_decodes_at_an_eighth_if_and_only_if_it_decodes_whole():
+    """The job checks a JPEG at an eighth of its size; training decodes it whole."""
+    jpegs = [data for data in originals() if data.startswith(b"\xff\xd8")]
+    outcomes = []
+    for seed in range(1200):
+        data = mutated(jpegs[seed % len(jpegs)], random.Random(seed))
+        whole, eighth = (_decodes(data, ratio) for ratio in (1, 8))
+        assert whole == eighth, f"seed {seed}"
+        outcomes.append(whole)
+    assert 100 < sum(outcomes) < 1100
+
+
+def _decodes(data: bytes, ratio: int) -> bool:
+    try:
+        tf.io.decode_jpeg(data, channels=3, ratio=ratio)
+    except tf.errors.OpError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_mutated_images_by_the_thousand():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
