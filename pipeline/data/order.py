@@ -14,6 +14,7 @@ slots, all in its last row.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 
@@ -23,6 +24,7 @@ import tensorflow as tf
 MAX_LANES = 64
 # TensorFlow's default of 4 cipher rounds leaves neighbours correlated (0.7 over 4 billion); from 8 on it is noise.
 _CIPHER_ROUNDS = 24
+_CHUNK = 64  # slots of blocks that are computed together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Order:
     lanes: int
     seed: int = 0
     fingerprint: str = ""
-    block: int = 16
-    window: int = 64
+    block: int = 8
+    window: int = 16
     shuffle: bool = True
 
     def __post_init__(self):
@@ -68,20 +70,25 @@ class Order:
         rows = np.arange(first, end, dtype=np.int64)
         if self.shuffle:
             start, stop = self.window_bounds(lane, first)
-            rows = start + _permute(rows - start, stop - start, self._key("window", epoch, lane, start))
+            rows = start + self._shuffled(stop - start, "window", epoch, lane, start)[rows - start]
         places = rows + lane * (self.examples // self.lanes) + min(lane, self.examples % self.lanes)
         if not self.shuffle:
             return places
         full_blocks = self.examples // self.block
         slots = np.minimum(places // self.block, full_blocks)
         moved = slots < full_blocks
-        slots[moved] = _permute(slots[moved], full_blocks, self._key("block", epoch))
-        offset = int.from_bytes(self._key("offset", epoch).tobytes(), "little") % self.examples
+        slots[moved] = _permuted_blocks(self, epoch, slots[moved])
+        offset = int.from_bytes(self._bits(12, "offset", epoch), "little") % self.examples
         return (slots * self.block + places % self.block + offset) % self.examples
 
-    def _key(self, purpose: str, *numbers: int) -> np.ndarray:
+    def _bits(self, count: int, purpose: str, *numbers: int) -> bytes:
+        """`count` random bytes, which depend on all that defines the order and on the arguments."""
         text = "/".join((self.fingerprint, str(self.seed), purpose, *map(str, numbers)))
-        return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=12).digest(), np.uint32)
+        return hashlib.shake_128(text.encode()).digest(count)
+
+    def _shuffled(self, size: int, purpose: str, *numbers: int) -> np.ndarray:
+        """A uniform permutation of range(size), for a small `size`: the order of random 64-bit numbers."""
+        return np.frombuffer(self._bits(8 * size, purpose, *numbers), "<u8").argsort(kind="stable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +171,21 @@ def host_lanes(lanes: int, host: int, hosts: int) -> range:
     return range(host * lanes // hosts, (host + 1) * lanes // hosts)
 
 
-def _permute(values: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    if size < 2 or not len(values):
-        return values
-    return tf.random_index_shuffle(values, key, np.int64(size - 1), rounds=_CIPHER_ROUNDS).numpy()
+def _permuted_blocks(order: Order, epoch: int, slots: np.ndarray) -> np.ndarray:
+    """The blocks that stand at `slots` (int64 [n]) of `epoch`."""
+    chunks, blocks = slots // _CHUNK, np.empty_like(slots)
+    for chunk in set(chunks.tolist()):
+        here = chunks == chunk
+        blocks[here] = _chunk_of_blocks(order, epoch, chunk)[slots[here] - chunk * _CHUNK]
+    return blocks
+
+
+@functools.lru_cache(maxsize=4 * MAX_LANES)
+def _chunk_of_blocks(order: Order, epoch: int, chunk: int) -> np.ndarray:
+    """The blocks of neighbouring slots: a lane soon needs the next ones, and a call costs more than its arithmetic."""
+    full_blocks = order.examples // order.block
+    slots = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, full_blocks), dtype=np.int64)
+    if full_blocks < 2:
+        return slots
+    key = np.frombuffer(order._bits(12, "block", epoch), np.uint32)
+    return tf.random_index_shuffle(slots, key, np.int64(full_blocks - 1), rounds=_CIPHER_ROUNDS).numpy()

@@ -37,8 +37,8 @@ class Data:
     train_split: str = "train"
     validation_split: str = "validation"
     on_damage: str = "stop"
-    block: int = 16
-    window: int = 64
+    block: int = 8
+    window: int = 16
     max_labels: int = 16
 
     def training_records(self) -> reader.RecordSet:

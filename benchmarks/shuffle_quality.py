@@ -1,0 +1,157 @@
+"""How well the order mixes what lies together in storage, against a true uniform shuffle.
+
+    python benchmarks/shuffle_quality.py                    a table, for several sizes of block and window
+    python benchmarks/shuffle_quality.py --figure=FILE.png  a picture of the order
+
+Arithmetic alone: no record is read. The data set is sorted by class, the worst that storage can be; the Beam job
+spreads keys over shards by hash, so that its record sets are never sorted.
+"""
+
+import argparse
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.data import order as orders
+
+SIZES = ((4, 16), (8, 16), (16, 16), (16, 64), (64, 256))
+
+
+def epoch(order: orders.Order, number: int = 0) -> np.ndarray:
+    """Storage positions, int64 [examples], in the order of training."""
+    table = np.full((order.rows, order.lanes), -1)
+    for lane in range(order.lanes):
+        row = 0
+        while row < order.lane_size(lane):
+            first, end = order.window_bounds(lane, row)
+            table[first:end, lane] = order.positions(number, lane, first, end)
+            row = end
+    return table[table >= 0]
+
+
+def places(positions: np.ndarray) -> np.ndarray:
+    """Where in training each storage position stands."""
+    inverse = np.empty_like(positions)
+    inverse[positions] = np.arange(len(positions))
+    return inverse
+
+
+def quality(positions: np.ndarray, batch: int, classes: int) -> dict[str, float]:
+    """Measures of one epoch's order.
+
+    Returns:
+      `together`: share of the storage's neighbours that are in one batch; `near`: share that are within ten batches;
+      `commonest`: mean share of a batch that its commonest class takes; `same`: mean share of pairs of one batch
+      that are of one class, times the number of classes (1 for a perfect mix).
+    """
+    batches = places(positions) // batch
+    apart = np.abs(np.diff(batches))
+    labels = positions * classes // len(positions)
+    full = labels[: len(labels) // batch * batch].reshape(-1, batch)
+    counts = np.stack([np.bincount(b, minlength=classes) for b in full])
+    pairs = (counts * (counts - 1)).sum(1) / (batch * (batch - 1))
+    return {
+        "together": np.mean(apart == 0),
+        "near": np.mean(apart <= 10),
+        "commonest": np.mean(counts.max(1)) / batch,
+        "same": np.mean(pairs) * classes,
+    }
+
+
+def table(examples: int, batch: int, classes: int) -> Table:
+    """The measures for several sizes, and for a uniform shuffle."""
+    shown = Table(title=f"{examples:,} records sorted by {classes} classes, batches of {batch}")
+    for column in ("block", "window", "neighbours in one batch", "within ten", "commonest class", "pairs of a class"):
+        shown.add_column(column, justify="right")
+    rows = [
+        (str(block), str(window), epoch(orders.Order(examples, orders.lanes_for(batch), block=block, window=window)))
+        for block, window in SIZES
+    ]
+    rows.append(("uniform", "", np.random.default_rng(0).permutation(examples)))
+    for block, window, positions in rows:
+        q = quality(positions, batch, classes)
+        shown.add_row(
+            block, window, f"{q['together']:.3%}", f"{q['near']:.2%}", f"{q['commonest']:.2%}", f"{q['same']:.4f}"
+        )
+    return shown
+
+
+def figure(path: str) -> None:
+    """Draws the four steps of the order for a small set: colour is the place in storage."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    order = orders.Order(240, 8, block=6, window=10)
+    stored = np.arange(order.examples)
+    whole = orders.Order(order.examples, order.lanes, block=order.block, window=1)  # a window of 1 shuffles nothing
+    by_lane = np.concatenate([_lane(whole, lane) for lane in range(order.lanes)])
+    mixed = np.stack([_lane(order, lane) for lane in range(order.lanes)], 1)
+
+    panels, axes = pyplot.subplots(4, 1, figsize=(9, 6.4), height_ratios=(1, 1, 4, 4), layout="constrained")
+    colours = {"cmap": "turbo", "vmin": 0, "vmax": order.examples - 1, "aspect": "auto", "interpolation": "nearest"}
+    axes[0].imshow(stored[None], **colours)
+    axes[0].set_title("1  Storage: shard after shard; colour is the place of a record", loc="left", fontsize=10)
+    axes[1].imshow(by_lane[None], **colours)
+    axes[1].set_title(
+        f"2  Blocks of {order.block} neighbours, permuted anew in each epoch; each lane takes one part of them",
+        loc="left",
+        fontsize=10,
+    )
+    for lane in range(1, order.lanes):
+        axes[1].axvline(lane * order.rows - 0.5, color="black", linewidth=1.5)
+    axes[2].imshow(by_lane.reshape(order.lanes, order.rows), **colours)
+    axes[2].set_title("3  The lanes side by side", loc="left", fontsize=10)
+    axes[3].imshow(mixed.T, **colours)
+    axes[3].set_title(
+        f"4  Each lane shuffled in windows of {order.window} rows (white); a batch (black) takes the next rows of all",
+        loc="left",
+        fontsize=10,
+    )
+    for lane in range(order.lanes):
+        row = 0
+        while row < order.rows:
+            row = order.window_bounds(lane, row)[1]
+            axes[3].plot([row - 0.5] * 2, [lane - 0.5, lane + 0.5], color="white", linewidth=2)
+    axes[3].add_patch(pyplot.Rectangle((5.5, -0.45), 2, order.lanes - 0.1, fill=False, linewidth=2.5))
+    axes[3].set_xlabel("row: time")
+    for axis in axes:
+        axis.set_yticks([])
+    for axis in axes[:2]:
+        axis.set_xticks([])
+    for axis in axes[2:]:
+        axis.set_ylabel("lane")
+    panels.savefig(path, dpi=110)
+
+
+def _lane(order: orders.Order, lane: int) -> np.ndarray:
+    """The positions of `lane` in epoch 0, in order."""
+    parts, row = [], 0
+    while row < order.lane_size(lane):
+        first, row = order.window_bounds(lane, row)
+        parts.append(order.positions(0, lane, first, row))
+    return np.concatenate(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=256_000)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--figure", help="draw a picture into this file instead")
+    flags = parser.parse_args()
+    if flags.figure:
+        figure(flags.figure)
+    else:
+        Console(width=110).print(table(flags.examples, flags.batch, flags.classes))
+
+
+if __name__ == "__main__":
+    main()
