@@ -1,6 +1,6 @@
 """Speed and memory of the ingest job against its limit and its peers, measured in one run.
 
-    python benchmarks/ingest.py [--images=4000] [--many=50000] [--folder=DIR]
+    python benchmarks/ingest.py [--images=20000] [--many=50000] [--folder=DIR]
 
 Makes ImageNet-like JPEGs (500 x 375, quality 90) and measures, each in a process of its own: decoding alone with
 the decoder the job uses (the limit), the job itself, img2dataset's resizer on the same files (if it is installed),
@@ -203,7 +203,7 @@ def measure(method: str, folder: str, scratch: str, images: int) -> dict | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4000, help="images of each measurement")
+    parser.add_argument("--images", type=int, default=20_000, help="images of each measurement")
     parser.add_argument("--many", type=int, default=50_000, help="images of the second memory measurement; 0: none")
     parser.add_argument("--folder", help="where to work (default: a temporary folder)")
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
