@@ -129,8 +129,9 @@ def _held_out(items: beam.PCollection, options: BuildOptions) -> beam.PCollectio
     """One number: keys whose `split_hash` is below it are held out."""
     count = options.validation_examples
     if not count:
-        bound = int(options.validation_fraction * _ALL)
-        return items.pipeline | "Held out" >> beam.Create([bound])
+        # The bound does not fit Beam's coder of integers, which is signed, so it is made where it is used.
+        fraction = items.pipeline | "Fraction" >> beam.Create([options.validation_fraction])
+        return fraction | "Held out" >> beam.Map(carried(bound_of_fraction))
     return (
         items
         | "Split hashes" >> beam.Map(carried(split_hash_of))
@@ -142,6 +143,11 @@ def _held_out(items: beam.PCollection, options: BuildOptions) -> beam.PCollectio
 def split_hash_of(item: Item) -> int:
     """The hash that decides whether an item is held out."""
     return shards.split_hash(item.key)
+
+
+def bound_of_fraction(fraction: float) -> int:
+    """The hash below which `fraction` of all hashes lie."""
+    return int(fraction * _ALL)
 
 
 def bound_of(smallest: list[int], count: int) -> int:

@@ -89,6 +89,13 @@ def test_folder_tree_becomes_a_record_set(tree, tmp_path, capsys):
     assert "1 truncated" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--validation_fraction=0.75", "--validation_examples=35"])
+def test_most_of_the_images_may_be_held_out(tree, tmp_path, flag):
+    made = build(tree, tmp_path / "set", flag)
+    assert made.split("validation").listed > 43 / 2
+    assert sum(split.listed for split in made.splits.values()) == 43
+
+
 def test_manifest_tells_sizes_digests_and_checksums_of_the_files(tree, tmp_path):
     made = build(tree, tmp_path / "set", "--validation_fraction=0.25")
     for name, split in made.splits.items():

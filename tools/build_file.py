@@ -27,6 +27,7 @@ filegroup(
     name = "sources",
     srcs = glob([
         "**/*.py",
+        "docs/**",
         "gin/**/*.gin",
         "tests/**",
         "*.md",
