@@ -12,6 +12,7 @@ memory, in no order.
 import argparse
 import hashlib
 import json
+import operator
 import os
 import resource
 import statistics
@@ -96,7 +97,7 @@ def views(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
         return lambda records: augmentation.examples(records.map(with_seed), size)
 
     return {
-        "records": lambda records: records.map(lambda example: example["image"]),
+        "records": lambda records: records.map(operator.itemgetter("image")),
         "crop": augmented(crop),
         "crop, RandAugment": augmented(Augmentation(randaugment=RandAugment(LAYERS, MAGNITUDE))),
         "crop, the Garden's RandAugment": lambda records: records.map(with_seed).map(
@@ -238,6 +239,7 @@ def report(flags: argparse.Namespace) -> None:
         values = (f"{rate[name]:,.0f}", f"{processor[name]:.3f}", f"{memory[name]:,.0f}")
         table.add_row(name, *(cell for pair in zip(values, shares, strict=True) for cell in pair))
     Console(width=110).print(table)
+    sys.stdout.flush()
     against = rate["with RandAugment"] / rate["with the Model Garden's RandAugment"]
     spent = processor["with the Model Garden's RandAugment"] / processor["with RandAugment"]
     print(f"Our RandAugment: {against:.2f} times the Model Garden's images/s, {spent:.2f} times less processor time.")

@@ -1,5 +1,6 @@
 """Which devices train together: TPU pods, several GPUs, several machines, or one device."""
 
+import functools
 import json
 import os
 
@@ -65,8 +66,23 @@ def of_all_processes(strategy: tf.distribute.Strategy, value: int) -> set[int]:
     """The values that the processes of `strategy` hold; every process must ask at the same point of the run."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return {value}  # all others have one process, which drives every host
-    values = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([value], tf.int64))
-    return set(strategy.gather(values, axis=0).numpy().tolist())
+    return set(_gathering(strategy)(tf.constant(value, tf.int64)).numpy().tolist())
+
+
+@functools.cache
+def _gathering(strategy: tf.distribute.Strategy):
+    """Gathers a number of each replica; traced once, where `strategy.gather` would be at each call."""
+
+    def gather(value):
+        context = tf.distribute.get_replica_context()
+        own = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync, value, tf.zeros_like(value))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+    @tf.function(autograph=False)
+    def run(value):
+        return strategy.experimental_local_results(strategy.run(gather, args=(value,)))[0]
+
+    return run
 
 
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
