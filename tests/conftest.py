@@ -12,5 +12,9 @@ def pytest_configure():
 
 @pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.Strategy:
-    """Two replicas on this machine's CPU."""
-    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    """Two replicas on this machine's CPU.
+
+    On devices of their own: TensorFlow mixes up the collectives of two strategies over the same devices in one
+    process, and tests of whole runs make strategies over the first ones.
+    """
+    return tf.distribute.MirroredStrategy(["/cpu:2", "/cpu:3"])
