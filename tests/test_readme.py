@@ -27,14 +27,10 @@ def commands():
 COMMANDS = list(commands())
 
 
-def flags_of(program):
-    """The flags that a program's help names."""
-    shown = subprocess.run(
-        [sys.executable, program, "--helpfull" if "pipeline" in program else "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+def flags_of(program, *subcommand):
+    """The flags that the help of a program, or of one of its subcommands, names."""
+    words = [sys.executable, program, *subcommand, "--help"]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return set(re.findall(r"--(?:\[no\])?([a-z_]+)", shown.stdout + shown.stderr))
 
 
@@ -47,18 +43,22 @@ def test_make_targets_exist(page, words):
     assert {word for word in words[1:] if "=" not in word} <= MAKE_TARGETS
 
 
-@pytest.mark.parametrize("program", sorted({w[1] for _, w in COMMANDS if w[0] == "python" and w[1].endswith(".py")}))
-def test_programs_exist_and_know_the_flags_shown(program):
-    known = flags_of(program)
+def programs():
+    """(program, subcommand if it has any) of every Python program shown."""
+    shown = {(w[1], *[x for x in w[2:3] if x.isidentifier()]) for _, w in COMMANDS if w[0] == "python"}
+    return sorted(names for names in shown if names[0].endswith(".py"))
+
+
+@pytest.mark.parametrize("names", programs(), ids=" ".join)
+def test_programs_exist_and_know_the_flags_shown(names):
+    known = flags_of(*names)
     for page, words in COMMANDS:
-        if words[:2] == ["python", program]:
+        if words[1 : 1 + len(names)] == list(names):
             shown = {word[2:].split("=")[0] for word in words[2:] if word.startswith("--")}
-            assert shown <= known, f"{page}: {program} does not know {shown - known}"
+            assert shown <= known, f"{page}: {' '.join(names)} does not know {shown - known}"
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), [c for c in COMMANDS if any(word.startswith("--gin_file") for word in c[1])]
-)
+@pytest.mark.parametrize(("page", "words"), [c for c in COMMANDS if c[1][:2] == ["python", "pipeline/main.py"]])
 def test_gin_commands_parse(page, words):
     files = [word.split("=", 1)[1] for word in words if word.startswith("--gin_file=")]
     params = [word.split("=", 1)[1] for word in words if word.startswith("--gin_param=")]
