@@ -14,7 +14,8 @@ def pytest_configure():
 def two_replicas() -> tf.distribute.Strategy:
     """Two replicas on this machine's CPU.
 
-    On devices of their own: TensorFlow mixes up the collectives of two strategies over the same devices in one
-    process, and tests of whole runs make strategies over the first ones.
+    Without collectives, which TensorFlow keeps by device for the whole process: after another strategy over the same
+    devices (tests of whole runs make some), those of this one would be taken for the other's.
     """
-    return tf.distribute.MirroredStrategy(["/cpu:2", "/cpu:3"])
+    devices, reduction = ["/cpu:0", "/cpu:1"], tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
