@@ -69,19 +69,8 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
         tf.io.gfile.makedirs(context.model_dir)
         report.write_whole(os.path.join(context.model_dir, "config.gin"), context.config)
 
-    step = TrainingStep(
-        model=state.model,
-        optimizer=state.optimizer,
-        ledger=state.ledger,
-        after_update=state.averaged.update if state.averaged else lambda step: None,
-        label_smoothing=experiment.label_smoothing,
-        loss=experiment.loss,
-        seed=experiment.seed,
-        parts=experiment.gradient_parts,
-        sam=experiment.sam,
-        repeats=experiment.data.augmentation.repeats,
-        jit_compile=distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla,
-    )
+    jit_compile = distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla
+    step = TrainingStep.of(experiment, state, jit_compile)
     trainer = Trainer(parts.strategy, experiment, parts.records, step)
     journal = Journal(context, experiment, loop, parts, resumed)
     evaluator = _evaluator(experiment, loop, parts, journal.after_evaluation_step)

@@ -9,8 +9,10 @@ import tf_keras
 
 from pipeline.train import accumulation
 from pipeline.train import loss as losses
+from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
 from pipeline.train.sam import SAM
+from pipeline.train.state import TrainState
 
 Batch = dict[str, tf.Tensor]
 
@@ -43,6 +45,23 @@ class TrainingStep:
     sam: SAM | None = None
     repeats: int = 1
     jit_compile: bool = False
+
+    @classmethod
+    def of(cls, experiment: Experiment, state: TrainState, jit_compile: bool = False) -> "TrainingStep":
+        """The step that `experiment` takes from `state`."""
+        return cls(
+            model=state.model,
+            optimizer=state.optimizer,
+            ledger=state.ledger,
+            after_update=state.averaged.update if state.averaged else lambda step: None,
+            label_smoothing=experiment.label_smoothing,
+            loss=experiment.loss,
+            seed=experiment.seed,
+            parts=experiment.gradient_parts,
+            sam=experiment.sam,
+            repeats=experiment.data.augmentation.repeats,
+            jit_compile=jit_compile,
+        )
 
     def __call__(self, batch: Batch) -> StepOutput:
         """`batch`: image [b, h, w, 3], labels and label_weights [b, k], weight [b], id int64 [b], epoch int32 [b]."""
