@@ -43,6 +43,13 @@ def run_configured(files: Sequence[str], params: Sequence[str], model_dir: str, 
     configure.get("main")(context)
 
 
+def configured(files: Sequence[str], params: Sequence[str]) -> experiment.Experiment:
+    """Parses and checks the configuration, and makes its experiment without running it."""
+    register()
+    configure.load(files, params, entry="main", tasks=TASKS)
+    return configure.get("Experiment")()
+
+
 def register() -> None:
     """Makes the library's functions and classes known to gin."""
     configure.register(

@@ -15,6 +15,7 @@ ARROWS = {
     "pipeline/train/": ("pipeline/data/", "pipeline/model/", "pipeline/report.py"),
     "pipeline/serve/": ("pipeline/model/", "pipeline/data/augment.py", "pipeline/data/rgb.py"),
     "pipeline/study/": ("pipeline/model/cost.py",),
+    "pipeline/tpu/": ("pipeline/train/", "pipeline/model/", "pipeline/data/"),
     "pipeline/": ("pipeline/",),
     "beam/batch_predict.py": (
         "beam/",
@@ -39,6 +40,8 @@ FORBIDDEN = [
     ("pipeline/serve/export.py", "pipeline/train/checkpoint.py"),
     ("pipeline/study/law.py", "pipeline/train/trainer.py"),
     ("pipeline/main.py", "beam/images.py"),
+    ("pipeline/train/step.py", "pipeline/tpu/program.py"),
+    ("pipeline/study/costs.py", "pipeline/tpu/chips.py"),
     ("beam/images.py", "pipeline/serve/export.py"),
     ("beam/batch_predict.py", "pipeline/model/nfnet.py"),
 ]
@@ -67,6 +70,8 @@ def test_packages(path):
     packages = {name.split(".")[0] for name in names}
     if path.startswith("pipeline/"):
         assert "apache_beam" not in packages, f"{path}: only beam/ imports Apache Beam."
+    if path != "pipeline/tpu/compiler.py":
+        assert not packages & {"jax", "jaxlib"}, f"{path}: only pipeline/tpu/compiler.py imports JAX."
     if path != "pipeline/configure.py" and not build_file.is_entry_point(path):
         assert "gin" not in packages, f"{path}: only entry points and pipeline/configure.py import gin."
 

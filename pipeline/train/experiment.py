@@ -27,6 +27,7 @@ class Data:
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
       block, window: sizes of the shuffle, in records (see `order.py`).
       max_labels: labels kept of a multi-label record, its first ones.
+      images: about how many images the training split has, for estimates before the records exist.
     """
 
     directory: str
@@ -40,6 +41,7 @@ class Data:
     block: int = 8
     window: int = 16
     max_labels: int = 16
+    images: int | None = None
 
     def training_records(self) -> reader.RecordSet:
         """The training split."""

@@ -1,0 +1,202 @@
+"""XLA's TPU compiler, which libtpu brings along, on a machine without a TPU: HLO to an optimised program and its facts.
+
+It runs in a process of its own: the compiler ends its process on some errors, and its memory is free afterwards.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+TESTED = {"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.51"}
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class CompilerError(RuntimeError):
+    """There is no compiler, or it failed for another reason than memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of device memory that a program takes: arguments, results apart from them, temporaries and code."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """What the compiler said of a program.
+
+    Attributes:
+      seconds: that it took.
+      versions: of jax, jaxlib and libtpu.
+      refusal: why the program does not fit into memory; '' where it does. Then what follows is known.
+      used_bytes, limit_bytes: memory that a refused program would take, and that there is; None where it did not say.
+      memory: see `Memory`.
+      flops, bytes_accessed: of one run, bytes of HBM traffic.
+      hlo: text of the optimised module.
+    """
+
+    seconds: float
+    versions: dict[str, str]
+    refusal: str = ""
+    used_bytes: int | None = None
+    limit_bytes: int | None = None
+    memory: Memory | None = None
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    hlo: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the compiler's packages, found without importing them.
+
+    Raises:
+      CompilerError: one is missing; says how to install it.
+    """
+    found = {}
+    for package in TESTED:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise CompilerError(
+                f"Compiling for a TPU takes the package {package}, which is not installed: "
+                "pip install -r requirements-tpu.txt"
+            ) from None
+    return found
+
+
+def untested(found: dict[str, str]) -> str:
+    """What differs from the versions that this was tested with; '' if nothing."""
+    other = [f"{name} {version} (tested: {TESTED[name]})" for name, version in found.items() if version != TESTED[name]]
+    return ", ".join(other)
+
+
+def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
+    """Compiles a serialised HLO module for one device of a topology.
+
+    Args:
+      hlo: as `tf.function(...).experimental_get_compiler_ir(...)("hlo_serialized")` gives it.
+      topology: `v4:2x2x1`, for example.
+      configuration: 'legacy', 'megacore' or 'default'.
+
+    Raises:
+      CompilerError: the compiler is missing, or failed; says how.
+    """
+    found = versions()
+    with tempfile.TemporaryDirectory(prefix="tpu_check_") as folder:
+        with open(os.path.join(folder, "program.hlo"), "wb") as file:
+            file.write(hlo)
+        command = [sys.executable, "-m", "pipeline.tpu.compiler", folder, topology, configuration]
+        quiet = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        start = time.monotonic()
+        done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **quiet}, capture_output=True, text=True)
+        seconds = time.monotonic() - start
+        try:
+            with open(os.path.join(folder, "result.json")) as file:
+                result = json.load(file)
+        except FileNotFoundError:
+            raise CompilerError(
+                f"The compiler ended with exit code {done.returncode} and no result for {topology}: "
+                + (done.stderr.strip()[-2000:] or "it wrote no message.")
+            ) from None
+        if error := result.get("error"):
+            return _refused(error, topology, seconds, found)
+        with open(os.path.join(folder, "optimised.hlo")) as file:
+            text = file.read()
+    return Compilation(seconds, found, memory=Memory(**result.pop("memory")), hlo=text, **result)
+
+
+def _refused(error: str, topology: str, seconds: float, found: dict[str, str]) -> Compilation:
+    """The answer to a compiler's error: a program that does not fit is an answer, anything else is not."""
+    if "RESOURCE_EXHAUSTED" not in error and "Ran out of memory" not in error:
+        raise CompilerError(f"The compiler refused the program for {topology}: {error[:2000]}")
+    used, limit = used_and_limit(error)
+    return Compilation(seconds, found, refusal=error, used_bytes=used, limit_bytes=limit)
+
+
+def used_and_limit(error: str) -> tuple[int | None, int | None]:
+    """Bytes needed and present, from 'Used 17.20G of 15.48G hbm' in the message of a compiler out of memory."""
+    match = re.search(r"Used ([\d.]+)([KMGTB]?)\w* of ([\d.]+)([KMGTB]?)\w* hbm", error)
+    if not match:
+        return None, None
+    used, used_unit, limit, limit_unit = match.groups()
+    return round(float(used) * _UNITS[used_unit]), round(float(limit) * _UNITS[limit_unit])
+
+
+def _main(folder: str, topology: str, configuration: str) -> None:
+    """What the process of its own does: program.hlo in `folder` to result.json and optimised.hlo."""
+    from jax._src import compiler
+    from jax._src.lib import xla_client
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, chip_config_name=configuration)
+        device = described.devices[0]
+        with open(os.path.join(folder, "program.hlo"), "rb") as file:
+            module = _module(file.read())
+        options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+        executable = device.client.compile(module, xla_client.DeviceList((device,)), options)
+    except JaxRuntimeError as error:
+        _write(folder, {"error": str(error)})
+        return
+    with open(os.path.join(folder, "optimised.hlo"), "w") as file:
+        file.write(executable.hlo_modules()[0].to_string())
+    costs, sizes = executable.cost_analysis(), executable.get_compiled_memory_stats()
+    costs = costs[0] if isinstance(costs, list) else costs
+    memory = Memory(
+        sizes.argument_size_in_bytes,
+        max(sizes.output_size_in_bytes - sizes.alias_size_in_bytes, 0),
+        sizes.temp_size_in_bytes,
+        sizes.generated_code_size_in_bytes,
+    )
+    facts = {"flops": costs["flops"], "bytes_accessed": costs["bytes accessed"]}
+    _write(folder, {**facts, "memory": dataclasses.asdict(memory)})
+
+
+def _module(hlo: bytes):
+    """The HLO module as MLIR, without `mhlo.copy`, which the compiler does not take: a copy is its operand."""
+    from jax._src.interpreters import mlir
+    from jax._src.lib import _jax, xla_client
+    from jax._src.lib.mlir import ir
+
+    text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
+    with mlir.make_ir_context() as context:
+        context.allow_unregistered_dialects = True
+        module = ir.Module.parse(text)
+    copies = []
+
+    def collect(operation):
+        if operation.name == "mhlo.copy":
+            copies.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(collect)
+    for copy in copies:
+        copy.results[0].replace_all_uses_with(copy.operands[0])
+        copy.erase()
+    return module
+
+
+def _write(folder: str, result: dict) -> None:
+    with open(os.path.join(folder, "result.json"), "w") as file:
+        json.dump(result, file)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

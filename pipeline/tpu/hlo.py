@@ -1,0 +1,112 @@
+"""The text of an optimised TPU program: its instructions with the compiler's estimate of their cycles."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\(")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BODIES = {
+    "while": re.compile(r"(?:body|condition)=%?([\w.\-]+)"),
+    "call": re.compile(r"to_apply=%?([\w.\-]+)"),
+    "conditional": re.compile(r"(?:(?:true|false)_computation=|[{ ])%([\w.\-]+)(?=[,}])"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction of a program, with what it costs in one step.
+
+    Attributes:
+      name: in the program.
+      opcode: 'fusion' or 'convolution', for example.
+      shape: of its result, with the layout.
+      operation: name of the TensorFlow operation that it stands for; a fusion has that of its last one.
+      cycles: estimated by the compiler, times how often it runs.
+    """
+
+    name: str
+    opcode: str
+    shape: str
+    operation: str
+    cycles: int
+
+
+def instructions(text: str) -> list[Instruction]:
+    """The instructions that a step runs: the entry computation's, and those of its loops, calls and branches.
+
+    A loop's count times as often as the compiler knows that it turns (once where it does not know). Every branch of a
+    conditional counts. What is inside of a fusion is part of its own estimate.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations, entry = _computations(text)
+    if entry is None:
+        raise ValueError("This is no HLO module: it has no line that begins with ENTRY.")
+    return list(_run(computations, entry, 1))
+
+
+def cycles(found: list[Instruction]) -> int:
+    """Estimated cycles of a step."""
+    return sum(instruction.cycles for instruction in found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Instructions of one kind from one line of source: how many, and their cycles together."""
+
+    source: str
+    kind: str
+    instructions: int
+    cycles: int
+
+
+def by_source(found: list[Instruction], sources: Mapping[str, str], count: int) -> list[Line]:
+    """The `count` most expensive lines of source; `sources` maps names of operations to lines.
+
+    Operations without a line stand for themselves, with the numbers in their names left out so that like ones count
+    together.
+    """
+    groups = collections.defaultdict(list)
+    for instruction in found:
+        operation = instruction.operation
+        kind = re.sub(r"_\d+$", "", operation.rsplit("/", 1)[-1]) or instruction.opcode
+        source = sources.get(operation) or re.sub(r"\d+", "*", operation.rpartition("/")[0]) or "(no name)"
+        groups[source, kind].append(instruction.cycles)
+    lines = [Line(source, kind, len(each), sum(each)) for (source, kind), each in groups.items()]
+    return sorted(lines, key=lambda line: -line.cycles)[:count]
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
+    """Name of each computation to its lines, and the entry's name."""
+    found, entry, current = {}, None, None
+    for line in text.splitlines():
+        if line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.append(line)
+        elif match := _COMPUTATION.match(line):
+            current = found[match[2]] = []
+            entry = match[2] if match[1] else entry
+    return found, entry
+
+
+def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
+    for line in computations[name]:
+        if not (match := _INSTRUCTION.match(line)):
+            continue
+        opcode = match[3]
+        if opcode in _BODIES:
+            turns = _TRIPS.search(line)
+            for body in _BODIES[opcode].findall(line):
+                if body in computations:
+                    yield from _run(computations, body, times * (int(turns[1]) if turns else 1))
+        elif estimate := _CYCLES.search(line):
+            operation = _OP_NAME.search(line)
+            name_of_operation = operation[1] if operation else ""
+            yield Instruction(match[1], opcode, match[2], name_of_operation, times * int(estimate[1]))

@@ -1,0 +1,71 @@
+"""Compiles the training step of an experiment for TPUs, without a TPU, and says what a run would take.
+
+    python pipeline/tpu_check.py --gin_file=gin/f7_jft.gin --topology=v4:4x4x4
+
+The exit code is 0 if the step fits into memory, 2 if not, 1 if it could not be checked.
+"""
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags, logging
+
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Gin file; may be repeated, later ones win.")
+_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Gin binding over the files, `NAME=VALUE`; may be repeated.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Kind and shape of a slice: v4:2x2x1, v5e:4x4, v5p:2x2x2, v6e:2x2.")
+_CHIP_CONFIG = flags.DEFINE_enum(
+    "chip_config",
+    None,
+    ["legacy", "megacore"],
+    "A core is a device, or a chip; v4: legacy, v5p: megacore if not given.",
+)
+_REPLICA_BATCH = flags.DEFINE_integer(
+    "replica_batch", None, "Images a replica; GLOBAL_BATCH over replicas if not given."
+)
+_IMAGES = flags.DEFINE_integer("images", None, "Images of an epoch; the records' own, or Data.images, if not given.")
+_SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch of a replica by compiling, not by prediction.")
+_JSON = flags.DEFINE_string("json", None, "File to write the estimate to.")
+_HLO = flags.DEFINE_string("hlo", None, "File to write the optimised program to, as text.")
+
+
+def main(argv: list[str]) -> int:
+    """Checks one experiment; returns the exit code."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
+    logging.set_verbosity(logging.WARNING)
+    from pipeline.tpu import chips, compiler
+
+    try:
+        topology = chips.topology(_TOPOLOGY.value, _CHIP_CONFIG.value)
+        compiler.versions()  # before TensorFlow, which takes seconds
+    except (chips.TopologyError, compiler.CompilerError) as error:
+        return _stop(error)
+    from pipeline import configure, experiments
+    from pipeline.tpu import check, report
+
+    try:
+        experiment = experiments.configured(_GIN_FILE.value, _GIN_PARAM.value)
+        found, hlo = check.check(
+            experiment, topology, _REPLICA_BATCH.value, _IMAGES.value, _SEARCH.value, report.Progress()
+        )
+    except (*experiments.EXPECTED_ERRORS, compiler.CompilerError) as error:
+        return _stop(error, configure.message(error))
+    report.show(found, check.advice(found, experiment))
+    for path, text in ((_JSON.value, report.as_json(found)), (_HLO.value, hlo)):
+        if path:
+            with open(path, "w") as file:
+                file.write(text)
+    return 0 if found.fits else 2
+
+
+def _stop(error: Exception, message: str = "") -> int:
+    print(f"\n{type(error).__name__}: {message or error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["gin_file", "topology"])
+    app.run(main)
