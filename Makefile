@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation study test test-all lint format build-file bench-ingest bench-input bench-augment lock clean
+.PHONY: help setup quickstart ablation study test test-all lint format build-file bench-ingest bench-input bench-augment bench-gpu setup-tpu tpu-table lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,12 @@ $(READY): requirements.txt
 	  echo "Found '$(PYTHON)', which is no Python 3.11; install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@touch $@
+
+setup-tpu: $(VENV)/tpu ## install the TPU compiler beside it, for pipeline/tpu_check.py
+
+$(VENV)/tpu: requirements-tpu.txt $(READY)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-tpu.txt
 	@touch $@
 
 quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER for your own
@@ -60,6 +66,15 @@ bench-input: setup ## speed and memory of the trainer's input
 
 bench-augment: setup ## speed of augmentation alone
 	$(RUN) benchmarks/augment.py
+
+bench-gpu: setup ## speed of a full training step on what JAX has; JAX=PYTHON names a Python with JAX for a GPU
+	$(if $(JAX),,$(MAKE) setup-tpu)
+	mkdir -p runs
+	$(RUN) benchmarks/gpu.py trace --gin_file=gin/f0_jft.gin --batch=64 --output=runs/step.npz
+	$(or $(JAX),$(RUN)) benchmarks/gpu.py time runs/step.npz
+
+tpu-table: setup-tpu ## speeds of the study's variants on TPU v4, compiled: pipeline/study/tpu_v4_speeds.json
+	$(RUN) tools/tpu_table.py
 
 lock: ## write requirements.txt anew from requirements.in, with the newest versions that fit
 	rm -rf $(VENV)-lock

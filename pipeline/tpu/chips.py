@@ -24,7 +24,6 @@ class Chip:
     Attributes:
       kind: as in the name of a topology, `v4` in `v4:2x2x1`.
       cores: TensorCores.
-      hbm_bytes: memory.
       hbm_bandwidth: bytes/s.
       peak_flops: FLOP/s in bfloat16.
       clock: Hz.
@@ -33,12 +32,12 @@ class Chip:
       ring: the shortest axis that the interconnect closes to a ring.
       dollars_per_hour: see `PRICE_SOURCE`.
       configurations: how the compiler may see a chip, its default first: 'legacy' makes each core a device, 'megacore'
-        the whole chip; a chip of one core has 'default' alone.
+        the whole chip; a chip of one core has 'default' alone. For each, the bytes of HBM that libtpu 0.0.51 leaves to
+        a program on one device.
     """
 
     kind: str
     cores: int
-    hbm_bytes: int
     hbm_bandwidth: float
     peak_flops: float
     clock: float
@@ -46,16 +45,16 @@ class Chip:
     axes: int
     ring: int
     dollars_per_hour: float
-    configurations: tuple[str, ...]
+    configurations: dict[str, float]
 
 
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", 2, 32 * GIB, 1.228e12, 275e12, 1.05e9, 50e9, 3, 4, 3.22, (LEGACY, MEGACORE)),
-        Chip("v5e", 1, 16 * GIB, 0.819e12, 197e12, 1.5e9, 50e9, 2, 16, 1.20, (DEFAULT,)),
-        Chip("v5p", 2, 95 * GIB, 2.765e12, 459e12, 1.75e9, 100e9, 3, 4, 4.20, (MEGACORE, LEGACY)),
-        Chip("v6e", 1, 32 * GIB, 1.640e12, 918e12, 1.75e9, 100e9, 2, 16, 2.70, (DEFAULT,)),
+        Chip("v4", 2, 1.228e12, 275e12, 1.05e9, 50e9, 3, 4, 3.22, {LEGACY: 15.25 * GIB, MEGACORE: 30.75 * GIB}),
+        Chip("v5e", 1, 0.819e12, 197e12, 1.5e9, 50e9, 2, 16, 1.20, {DEFAULT: 15.75 * GIB}),
+        Chip("v5p", 2, 2.765e12, 459e12, 1.75e9, 100e9, 3, 4, 4.20, {MEGACORE: 95.73 * GIB, LEGACY: 47.74 * GIB}),
+        Chip("v6e", 1, 1.640e12, 918e12, 1.75e9, 100e9, 2, 16, 2.70, {DEFAULT: 31.24 * GIB}),
     )
 }
 
@@ -89,8 +88,13 @@ class Topology:
         return self.chips * self.chip.cores // self.cores_per_replica
 
     def of_replica(self, amount: float) -> float:
-        """A replica's part of a chip's `amount` of memory, bandwidth or FLOP/s."""
+        """A replica's part of a chip's `amount` of bandwidth or FLOP/s."""
         return amount * self.cores_per_replica / self.chip.cores
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Memory of a replica that its program may use."""
+        return round(self.chip.configurations[self.configuration])
 
     @property
     def reduce_bandwidth(self) -> float:
@@ -132,4 +136,4 @@ def topology(name: str, configuration: str | None = None) -> Topology:
     if configuration is not None and configuration not in chip.configurations:
         expected = " or ".join(chip.configurations) if chip.cores > 1 else "none: the chip has one core"
         raise TopologyError(f"A {chip.kind} has no configuration {configuration!r}; expected {expected}.")
-    return Topology(chip, shape, configuration or chip.configurations[0])
+    return Topology(chip, shape, configuration or next(iter(chip.configurations)))

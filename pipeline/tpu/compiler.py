@@ -15,7 +15,7 @@ import time
 
 TESTED = {"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.51"}
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class CompilerError(RuntimeError):
@@ -130,8 +130,12 @@ def _refused(error: str, topology: str, seconds: float, found: dict[str, str]) -
 
 
 def used_and_limit(error: str) -> tuple[int | None, int | None]:
-    """Bytes needed and present, from 'Used 17.20G of 15.48G hbm' in the message of a compiler out of memory."""
-    match = re.search(r"Used ([\d.]+)([KMGTB]?)\w* of ([\d.]+)([KMGTB]?)\w* hbm", error)
+    """Bytes needed and present, from the message of a compiler out of memory; None where it does not say."""
+    forms = (
+        r"required for [^()]*\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+        r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
+    )
+    match = next(filter(None, (re.search(form, error) for form in forms)), None)
     if not match:
         return None, None
     used, used_unit, limit, limit_unit = match.groups()
@@ -149,7 +153,7 @@ def _main(folder: str, topology: str, configuration: str) -> None:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, chip_config_name=configuration)
         device = described.devices[0]
         with open(os.path.join(folder, "program.hlo"), "rb") as file:
-            module = _module(file.read())
+            module = module_without_copies(file.read())
         options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
         executable = device.client.compile(module, xla_client.DeviceList((device,)), options)
     except JaxRuntimeError as error:
@@ -169,7 +173,7 @@ def _main(folder: str, topology: str, configuration: str) -> None:
     _write(folder, {**facts, "memory": dataclasses.asdict(memory)})
 
 
-def _module(hlo: bytes):
+def module_without_copies(hlo: bytes):
     """The HLO module as MLIR, without `mhlo.copy`, which the compiler does not take: a copy is its operand."""
     from jax._src.interpreters import mlir
     from jax._src.lib import _jax, xla_client

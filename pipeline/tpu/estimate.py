@@ -114,7 +114,7 @@ def estimate(program: Program, compilation: Compilation, topology: Topology, run
       **what: `train_size`, `classes`, `precision` of the estimate.
     """
     known, memory = compilation.memory, compilation.memory
-    hbm = compilation.limit_bytes or round(topology.of_replica(topology.chip.hbm_bytes))
+    hbm = compilation.limit_bytes or topology.hbm_bytes
     needed = memory.total if memory else compilation.used_bytes
     gradients = 4 * program.parameters
     found = Estimate(
