@@ -3,9 +3,9 @@
     python benchmarks/gpu.py trace --gin_file=gin/f0_jft.gin --batch=64 --output=runs/step.npz
     python benchmarks/gpu.py time runs/step.npz
 
-`trace` takes TensorFlow and no JAX, `time` takes JAX and no TensorFlow: the file may travel to a machine with a GPU that
-has JAX alone. `trace --values` also keeps the variables' values and what TensorFlow's own step makes of them, which
-`time` then compares: for small models, whose file stays small.
+`trace` takes TensorFlow and no JAX, `time` takes JAX and no TensorFlow: the file may travel to a machine with a GPU
+that has JAX alone. `trace --values` also keeps the variables' values and what TensorFlow's own step makes of them,
+which `time` then compares: for small models, whose file stays small.
 """
 
 import argparse

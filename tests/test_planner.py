@@ -1,11 +1,19 @@
 """Plans by the paper's rules and by a study whose law is known."""
 
+import json
+
 import pytest
 
 from pipeline.model import cost
 from pipeline.study import costs, planner, runs
 from pipeline.study.errors import StudyError
 from tests import simulated_studies
+
+
+@pytest.fixture(autouse=True)
+def speeds_of_the_paper(monkeypatch):
+    """The paper's budgets are in core-hours of its authors' step, whatever ours takes."""
+    monkeypatch.setattr(costs, "SPEEDS", costs.REPORTED)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,31 @@ def test_costs_are_the_reported_ones_at_both_ends_and_between_them_in_between():
     ends = [costs.training_flops(variant) for variant in ("F0", "F7+")]
     middle = costs.speed("F3", (ends[0] * ends[1]) ** 0.5)
     assert middle.images_per_second == pytest.approx((values[0] * values[-1]) ** 0.5)
+
+
+def test_a_table_counts_where_it_spans_the_family(tmp_path):
+    path = tmp_path / "speeds.json"
+    assert costs.read_table(str(path)) == {}
+    row = {
+        "images_per_second_per_core": 700.0,
+        "replica_batch": 64,
+        "date": "2026-11-21",
+        "versions": {"libtpu": "1.2"},
+    }
+    path.write_text(json.dumps({"variants": {"F0": row}}))
+    partial = costs.read_table(str(path))
+    assert partial["F0"].images_per_second == 700
+    assert "libtpu 1.2, 2026-11-21" in partial["F0"].source
+    assert costs.choose_speeds(partial) == costs.REPORTED
+    whole = partial | {"F7+": costs.Speed(60.0, "the same")}
+    assert costs.choose_speeds(whole) == whole
+
+
+def test_the_table_in_the_repository_is_near_to_what_is_reported():
+    for name, found in costs.read_table(costs.TABLE).items():
+        assert found.images_per_second > 0
+        if name in costs.REPORTED:
+            assert 0.7 < found.images_per_second / costs.REPORTED[name].images_per_second < 2.5
 
 
 def test_compute_in_each_unit():

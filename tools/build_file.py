@@ -29,6 +29,7 @@ filegroup(
         "**/*.py",
         "docs/**",
         "gin/**/*.gin",
+        "pipeline/**/*.json",
         "tests/**",
         "*.md",
         "*.toml",

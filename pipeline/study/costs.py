@@ -1,7 +1,9 @@
 """Compute of a run: in FLOPs, in seconds, or in TPU-v4 core-hours."""
 
 import dataclasses
+import json
 import math
+import os
 
 from pipeline.model import cost
 from pipeline.study.errors import StudyError
@@ -24,16 +26,42 @@ class Speed:
     source: str
 
 
-def _reported(core_hours: float, epochs: float) -> Speed:
+def _reported(epochs: float, core_hours: float) -> Speed:
     return Speed(
         epochs * STUDY_IMAGES / (core_hours * 3600),
         f"reported {core_hours:g} core-hours for {epochs:g} epochs of about 4 billion images (arXiv 2310.16764)",
     )
 
 
-# The two ends of the paper's range of compute, 0.4k to 110k core-hours. A compilation of the plain bfloat16 step
-# estimates 776 and 68 images/s for them, which is 0.36k and 131k core-hours. More variants may be added.
-SPEEDS: dict[str, Speed] = {"F0": _reported(400, 0.25), "F7+": _reported(110_000, 8)}
+def read_table(path: str) -> dict[str, Speed]:
+    """The speeds of a table that `make tpu-table` made; none where there is no such file."""
+    if not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        variants = json.load(file)["variants"]
+    return {
+        name: Speed(
+            row["images_per_second_per_core"],
+            f"estimated by the TPU compiler (libtpu {row['versions']['libtpu']}, {row['date']}) for our step of "
+            f"{row['replica_batch']} images a core",
+        )
+        for name, row in variants.items()
+    }
+
+
+TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tpu_v4_speeds.json")
+# Epochs and core-hours of the two ends of the paper's range of compute.
+REPORTED_BUDGETS = {"F0": (0.25, 400), "F7+": (8, 110_000)}
+REPORTED: dict[str, Speed] = {name: _reported(*budget) for name, budget in REPORTED_BUDGETS.items()}
+
+
+def choose_speeds(table: dict[str, Speed]) -> dict[str, Speed]:
+    """The table's speeds where it spans the family, the reported ones otherwise: one is not to be mixed with the other,
+    since the authors' step and ours differ."""
+    return table if REPORTED.keys() <= table.keys() else REPORTED
+
+
+SPEEDS: dict[str, Speed] = choose_speeds(read_table(TABLE))
 
 
 def training_flops(variant: str, resolution: int = RESOLUTION, num_classes: int = CLASSES) -> int:
@@ -59,7 +87,7 @@ def speed(variant: str, flops_per_image: float | None = None) -> Speed:
         raise StudyError(
             f"No cost in TPU-v4 core-hours is known for {variant} at {work:.3g} FLOPs an image: speeds are known from "
             f"{known[0][0]:.3g} ({known[0][2]}) to {known[-1][0]:.3g} ({known[-1][2]}). Use --unit=flops or "
-            "--unit=seconds, or add a measured speed to SPEEDS in pipeline/study/costs.py."
+            "--unit=seconds, or add the variant to tools/tpu_table.py and run `make tpu-table`."
         )
     upper = next((i for i in range(1, len(known)) if work <= known[i][0]), len(known) - 1)
     (low, slow, low_name), (high, fast, high_name) = known[upper - 1], known[upper]
