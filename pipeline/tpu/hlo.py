@@ -13,7 +13,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BODIES = {
     "while": re.compile(r"(?:body|condition)=%?([\w.\-]+)"),
     "call": re.compile(r"to_apply=%?([\w.\-]+)"),
-    "conditional": re.compile(r"(?:(?:true|false)_computation=|[{ ])%([\w.\-]+)(?=[,}])"),
+    "conditional": re.compile(r"(?:(?:true|false)_computation=|branch_computations=\{|, )%([\w.\-]+)"),
 }
 
 
@@ -102,8 +102,9 @@ def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterat
             continue
         opcode = match[3]
         if opcode in _BODIES:
-            turns = _TRIPS.search(line)
-            for body in _BODIES[opcode].findall(line):
+            attributes = line.partition("), ")[2]  # what stands after the operands
+            turns = _TRIPS.search(attributes)
+            for body in _BODIES[opcode].findall(attributes):
                 if body in computations:
                     yield from _run(computations, body, times * (int(turns[1]) if turns else 1))
         elif estimate := _CYCLES.search(line):

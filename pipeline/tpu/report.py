@@ -94,8 +94,8 @@ def _facts(found: Estimate) -> list[tuple[str, str]]:
         ),
         (
             "Whole run",
-            f"{found.steps:,} steps, {found.images:,.0f} images: {found.core_hours:,.0f} core-hours, "
-            f"{found.chip_hours:,.0f} chip-hours, ${found.dollars:,.0f} ({found.price_source})",
+            f"{found.steps:,} steps, {found.images:,.0f} images: {_number(found.core_hours)} core-hours, "
+            f"{_number(found.chip_hours)} chip-hours, ${_number(found.dollars)} ({found.price_source})",
         ),
         ("Compiled", f"in {found.compile_seconds:.0f} s by {', '.join(map(' '.join, found.versions.items()))}"),
     ]
@@ -138,6 +138,10 @@ def _lines(found: Estimate) -> Table:
 
 def _size(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+
+
+def _number(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2g}"
 
 
 def _count(number: int, what: str) -> str:
