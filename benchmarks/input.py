@@ -3,7 +3,8 @@
     python benchmarks/input.py              a table; about ten minutes on two cores
 
 It makes its own record set of 500 x 375 JPEGs. Variants take turns, each turn with a pipeline of its own whose
-buffers are filled before the clock starts; the median of their turns counts. Memory is measured in a process for
+buffers are filled before the clock starts; the median of their turns counts, and of the ratios within each turn, which
+other work on the machine disturbs least. Memory is measured in a process for
 each variant: its peak, less what TensorFlow and the first operations take. `plain` is the input of the reference
 trainers: TFRecordDataset under a parallel interleave, a shuffle buffer, the same map. `limit` has all files in
 memory, in no order.
@@ -93,14 +94,17 @@ def views(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
         image = crop.crop(example["image"], example["seed"], size)
         return normalize(policy.distort(tf.cast(image, tf.uint8)))
 
+    def seeded(records):
+        return records.map(with_seed, num_parallel_calls=tf.data.AUTOTUNE)
+
     def augmented(augmentation):
-        return lambda records: augmentation.examples(records.map(with_seed), size)
+        return lambda records: augmentation.examples(seeded(records), size)
 
     return {
         "records": lambda records: records.map(operator.itemgetter("image")),
         "crop": augmented(crop),
         "crop, RandAugment": augmented(Augmentation(randaugment=RandAugment(LAYERS, MAGNITUDE))),
-        "crop, the Garden's RandAugment": lambda records: records.map(with_seed).map(
+        "crop, the Garden's RandAugment": lambda records: seeded(records).map(
             with_garden, num_parallel_calls=tf.data.AUTOTUNE
         ),
     }
@@ -227,22 +231,28 @@ def report(flags: argparse.Namespace) -> None:
             images, milliseconds = turn(name, flags)
             rates[name].append(images)
             processor[name].append(milliseconds)
-    rate = {name: statistics.median(values) for name, values in rates.items()}
-    memory = {name: measured_memory(name, flags) for name in VARIANTS}
-    processor = {name: statistics.median(values) for name, values in processor.items()}
+    memory = {name: [measured_memory(name, flags)] for name in VARIANTS}
     table = Table(title=f"batch {flags.batch}, {flags.size} pixels, {os.cpu_count()} cores, median of {flags.turns}")
     for column in ("", "images/s", "of plain", "CPU ms/image", "of plain", "memory, MB", "of plain"):
         table.add_column(column, justify="right" if column else "left")
     for name in VARIANTS:
         base = f"{name.split(':')[0]}: plain"
-        shares = [f"{x[name] / x[base]:.2f}" if base in rate else "" for x in (rate, processor, memory)]
-        values = (f"{rate[name]:,.0f}", f"{processor[name]:.3f}", f"{memory[name]:,.0f}")
+        measured = (rates, processor, memory)
+        shares = [f"{ratio(x[name], x[base]):.2f}" if base in VARIANTS else "" for x in measured]
+        values = [
+            f"{statistics.median(x[name]):{form}}" for x, form in zip(measured, (",.0f", ".3f", ",.0f"), strict=True)
+        ]
         table.add_row(name, *(cell for pair in zip(values, shares, strict=True) for cell in pair))
     Console(width=110).print(table)
     sys.stdout.flush()
-    against = rate["with RandAugment"] / rate["with the Model Garden's RandAugment"]
-    spent = processor["with the Model Garden's RandAugment"] / processor["with RandAugment"]
+    against = ratio(rates["with RandAugment"], rates["with the Model Garden's RandAugment"])
+    spent = ratio(processor["with the Model Garden's RandAugment"], processor["with RandAugment"])
     print(f"Our RandAugment: {against:.2f} times the Model Garden's images/s, {spent:.2f} times less processor time.")
+
+
+def ratio(values: list[float], others: list[float]) -> float:
+    """The median of the ratios of values measured in the same turn."""
+    return statistics.median(a / b for a, b in zip(values, others, strict=True))
 
 
 def report_resume(large: str, flags: argparse.Namespace) -> None:
@@ -255,7 +265,10 @@ def report_resume(large: str, flags: argparse.Namespace) -> None:
     examples = manifest.read(large).splits["train"].written
     print(f"Seconds to the first batch of {examples:,} records in {600 * SHARDS:,} shards:")
     for share in shares:
-        print(f"  at {share:4.0%} of an epoch: {statistics.median(seconds[share]):.2f}")
+        fastest, slowest = min(seconds[share]), max(seconds[share])
+        print(
+            f"  at {share:4.0%} of an epoch: {statistics.median(seconds[share]):.2f} ({fastest:.2f} to {slowest:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline.data import manifest, reader, shard
+from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
 from tests import record_sets
 
@@ -27,7 +27,7 @@ def budget(records, epochs=1.0, batch=BATCH, **settings):
     return orders.Budget(records.order(batch, seed=0, **{"block": 4, "window": 16, **settings}), batch, epochs)
 
 
-def read(records, plan, **settings):
+def read(records, plan, view=view, **settings):
     return list(reader.dataset(records, plan, view, **settings).as_numpy_iterator())
 
 
@@ -96,9 +96,28 @@ def test_hosts_read_the_same_batches_between_them(directory, hosts):
 def test_reader_parallelism_does_not_change_the_order(directory):
     records = reader.RecordSet(directory, "train")
     plan = budget(records)
-    one, many = read(records, plan, parallel_calls=1), read(records, plan, parallel_calls=16)
+    one, many = read(records, plan, threads=1), read(records, plan, threads=2)
     for a, b in zip(one, many, strict=True):
         np.testing.assert_array_equal(a["key"], b["key"])
+
+
+def test_records_of_several_labels_keep_them_in_order(tmp_path):
+    labels = {f"image{i}": list(range(i % 4)) for i in range(40)}  # none, one, two or three
+    ids, records = [], []
+    for key, values in labels.items():
+        ids.append(record.record_id(key))
+        fields = {"image": b"", "key": key, "id": ids[-1], "labels": values, "label_weights": [0.5 * v for v in values]}
+        records.append(record.serialize(fields, record.MULTI_LABEL))
+    index = shard.write_shard(os.path.join(tmp_path, "many"), records)
+    split = manifest.Split(40, 40, {}, manifest.checksum(ids), (manifest.Shard("many", 40, int(index[-1]), "0" * 64),))
+    manifest.write(manifest.Manifest("many", ("a", "b", "c"), record.MULTI_LABEL, {"train": split}), str(tmp_path))
+    records = reader.RecordSet(str(tmp_path), "train")
+    batches = read(records, budget(records), replica_batch=1, view=lambda examples: examples.map(dict))
+    found = {}
+    for example in batches:
+        if example["weight"][0] > 0:
+            found[example["key"][0].decode()] = example["labels"][0].tolist(), example["label_weights"][0].tolist()
+    assert found == {key: (values, [0.5 * v for v in values]) for key, values in labels.items()}
 
 
 def test_evaluation_order_is_storage_order_and_complete(directory):

@@ -93,11 +93,16 @@ def read_records(path: str, index: np.ndarray, first: int, count: int) -> list[b
       A payload for each record; None where its bytes are damaged or missing.
     """
     start, end = int(index[first]), int(index[first + count])
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with _opened(path) as file:
         file.seek(start)
         data = memoryview(file.read(end - start))
     offsets = index[first : first + count + 1] - start
     return [_unframe(data[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def _opened(path: str):
+    """A file to read at any place. Of a local one, TensorFlow reads half a megabyte at each place, needed or not."""
+    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")
 
 
 def _unframe(data: memoryview) -> bytes | None:

@@ -88,7 +88,11 @@ class Data:
                 key = tf.random.experimental.stateless_fold_in(key, number)
             return {**example, "seed": tf.random.stateless_uniform([2], key, None, None, tf.int32)}
 
-        return lambda records: self.augmentation.examples(records.map(prepare), self.train_size)
+        def view(records):
+            prepared = records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            return self.augmentation.examples(prepared, self.train_size)
+
+        return view
 
     def evaluation_view(self, records: tf.data.Dataset) -> tf.data.Dataset:
         """Maps records to the examples that evaluation sees."""
