@@ -1,0 +1,201 @@
+"""What `tpu_check` traces, what it says where it cannot, and (slow) the TPU compiler itself."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from pipeline import experiments
+from pipeline.data.augment import Augmentation
+from pipeline.data.mixing import Mixing
+from pipeline.model import cost
+from pipeline.tpu import chips, compiler, program
+from pipeline.train.sam import SAM
+from tests import record_sets, tiny_runs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = "pipeline/tpu_check.py"
+KNOWN = program.Facts(classes=10, images=1000)
+SMALL = ('nfnet.variant="nano"', "TRAIN_SIZE=48", "Experiment.num_classes=100")
+
+
+def has_compiler() -> bool:
+    try:
+        return not compiler.untested(compiler.versions())
+    except compiler.CompilerError:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="takes the packages of requirements-tpu.txt")
+
+
+@pytest.fixture(autouse=True)
+def float32_afterwards():
+    yield
+    tf_keras.mixed_precision.set_global_policy("float32")
+
+
+def run(*flags, **environment):
+    command = [sys.executable, PROGRAM, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(
+    ("file", "classes", "images"),
+    [("gin/f7plus_jft.gin", 30_000, 4e9), ("gin/f3_imagenet.gin", 1000, 1_281_167)],
+)
+def test_what_gin_files_tell_without_data(file, classes, images):
+    assert program.facts(experiments.configured([file], [])) == program.Facts(classes, images)
+    assert program.facts(experiments.configured([file], []), images=7).images == 7
+
+
+def test_what_records_tell(tmp_path):
+    record_sets.make(tmp_path, examples=40, classes=5)
+    assert program.facts(tiny_runs.experiment(tmp_path)) == program.Facts(classes=5, images=40)
+    wide = tiny_runs.experiment(tmp_path, num_classes=8, data={"images": 1})
+    assert program.facts(wide) == program.Facts(classes=8, images=40)  # the records are believed first
+
+
+def test_what_is_missing_without_data(tmp_path):
+    with pytest.raises(program.ProgramError) as error:
+        program.facts(tiny_runs.experiment(tmp_path / "none"))
+    for expected in ("no records in", "Experiment.num_classes=N", "--images=N"):
+        assert expected in str(error.value)
+    with pytest.raises(program.ProgramError) as error:
+        program.facts(tiny_runs.experiment(tmp_path / "none", num_classes=3))
+    assert "num_classes" not in str(error.value)
+
+
+def test_a_batch_must_suit_the_experiment(tmp_path):
+    repeated = tiny_runs.experiment(tmp_path, augmentation=Augmentation(repeats=4))
+    with pytest.raises(program.ProgramError, match=r"cannot take 6 images.*Augmentation.repeats = 4"):
+        program.check_batch(repeated, 6)
+    with pytest.raises(program.ProgramError, match=r"8 images cannot be taken in 3 parts"):
+        program.check_batch(tiny_runs.experiment(tmp_path, gradient_parts=3), 8)
+
+
+def test_the_step_is_the_experiments_own(tmp_path):
+    """Every setting of the experiment reaches the step, and large variables are not written."""
+    experiment = tiny_runs.experiment(
+        tmp_path,
+        sam=SAM(0.1),
+        gradient_parts=2,
+        loss="sigmoid",
+        seed=3,
+        augmentation=Augmentation(repeats=2, mixing=Mixing()),
+        epochs=3,
+    )
+    step, budget = program.training_step(experiment, KNOWN)
+    assert (step.sam, step.parts, step.loss, step.seed, step.repeats) == (SAM(0.1), 2, "sigmoid", 3, 2)
+    assert step.label_smoothing == experiment.label_smoothing
+    assert budget.examples == 3000 and budget.batch == tiny_runs.BATCH // 2
+    batch = program.example_batch(experiment, KNOWN, 8)
+    assert batch["image"].shape == (8, 32, 32, 3)
+    assert batch["labels"].shape == batch["label_weights"].shape == (8, 2)  # mixing
+    output = step(batch | {"weight": tf.ones([8])})
+    assert output.examples.numpy() == 8
+
+
+def test_trace(tmp_path):
+    experiment = tiny_runs.experiment(tmp_path, ema_decay=0.9)
+    traced = program.trace(experiment, KNOWN, 4)
+    weights = 3 * 3 * 3 * 16 + 16 + 16 + 3 * 3 * 16 * 16 + 16 + 16 + 16 * 10 + 10
+    assert traced.parameters == weights
+    assert traced.bytes["parameters"] == traced.bytes["average"] == 4 * weights
+    assert 4 * weights < traced.bytes["optimizer"] < 4 * weights + 100  # one momentum each, steps and rate
+    assert traced.bytes["batch"] == 4 * (32 * 32 * 3 * 4 + 8 + 4 + 4 + 8 + 4)
+    assert traced.steps == 63 + 63 + 32  # an epoch's 62.5 batches end inside of one; half an epoch
+    assert len(traced.hlo) > 10_000
+    lines = set(traced.sources.values())
+    assert any(line.startswith("pipeline/model/layers.py:") and line.endswith(" call, gradient") for line in lines)
+    assert any(line.startswith("pipeline/train/optimizer.py:") for line in lines)
+    assert any(line.startswith("pipeline/train/ema.py:") for line in lines)
+    assert not any(line.startswith("pipeline/tpu/") for line in lines)
+
+
+def test_large_variables_take_no_memory_until_they_are_written(tmp_path):
+    """Uninitialised, not drawn: the same shapes as the trainer's, whatever their values."""
+    experiment = tiny_runs.experiment(tmp_path)
+    unset, drawn = (program.training_step(experiment, KNOWN, unset=unset)[0] for unset in (True, False))
+    shapes = [[(v.name, v.shape, v.dtype) for v in step.model.variables] for step in (unset, drawn)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    def version(package):
+        if package == "libtpu":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "0.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(compiler.CompilerError) as error:
+        compiler.versions()
+    assert "package libtpu" in str(error.value) and "pip install -r requirements-tpu.txt" in str(error.value)
+
+
+def test_tested_versions_are_the_pinned_ones():
+    pinned = dict(line.split("==") for line in (ROOT / "requirements-tpu.txt").read_text().split() if "==" in line)
+    assert pinned == compiler.TESTED
+    assert compiler.untested(compiler.TESTED) == ""
+    assert compiler.untested(compiler.TESTED | {"jax": "1.0"}) == "jax 1.0 (tested: 0.10.2)"
+
+
+def test_a_bad_topology_is_refused_before_any_work():
+    done = run("--gin_file=gin/f0_jft.gin", "--topology=v4:2x2")
+    assert done.returncode == 1
+    assert "TopologyError: 'v4:2x2' is no topology: chips of v4 lie along 3 axes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path):
+    """Its last words and its exit code, whatever ended it."""
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho 'Check failed: no such chip' >&2\nkill -ABRT $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    monkeypatch.setattr(compiler, "versions", lambda: compiler.TESTED)
+    with pytest.raises(compiler.CompilerError, match=r"exit code -6 .* for v4:2x2x1: Check failed: no such chip"):
+        compiler.compile_hlo(b"", "v4:2x2x1", "legacy")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_topology_that_the_compiler_does_not_know():
+    with pytest.raises(compiler.CompilerError, match="v4:3x5x7"):
+        compiler.compile_hlo(b"", "v4:3x5x7", "legacy")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_nano_for_a_v4(tmp_path):
+    """The whole command: a step that fits, with the fields that its users read."""
+    params = [f"--gin_param={param}" for param in SMALL]
+    path = tmp_path / "nano.json"
+    done = run("--gin_file=gin/f0_jft.gin", *params, "--topology=v4:2x2x1", "--replica_batch=32", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert found["fits"] and found["versions"] == compiler.TESTED
+    assert (found["model"], found["replica_batch"], found["chip_config"], found["replicas"]) == (
+        "nano",
+        32,
+        "legacy",
+        8,
+    )
+    assert found["images_per_second_per_core"] == pytest.approx(
+        32 * chips.CHIPS["v4"].clock / found["estimated_cycles"]
+    )
+    assert found["core_hours"] == pytest.approx(4e9 / found["images_per_second_per_core"] / 3600)
+    parameters = found["parameter_bytes"] + found["optimizer_bytes"]
+    assert parameters < found["argument_bytes"] < found["needed_bytes"] < found["hbm_bytes"]
+    # Three times the forward pass, and what is no convolution.
+    convolutions = 32 * 6 * cost.multiply_adds("nano", 48, 100)
+    assert 0.8 < found["flops"] / convolutions < 2
+    assert found["hbm_bytes_accessed"] > found["argument_bytes"]
+    assert len(found["most_expensive"]) == 10
+    assert "images/s a core" in done.stdout and "Compiling nano" in done.stderr
