@@ -1,5 +1,6 @@
 """What `tpu_check` traces, what it says where it cannot, and (slow) the TPU compiler itself."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -46,13 +47,18 @@ def run(*flags, **environment):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-@pytest.mark.parametrize(
-    ("file", "classes", "images"),
-    [("gin/f7plus_jft.gin", 30_000, 4e9), ("gin/f3_imagenet.gin", 1000, 1_281_167)],
-)
-def test_what_gin_files_tell_without_data(file, classes, images):
-    assert program.facts(experiments.configured([file], [])) == program.Facts(classes, images)
-    assert program.facts(experiments.configured([file], []), images=7).images == 7
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "gin").glob("*_*.gin")))
+def test_gin_files_tell_what_it_takes_without_data(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no data are, whatever this checkout has
+    experiment = experiments.configured([str(ROOT / "gin" / file)], [])
+    if "_jft" in file:
+        assert program.facts(experiment) == program.Facts(30_000, 4_000_000_000)
+    elif "_imagenet" in file:
+        assert program.facts(experiment) == program.Facts(1000, 1_281_167)
+    else:
+        with pytest.raises(program.ProgramError):
+            program.facts(experiment)
+    assert program.facts(dataclasses.replace(experiment, num_classes=3), images=7) == program.Facts(3, 7)
 
 
 def test_what_records_tell(tmp_path):
@@ -73,6 +79,8 @@ def test_what_is_missing_without_data(tmp_path):
 
 
 def test_a_batch_must_suit_the_experiment(tmp_path):
+    with pytest.raises(program.ProgramError, match=r"batch is 0 images"):
+        program.check_batch(tiny_runs.experiment(tmp_path), 0)
     repeated = tiny_runs.experiment(tmp_path, augmentation=Augmentation(repeats=4))
     with pytest.raises(program.ProgramError, match=r"cannot take 6 images.*Augmentation.repeats = 4"):
         program.check_batch(repeated, 6)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import math
 from collections.abc import Callable
 
@@ -53,6 +54,7 @@ def check(
     def attempt(batch: int) -> tuple[Estimate, str]:
         with progress(f"Tracing the step of {batch} images"):
             traced = program.trace(experiment, known, batch)
+            gc.collect()  # the model and its graph: the compiler needs the memory
         with progress(f"Compiling {traced.model}, {batch} images, for {topology.name} ({topology.configuration})"):
             compiled = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration)
         run = estimates.Run(

@@ -86,6 +86,8 @@ def facts(experiment: Experiment, images: int | None = None) -> Facts:
 
 def check_batch(experiment: Experiment, batch: int) -> None:
     """Raises a ProgramError where a replica cannot take its step on `batch` images."""
+    if batch < 1:
+        raise ProgramError(f"A replica's batch is {batch} images; expected 1 or more.")
     try:
         experiment.data.augmentation.check_batch(batch)
     except ValueError as error:
