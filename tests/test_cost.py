@@ -44,3 +44,11 @@ def test_plus_variants_share_depth_and_f7_doubles_f3():
 def test_an_unknown_variant_is_named_with_those_that_exist():
     with pytest.raises(ValueError, match=r"'F8'.*F7\+"):
         cost.parameters("F8", 10)
+
+
+def test_inner_widths_are_whole_groups():
+    first = variants.blocks(variants.get("F7+"))[0]
+    assert [(conv.channels, conv.groups) for conv in first.convs] == [(128, 1), (128, 1), (128, 1), (384, 1)]
+    for name in variants.VARIANTS:
+        for block in variants.blocks(variants.get(name)):
+            assert block.convs[1].channels == block.convs[1].groups * variants.get(name).group_width

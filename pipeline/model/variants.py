@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 ALPHA = 0.2  # how much a block's branch adds to its shortcut
-BOTTLENECK = 0.5  # a block's inner width as a share of its output width
+BOTTLENECK = 0.5  # a block's inner width as a share of its output width, rounded down to whole groups
 STAGE_STRIDES = (1, 2, 2, 2)
 
 
@@ -135,8 +135,8 @@ def final_conv(variant: Variant) -> Conv:
 
 def _block(name, stage, channels, stride, *, group_width, is_transition, beta, depth_fraction) -> Block:
     before, after = channels
-    inner = int(after * BOTTLENECK)
-    groups = inner // group_width
+    groups = int(after * BOTTLENECK) // group_width
+    inner = groups * group_width  # whole groups: 128 of 192 channels in the first stage of the "+" variants
     return Block(
         name=name,
         stage=stage,
