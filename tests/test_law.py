@@ -169,3 +169,13 @@ def test_laws_with_a_floor_through_nothing_are_refused():
         law.fit_saturating([1, 2, 3, 4], [4, 3, 2, 1])
     with pytest.raises(StudyError, match="does not fall"):
         law.fit_saturating([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+
+
+def test_few_points_give_bands_that_contain_each_other_and_a_floor_below_the_losses():
+    compute, loss = [8.6e10, 1.7e11, 3.5e11, 6.9e11, 1.5e12], [3.69, 3.51, 3.02, 2.43, 2.28]
+    predicted = law.fit_line(compute, loss).predict(np.geomspace(8e10, 5e12, 50))
+    assert np.all(predicted.prediction[0] <= predicted.confidence[0])
+    assert np.all(predicted.prediction[1] >= predicted.confidence[1])
+    found = law.fit_saturating(compute, loss)
+    low, high = found.floor_interval
+    assert low <= found.floor <= high <= 2.28

@@ -68,7 +68,7 @@ def draw(all_runs: Sequence[Run], found: Analysis, directory: str) -> list[str]:
 
 def _loss(found: Analysis, styles: dict, directory: str) -> str:
     """Held-out loss against compute by model (the paper's figure 2)."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.4))
+    figure, axes = plt.subplots(figsize=(8.6, 4.4))
     rows = []
     for variant, style in styles.items():
         here = [i for i, cell in enumerate(found.cells) if cell.variant == variant]
@@ -94,7 +94,8 @@ def _loss(found: Analysis, styles: dict, directory: str) -> str:
     axes.set(xscale="log", yscale="log", xlabel=costs.LABELS[found.unit], ylabel="held-out loss")
     axes.set_ylim(0.9 * found.loss.min(), 1.05 * found.loss.max())
     _plain_ticks(axes.yaxis)
-    axes.legend(fontsize=8, title=f"bands: {fit.level:.0%}", title_fontsize=8)
+    # Beside the axes: curves of loss may lie anywhere in them.
+    axes.legend(fontsize=8, title=f"bands: {fit.level:.0%}", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     head = ("variant", "epochs", "learning_rate", "seeds", found.unit, "validation_loss", "on_frontier")
     return _save(figure, directory, "loss", head, rows)
 

@@ -77,6 +77,8 @@ class Line:
         width = np.sqrt(1 + leverage)
         low, high = self._quantiles((log_value + residuals - refitted) / (deviations * width))
         prediction = (log_value + low * self.deviation * width, log_value + high * self.deviation * width)
+        # With few points the two sets of resampled errors can cross, but no new run is surer than the law itself.
+        prediction = (np.minimum(prediction[0], confidence[0]), np.maximum(prediction[1], confidence[1]))
         return Prediction(np.exp(log_value), _exp(confidence), _exp(prediction))
 
     def _quantiles(self, pivots: np.ndarray) -> np.ndarray:
@@ -89,6 +91,7 @@ class Saturating:
 
     Attributes:
       floor, scale, exponent: of the law, all positive.
+      lowest: the lowest fitted y, which no floor lies above.
       center: geometric mean of the fitted x.
       level: of the intervals.
       samples: rows of (log floor, log scale, log exponent) of resampled fits, float64 [resamples, 3].
@@ -99,6 +102,7 @@ class Saturating:
     floor: float
     scale: float
     exponent: float
+    lowest: float
     center: float
     level: float
     samples: np.ndarray = dataclasses.field(repr=False)
@@ -112,8 +116,9 @@ class Saturating:
 
     @property
     def floor_interval(self) -> tuple[float, float]:
-        """Bootstrap interval of the floor."""
-        return self._interval(np.log(self.floor), self.samples[:, 0])
+        """Bootstrap interval of the floor, within what the fitted values allow: it lies between 0 and the lowest."""
+        low, high = self._interval(np.log(self.floor), self.samples[:, 0])
+        return min(low, self.floor), min(high, self.lowest)
 
     @property
     def text(self) -> str:
@@ -193,7 +198,9 @@ def fit_saturating(
     floor, scale, exponent = np.exp(best.x)
     tail = (1 + level) / 2
     widening = stats.t.ppf(tail, count - 3) / stats.norm.ppf(tail)
-    return Saturating(floor, scale, exponent, float(center), level, samples, drawn[:, -1], widening)
+    return Saturating(
+        floor, scale, exponent, float(np.exp(y.min())), float(center), level, samples, drawn[:, -1], widening
+    )
 
 
 def frontier(compute: Sequence[float], loss: Sequence[float]) -> np.ndarray:
