@@ -36,8 +36,13 @@ def dropout(inputs: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
 
 def stochastic_depth(branch: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     """Zeroes a residual branch [batch, h, w, c] for a share `rate` of the examples, without rescaling."""
-    keep = tf.random.stateless_uniform([tf.shape(branch)[0], 1, 1, 1], seed) >= rate
+    keep = survivors([tf.shape(branch)[0], 1, 1, 1], rate, seed)
     return branch * tf.cast(keep, branch.dtype)
+
+
+def survivors(shape, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    """1 for the examples whose branch stochastic depth keeps, 0 for a share `rate`: float32 of `shape`."""
+    return tf.cast(tf.random.stateless_uniform(shape, seed) >= rate, tf.float32)
 
 
 class WSConv(tf_keras.layers.Layer):
@@ -46,6 +51,7 @@ class WSConv(tf_keras.layers.Layer):
     def __init__(self, spec: variants.Conv):
         super().__init__(name=spec.name.replace("/", "_"))
         self._spec = spec
+        self.stride, self.channels = spec.stride, spec.channels
         shape = (spec.kernel, spec.kernel, spec.in_channels // spec.groups, spec.channels)
         normal = tf_keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
         self.kernel = _weight(self, f"{spec.name}/kernel", shape, normal)
@@ -84,20 +90,24 @@ class SqueezeExcite(tf_keras.layers.Layer):
 
     def call(self, inputs):
         """Maps [batch, h, w, channels] to gates [batch, 1, 1, channels]."""
-        averages = tf.reduce_mean(inputs, axis=[1, 2])
-        gates = tf.sigmoid(self.fc1(tf.nn.relu(self.fc0(averages))))
-        return gates[:, tf.newaxis, tf.newaxis, :]
+        return self.gate(tf.reduce_mean(inputs, axis=[1, 2]))[:, tf.newaxis, tf.newaxis, :]
+
+    def gate(self, averages):
+        """Maps the channels' averages [batch, channels] to gates [batch, channels]."""
+        return tf.sigmoid(self.fc1(tf.nn.relu(self.fc0(averages))))
 
 
 class NFBlock(tf_keras.layers.Layer):
     """A residual block without normalisation; `drop_rate` is its rate of stochastic depth."""
 
+    conv = WSConv
+
     def __init__(self, spec: variants.Block, drop_rate: float):
         super().__init__(name=spec.name.replace("/", "_"))
         self._spec = spec
         self._drop_rate = drop_rate
-        self.convs = [WSConv(conv) for conv in spec.convs]
-        self.conv_shortcut = WSConv(spec.shortcut) if spec.shortcut else None
+        self.convs = [self.conv(conv) for conv in spec.convs]
+        self.conv_shortcut = self.conv(spec.shortcut) if spec.shortcut else None
         channels = spec.convs[-1].channels
         self.squeeze_excite = SqueezeExcite(f"{spec.name}/squeeze_excite", channels, spec.squeeze)
         self.skip_gain = _weight(self, f"{spec.name}/skip_gain", (), "zeros")
@@ -120,6 +130,14 @@ class NFBlock(tf_keras.layers.Layer):
         if self._spec.stride > 1:
             activated = tf.nn.avg_pool2d(activated, 2, self._spec.stride, "SAME")
         return self.conv_shortcut(activated)
+
+
+def stem(convs, images, activation=activation):
+    """The four convolutions before the first block, from images [batch, h, w, 3] to [batch, h / 4, w / 4, channels]."""
+    outputs = convs[0](images)
+    for conv in convs[1:]:
+        outputs = conv(activation(outputs))
+    return outputs
 
 
 def _weight(layer, name, shape, initializer):

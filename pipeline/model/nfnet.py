@@ -5,23 +5,33 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import layers, variants
+from pipeline.model import layers, tpu_layers, variants
+
+FORMS = {"plain": layers, "tpu": tpu_layers}
 
 
 class Trunk(tf_keras.Model):
     """NFNet without its linear layer: from images to feature maps; arguments as of `create`."""
 
     def __init__(
-        self, variant: str, stochastic_depth_rate: float = 0.0, recompute_stages: Sequence[int] = (), **kwargs
+        self,
+        variant: str,
+        stochastic_depth_rate: float = 0.0,
+        recompute_stages: Sequence[int] = (),
+        form: str = "plain",
+        **kwargs,
     ):
         super().__init__(**kwargs)
         spec = variants.get(variant)
         self._recompute_stages = frozenset(recompute_stages)
         self._plan = variants.blocks(spec)
-        self.stem = [layers.WSConv(conv) for conv in variants.stem(spec)]
-        self.blocks = [layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan]
+        self._layers = FORMS[form]
+        self.stem = [self._layers.WSConv(conv) for conv in variants.stem(spec)]
+        self.blocks = [
+            self._layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan
+        ]
         final = variants.final_conv(spec)
-        self.final_conv = layers.WSConv(final)
+        self.final_conv = self._layers.WSConv(final)
         self.widths = (*spec.widths[:-1], final.channels)
         self.built = True
 
@@ -36,15 +46,14 @@ class Trunk(tf_keras.Model):
           seed: int32 [2], from which each block derives its noise; drawn if not given.
         """
         seed = seed_or_draw(seed, training)
-        outputs = self.stem[0](tf.cast(images, self.compute_dtype))
-        for conv in self.stem[1:]:
-            outputs = conv(layers.activation(outputs))
+        activation = self._layers.activation
+        outputs = self._layers.stem(self.stem, tf.cast(images, self.compute_dtype))
         maps = []
         for index, (spec, block) in enumerate(zip(self._plan, self.blocks, strict=True)):
             if spec.stage > len(maps):
-                maps.append(layers.activation(outputs))
+                maps.append(activation(outputs))
             outputs = self._run(spec, block, outputs, training, fold(seed, index) if training else None)
-        return [*maps, layers.activation(self.final_conv(outputs))]
+        return [*maps, activation(self.final_conv(outputs))]
 
     def _run(self, spec, block, inputs, training, seed):
         if training and spec.stage in self._recompute_stages:
@@ -91,6 +100,7 @@ def create(
     dropout_rate: float | None = None,
     stochastic_depth_rate: float = 0.0,
     recompute_stages: Sequence[int] = (),
+    form: str = "plain",
 ) -> NFNet:
     """Creates an NFNet under the global Keras policy (float32, or mixed_bfloat16).
 
@@ -101,6 +111,7 @@ def create(
       stochastic_depth_rate: grows linearly from 0 at the first block towards this after the last.
       recompute_stages: stages (0 to 3) whose activations are computed again in the backward pass
         instead of kept: less memory for about a third more time.
+      form: 'plain', or 'tpu': the same function of the same variables, in operations that suit a TPU (`tpu_layers.py`).
 
     Raises:
       ValueError: the variant is unknown, or a number is out of its range.
@@ -114,7 +125,9 @@ def create(
             raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
     if unknown := set(recompute_stages) - set(range(len(spec.depths))):
         raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
-    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, name="trunk")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
+    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, form, name="trunk")
     return NFNet(variant, num_classes, dropout_rate, trunk)
 
 
