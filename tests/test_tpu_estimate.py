@@ -125,6 +125,17 @@ def test_loops_calls_and_branches_count_as_often_as_they_run():
     expected = {"fused_op": 1000, "looped": 400, "compared": 4, "on_left": 40, "on_right": 60, "in_call": 5}
     assert found == expected
     assert hlo.cycles(hlo.instructions(text)) == sum(expected.values())
+    limited = text.replace(', backend_config={"known_trip_count":{"n":"4"}}', "").replace(
+        "%cond.1 (p: f32[]) -> pred[] {\n",
+        "%cond.1 (p: f32[]) -> pred[] {\n  %limit = s32[]{:T(128)} constant(3)\n"
+        "  ROOT %l = pred[]{:T(512)} compare(%i, %limit), direction=LT\n",
+    )
+    assert hlo.loops(text) == [("body.1", 4)]
+    assert hlo.loops(limited) == [("body.1", 3)]
+    assert hlo.cycles(hlo.instructions(limited)) == sum(expected.values()) - 101
+    alone = hlo.with_entry(text, "body.1")
+    assert hlo.cycles(hlo.instructions(alone)) == 100
+    assert "%main" not in alone and "%fused" in alone
     with pytest.raises(ValueError, match="no HLO module"):
         hlo.instructions("nothing")
 

@@ -10,6 +10,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\("
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 _BODIES = {
     "while": re.compile(r"(?:body|condition)=%?([\w.\-]+)"),
     "call": re.compile(r"to_apply=%?([\w.\-]+)"),
@@ -39,8 +41,8 @@ class Instruction:
 def instructions(text: str) -> list[Instruction]:
     """The instructions that a step runs: the entry computation's, and those of its loops, calls and branches.
 
-    A loop's count times as often as the compiler knows that it turns (once where it does not know). Every branch of a
-    conditional counts. What is inside of a fusion is part of its own estimate.
+    A loop's count as often as it turns. Every branch of a conditional counts. What is inside of a fusion is part of its
+    own estimate.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -49,6 +51,21 @@ def instructions(text: str) -> list[Instruction]:
     if entry is None:
         raise ValueError("This is no HLO module: it has no line that begins with ENTRY.")
     return list(_run(computations, entry, 1))
+
+
+def loops(text: str) -> list[tuple[str, int]]:
+    """The loops of the entry computation: the body of each, and how often it turns."""
+    computations, entry = _computations(text)
+    lines = [line for line in computations[entry] if _LOOP.search(line)]
+    return [(_LOOP.search(line)[2], _turns(computations, line)) for line in lines]
+
+
+def with_entry(text: str, name: str) -> str:
+    """The module with the computation `name` in the place of its entry computation."""
+    start = text.index("\nENTRY ")
+    rest = text[:start] + text[text.index("\n}", start) + 2 :]
+    rest = re.sub(rf"^%?{re.escape(name)} ", f"ENTRY %{name} ", rest, flags=re.MULTILINE)
+    return re.sub(r"^HloModule ([\w.\-]+).*", r"HloModule \1, is_scheduled=true", rest, count=1)
 
 
 def cycles(found: list[Instruction]) -> int:
@@ -96,6 +113,16 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
     return found, entry
 
 
+def _turns(computations: Mapping[str, list[str]], line: str) -> int:
+    """How often a loop turns: as the compiler says, or else up to the one limit that its condition compares with; 1
+    where neither tells."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = "\n".join(computations[_LOOP.search(line)[1]])
+    limits = _LIMIT.findall(condition)
+    return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1
+
+
 def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
     for line in computations[name]:
         if not (match := _INSTRUCTION.match(line)):
@@ -103,10 +130,10 @@ def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterat
         opcode = match[3]
         if opcode in _BODIES:
             attributes = line.partition("), ")[2]  # what stands after the operands
-            turns = _TRIPS.search(attributes)
+            often = _turns(computations, line) if opcode == "while" else 1
             for body in _BODIES[opcode].findall(attributes):
                 if body in computations:
-                    yield from _run(computations, body, times * (int(turns[1]) if turns else 1))
+                    yield from _run(computations, body, times * often)
         elif estimate := _CYCLES.search(line):
             operation = _OP_NAME.search(line)
             name_of_operation = operation[1] if operation else ""
