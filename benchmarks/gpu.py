@@ -34,7 +34,7 @@ def trace(arguments: argparse.Namespace) -> None:
 
     experiment = experiments.configured(arguments.gin_file, arguments.gin_param)
     known = program.facts(experiment, arguments.images)
-    step, _ = program.training_step(experiment, known, unset=not arguments.values)
+    step, _ = program.training_step(experiment, known, unset=not arguments.values, device="gpu")
     batch = program.example_batch(experiment, known, arguments.batch)
     if arguments.values:
         random = np.random.default_rng(0)

@@ -108,12 +108,13 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_form_is(wide, variant):
 
 
 def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one():
-    images = tf.random.stateless_normal([16, 32, 32, 3], [1, 2])
     labels = tf.range(16) % 10
+    colours = tf.gather(2 * tf.random.stateless_normal([10, 1, 1, 3], [3, 4]), labels)
+    images = colours + tf.random.stateless_normal([16, 32, 32, 3], [1, 2])
 
     def train(model, policy):
         tf_keras.mixed_precision.set_global_policy(policy)
-        sgd = optimizer.SGD(0.2, clipping=0.5)
+        sgd = optimizer.SGD(0.02, clipping=0.5)
         sgd.build(model.trainable_variables)
 
         @tf.function
@@ -125,7 +126,7 @@ def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one():
             sgd.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
             return loss
 
-        return np.array([step().numpy() for _ in range(12)])
+        return np.array([step().numpy() for _ in range(14)])
 
     losses = {}
     try:
@@ -136,7 +137,7 @@ def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one():
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     exact, exact_ours = losses["float32"]
-    assert exact[-1] < 0.8 * exact[0]
+    assert exact[-1] < 0.9 * exact[0]
     np.testing.assert_allclose(exact_ours, exact, rtol=1e-3)
     rounding = [np.abs(values - exact).max() for values in losses["mixed_bfloat16"]]
     assert rounding[1] < 2 * rounding[0]

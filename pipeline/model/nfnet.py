@@ -1,13 +1,27 @@
 """NFNet: normaliser-free residual networks, from normalised images to logits."""
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import layers, tpu_layers, variants
+from pipeline.model import cpu_layers, layers, tpu_layers, variants
 
-FORMS = {"plain": layers, "tpu": tpu_layers}
+FORMS = {"plain": layers, "tpu": tpu_layers, "cpu": cpu_layers}
+AUTO = "auto"
+_device: contextvars.ContextVar[str | None] = contextvars.ContextVar("device", default=None)
+
+
+@contextlib.contextmanager
+def made_for(device: str) -> Iterator[None]:
+    """Models created inside are made for this kind of device ('tpu', 'gpu' or 'cpu'), whatever this machine has."""
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
 
 
 class Trunk(tf_keras.Model):
@@ -18,7 +32,7 @@ class Trunk(tf_keras.Model):
         variant: str,
         stochastic_depth_rate: float = 0.0,
         recompute_stages: Sequence[int] = (),
-        form: str = "plain",
+        form: str = AUTO,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -100,7 +114,7 @@ def create(
     dropout_rate: float | None = None,
     stochastic_depth_rate: float = 0.0,
     recompute_stages: Sequence[int] = (),
-    form: str = "plain",
+    form: str = AUTO,
 ) -> NFNet:
     """Creates an NFNet under the global Keras policy (float32, or mixed_bfloat16).
 
@@ -111,7 +125,8 @@ def create(
       stochastic_depth_rate: grows linearly from 0 at the first block towards this after the last.
       recompute_stages: stages (0 to 3) whose activations are computed again in the backward pass
         instead of kept: less memory for about a third more time.
-      form: 'plain', or 'tpu': the same function of the same variables, in operations that suit a TPU (`tpu_layers.py`).
+      form: 'plain', or 'tpu': the same function of the same variables, in operations that suit a TPU (`tpu_layers.py`);
+        'auto' takes 'tpu' under a `TPUStrategy`, and 'plain' elsewhere.
 
     Raises:
       ValueError: the variant is unknown, or a number is out of its range.
@@ -125,10 +140,18 @@ def create(
             raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
     if unknown := set(recompute_stages) - set(range(len(spec.depths))):
         raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; expected one of {', '.join(FORMS)}.")
+    if form not in (AUTO, *FORMS):
+        raise ValueError(f"form is {form!r}; expected one of {AUTO}, {', '.join(FORMS)}.")
     trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, form, name="trunk")
     return NFNet(variant, num_classes, dropout_rate, trunk)
+
+
+def _form(form: str) -> str:
+    if form != AUTO:
+        return form
+    under_tpu = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+    device = _device.get() or ("tpu" if under_tpu else "cpu")
+    return "tpu" if device == "tpu" else "plain"
 
 
 def seed_or_draw(seed: tf.Tensor | None, training: bool) -> tf.Tensor | None:

@@ -8,6 +8,7 @@ import traceback
 import tensorflow as tf
 
 from pipeline.data import manifest, order
+from pipeline.model import nfnet
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
@@ -134,13 +135,18 @@ def trace(experiment: Experiment, known: Facts, batch: int) -> Program:
     )
 
 
-def training_step(experiment: Experiment, known: Facts, unset: bool = True) -> tuple[TrainingStep, order.Budget]:
-    """The trainer's step from the state of step 0, and the epoch budget; `unset` leaves large variables unwritten."""
+def training_step(
+    experiment: Experiment, known: Facts, unset: bool = True, device: str = "tpu"
+) -> tuple[TrainingStep, order.Budget]:
+    """The trainer's step on a kind of device, from the state of step 0, and the epoch budget.
+
+    `unset` leaves large variables unwritten.
+    """
     data = experiment.data
     lanes = order.lanes_for(data.examples_per_step)
     epoch = order.Order(known.images, lanes, experiment.seed, block=data.block, window=data.window)
     budget = order.Budget(epoch, data.examples_per_step, experiment.epochs)
-    with tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
+    with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
         state = states.create(experiment, known.classes, budget)
     return TrainingStep.of(experiment, state), budget
 
