@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -207,6 +208,16 @@ def test_the_default_batch_is_the_replicas_share():
         check._share(experiment(), chips.topology("v5e:3x4"))
     assert check._share(experiment(), chips.topology("v4:4x4x4")) == 32
     assert check.batch_multiple(experiment(parts=3, repeats=4)) == 24
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_names_each_stage(terminal):
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
+    with report.Progress(console)("Compiling F0"):
+        time.sleep(0.01)
+    text = console.file.getvalue()
+    assert "Compiling F0" in text
+    assert re.search(r"0:00:0\d" if terminal else r"^  0 s$", text, re.MULTILINE)
 
 
 def test_report_shows_what_matters():

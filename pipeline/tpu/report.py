@@ -83,13 +83,13 @@ def _facts(found: Estimate) -> list[tuple[str, str]]:
         (
             "Step time",
             f"{found.step_seconds * 1e3:,.2f} ms ({found.estimated_cycles / 1e6:,.2f}M cycles); by FLOPs alone "
-            f"{found.flops_bound_seconds * 1e3:,.2f} ms, by HBM traffic alone {found.hbm_bound_seconds * 1e3:,.2f} ms",
+            f"{found.flops_bound_seconds * 1e3:,.3g} ms, by HBM traffic alone {found.hbm_bound_seconds * 1e3:,.3g} ms",
         ),
-        ("Work", f"{found.flops / 1e12:,.3f} TFLOP, {found.hbm_bytes_accessed / 1e9:,.2f} GB of HBM traffic"),
+        ("Work", f"{found.flops / 1e12:,.3g} TFLOP, {found.hbm_bytes_accessed / 1e9:,.3g} GB of HBM traffic"),
         ("Speed", f"{found.images_per_second_per_core:,.1f} images/s a core, {found.mfu:.1%} of peak (MFU)"),
         (
             "All-reduce",
-            f"{found.gradient_bytes / 1e9:,.2f} GB of gradients, at least {found.all_reduce_seconds * 1e3:,.2f} ms; "
+            f"{found.gradient_bytes / 1e9:,.3g} GB of gradients, at least {found.all_reduce_seconds * 1e3:,.3g} ms; "
             "overlaps with the backward pass, so not counted",
         ),
         (
