@@ -39,7 +39,7 @@ class Trunk(tf_keras.Model):
         spec = variants.get(variant)
         self._recompute_stages = frozenset(recompute_stages)
         self._plan = variants.blocks(spec)
-        self._layers = FORMS[form]
+        self._layers = FORMS[_form(form)]
         self.stem = [self._layers.WSConv(conv) for conv in variants.stem(spec)]
         self.blocks = [
             self._layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan
