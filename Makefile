@@ -73,7 +73,7 @@ bench-gpu: setup ## speed of a full training step on what JAX has; JAX=PYTHON na
 	$(RUN) benchmarks/gpu.py trace --gin_file=gin/f0_jft.gin --batch=64 --output=runs/step.npz
 	$(or $(JAX),$(RUN)) benchmarks/gpu.py time runs/step.npz
 
-tpu-table: setup-tpu ## speeds of the study's variants on TPU v4, compiled: pipeline/study/tpu_v4_speeds.json
+tpu-table: setup-tpu ## speeds of the study's variants on TPU v4, compiled: pipeline/model/tpu_v4_speeds.json
 	$(RUN) tools/tpu_table.py
 
 lock: ## write requirements.txt anew from requirements.in, with the newest versions that fit

@@ -14,6 +14,7 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 import argparse
 
 from pipeline import configure
+from pipeline.model import speeds
 from pipeline.study import analysis, costs, planner, runs, search, sweep
 from pipeline.study.errors import StudyError
 
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = _parser().parse_args(arguments)
     try:
         arguments.action(arguments)
-    except (StudyError, configure.ConfigurationError) as error:
+    except (StudyError, speeds.UnknownSpeedError, configure.ConfigurationError) as error:
         print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr)
         return 1
     except sweep.Stopped as error:
@@ -39,7 +40,7 @@ def plan(arguments: argparse.Namespace) -> None:
     if arguments.study:
         made = planner.from_study(budget, unit, runs.read(arguments.study), arguments.images)
     elif unit == costs.CORE_HOURS:
-        made = planner.from_paper(budget, arguments.images or costs.STUDY_IMAGES)
+        made = planner.from_paper(budget, arguments.images or speeds.STUDY_IMAGES)
     else:
         raise StudyError(f"The paper's rules are in core-hours: a plan in {unit} needs a study, --study=DIR.")
     print(planner.describe(made))

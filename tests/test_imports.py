@@ -14,7 +14,7 @@ ARROWS = {
     "pipeline/model/": (),
     "pipeline/train/": ("pipeline/data/", "pipeline/model/", "pipeline/report.py"),
     "pipeline/serve/": ("pipeline/model/", "pipeline/data/augment.py", "pipeline/data/rgb.py"),
-    "pipeline/study/": ("pipeline/model/cost.py",),
+    "pipeline/study/": ("pipeline/model/cost.py", "pipeline/model/speeds.py"),
     "pipeline/tpu/": ("pipeline/train/", "pipeline/model/", "pipeline/data/"),
     "pipeline/": ("pipeline/",),
     "beam/batch_predict.py": (

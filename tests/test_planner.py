@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.model import cost
+from pipeline.model import cost, speeds
 from pipeline.study import costs, planner, runs
 from pipeline.study.errors import StudyError
 from tests import simulated_studies
@@ -13,7 +13,7 @@ from tests import simulated_studies
 @pytest.fixture(autouse=True)
 def speeds_of_the_paper(monkeypatch):
     """The paper's budgets are in core-hours of its authors' step, whatever ours takes."""
-    monkeypatch.setattr(costs, "SPEEDS", costs.REPORTED)
+    monkeypatch.setattr(speeds, "SPEEDS", speeds.REPORTED)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_study_plans_by_its_own_law(tmp_path):
     assert "Learning rates from the study's" in text and "Held-out loss" in text
     # The best of all pairs that cost about as much is not much better than what was chosen.
     others = [
-        simulated_studies.loss(variant, 30_000 / costs.core_hours(variant, 4e9), 1.6, 4e9)
+        simulated_studies.loss(variant, 30_000 / speeds.core_hours(variant, 4e9), 1.6, 4e9)
         for variant in simulated_studies.PAPER
     ]
     assert truth < 1.03 * min(others)
@@ -80,26 +80,26 @@ def test_a_study_in_flops_names_its_own_models_and_warns_beyond_its_reach(tmp_pa
     assert plan.choice.variant in simulated_studies.SMALL
     assert f"{tmp_path}/pretrain/" in text and "config.gin" in text
     assert "times the study's largest frontier run" in text
-    with pytest.raises(StudyError, match=r"No cost in TPU-v4 core-hours is known for \w+ .*--unit=flops"):
+    with pytest.raises(ValueError, match=r"No cost in TPU-v4 core-hours is known for \w+ .*--unit=flops"):
         planner.from_study(100, costs.CORE_HOURS, study)
 
 
 def test_costs_are_the_reported_ones_at_both_ends_and_between_them_in_between():
-    assert costs.core_hours("F0", 1e9) == pytest.approx(400)
-    assert costs.core_hours("F7+", 32e9) == pytest.approx(110_000)
-    speeds = [costs.speed(variant) for variant in simulated_studies.PAPER]
-    values = [speed.images_per_second for speed in speeds]
+    assert speeds.core_hours("F0", 1e9) == pytest.approx(400)
+    assert speeds.core_hours("F7+", 32e9) == pytest.approx(110_000)
+    rates = [speeds.speed(variant) for variant in simulated_studies.PAPER]
+    values = [speed.images_per_second for speed in rates]
     assert values == sorted(values, reverse=True)
-    assert [speed.source.split()[0] for speed in speeds] == ["reported", *["estimated:"] * 4, "reported"]
+    assert [speed.source.split()[0] for speed in rates] == ["reported", *["estimated:"] * 4, "reported"]
     # Half of the way in log FLOPs is half of the way in log speed.
-    ends = [costs.training_flops(variant) for variant in ("F0", "F7+")]
-    middle = costs.speed("F3", (ends[0] * ends[1]) ** 0.5)
+    ends = [speeds.training_flops(variant) for variant in ("F0", "F7+")]
+    middle = speeds.speed("F3", (ends[0] * ends[1]) ** 0.5)
     assert middle.images_per_second == pytest.approx((values[0] * values[-1]) ** 0.5)
 
 
 def test_a_table_counts_where_it_spans_the_family(tmp_path):
     path = tmp_path / "speeds.json"
-    assert costs.read_table(str(path)) == {}
+    assert speeds.read_table(str(path)) == {}
     row = {
         "images_per_second_per_core": 700.0,
         "replica_batch": 64,
@@ -107,25 +107,25 @@ def test_a_table_counts_where_it_spans_the_family(tmp_path):
         "versions": {"libtpu": "1.2"},
     }
     path.write_text(json.dumps({"variants": {"F0": row}}))
-    partial = costs.read_table(str(path))
+    partial = speeds.read_table(str(path))
     assert partial["F0"].images_per_second == 700
     assert "libtpu 1.2, 2026-11-21" in partial["F0"].source
-    assert costs.choose_speeds(partial) == costs.REPORTED
-    whole = partial | {"F7+": costs.Speed(60.0, "the same")}
-    assert costs.choose_speeds(whole) == whole
+    assert speeds.choose_speeds(partial) == speeds.REPORTED
+    whole = partial | {"F7+": speeds.Speed(60.0, "the same")}
+    assert speeds.choose_speeds(whole) == whole
 
 
 def test_the_table_in_the_repository_is_near_to_what_is_reported():
-    for name, found in costs.read_table(costs.TABLE).items():
+    for name, found in speeds.read_table(speeds.TABLE).items():
         assert found.images_per_second > 0
-        if name in costs.REPORTED:
-            assert 0.7 < found.images_per_second / costs.REPORTED[name].images_per_second < 2.5
+        if name in speeds.REPORTED:
+            assert 0.7 < found.images_per_second / speeds.REPORTED[name].images_per_second < 2.5
 
 
 def test_compute_in_each_unit():
-    summary = {"variant": "F0", "flops_per_image": costs.training_flops("F0") / 3, "images_seen": 1e9, "seconds": 7.0}
+    summary = {"variant": "F0", "flops_per_image": speeds.training_flops("F0") / 3, "images_seen": 1e9, "seconds": 7.0}
     assert costs.of_run(summary, "seconds") == 7
-    assert costs.of_run(summary, "flops") == costs.training_flops("F0") * 1e9
+    assert costs.of_run(summary, "flops") == speeds.training_flops("F0") * 1e9
     assert costs.of_run(summary, "core_hours") == pytest.approx(400)
     with pytest.raises(StudyError, match="Unknown unit 'parsecs'"):
         costs.of_run(summary, "parsecs")

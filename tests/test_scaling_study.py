@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import configure, experiments, scaling_study
+from pipeline.model import speeds
 from pipeline.study import analysis, costs, runs
 from pipeline.study.runs import Trial
 from tests import simulated_studies
@@ -109,7 +110,7 @@ def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
     study = scaling_study.load([str(ROOT / "gin/study/demo.gin")], [])
     assert len(study.grid) == 16
     # From the smallest run to the largest: at least 1.5 decades of compute.
-    work = [costs.training_flops(variant, 48, 44) * epochs for variant, epochs in study.grid]
+    work = [speeds.training_flops(variant, 48, 44) * epochs for variant, epochs in study.grid]
     assert np.log10(max(work) / min(work)) > 1.5
     for file in (study.pretrain_file, *study.finetune_files):
         experiments.register()

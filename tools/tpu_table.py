@@ -1,4 +1,4 @@
-"""Compiles the study's variants for a core of TPU v4 and keeps their speeds in pipeline/study/tpu_v4_speeds.json.
+"""Compiles the study's variants for a core of TPU v4 and keeps their speeds in pipeline/model/tpu_v4_speeds.json.
 
     python tools/tpu_table.py [--variants F0 F3] [--anew]
 
@@ -14,7 +14,7 @@ import sys
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from pipeline.study import costs  # noqa: E402 (the path comes first)
+from pipeline.model import speeds  # noqa: E402 (the path comes first)
 from pipeline.tpu import chips, compiler  # noqa: E402
 
 # Gin file, and images a core with which the study's runs go on slices of a sensible size.
@@ -59,7 +59,7 @@ def compile_variant(name: str) -> dict:
 
 def core_hours(row: dict, epochs: float) -> float:
     """Core-hours of so many epochs of the study's data."""
-    return epochs * costs.STUDY_IMAGES / row["images_per_second_per_core"] / 3600
+    return epochs * speeds.STUDY_IMAGES / row["images_per_second_per_core"] / 3600
 
 
 def markdown(rows: dict[str, dict]) -> str:
@@ -70,8 +70,8 @@ def markdown(rows: dict[str, dict]) -> str:
     ]
     for name, row in rows.items():
         reported = ours = ""
-        if name in costs.REPORTED_BUDGETS:
-            epochs, hours = costs.REPORTED_BUDGETS[name]
+        if name in speeds.REPORTED_BUDGETS:
+            epochs, hours = speeds.REPORTED_BUDGETS[name]
             reported, ours = f"{hours:,} for {epochs:g} epochs", f"{core_hours(row, epochs):,.0f}"
         lines.append(
             f"| {name} | {row['replica_batch']} | {row['estimated_cycles'] / 1e6:,.1f} | "
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which")
     parser.add_argument("--anew", action="store_true", help="compile again what the file has")
-    parser.add_argument("--output", default=costs.TABLE, help="file to write")
+    parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     rows = {}
     if os.path.exists(arguments.output):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.model import speeds
 from pipeline.study import analysis, costs, law
 from pipeline.study.errors import StudyError
 from pipeline.study.runs import Run
@@ -69,7 +70,7 @@ class Plan:
     command: tuple[str, ...]
 
 
-def from_paper(core_hours: float, images: float = costs.STUDY_IMAGES) -> Plan:
+def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
     """A plan by the paper's rules.
 
     Args:
@@ -81,11 +82,11 @@ def from_paper(core_hours: float, images: float = costs.STUDY_IMAGES) -> Plan:
     """
     _check(core_hours, "core-hours")
     _check(images, "images")
-    best = math.sqrt(core_hours / ONE_EPOCH_CORE_HOURS) * costs.STUDY_IMAGES / images
-    hours_an_epoch = {variant: costs.core_hours(variant, images) for variant in PAPER_VARIANTS}
+    best = math.sqrt(core_hours / ONE_EPOCH_CORE_HOURS) * speeds.STUDY_IMAGES / images
+    hours_an_epoch = {variant: speeds.core_hours(variant, images) for variant in PAPER_VARIANTS}
     choice = _choose(core_hours, hours_an_epoch, best)
     remarks = ["No study: by the paper's rules, which hold for JFT-4B; it gives no loss to predict from."]
-    if images != costs.STUDY_IMAGES:
+    if images != speeds.STUDY_IMAGES:
         remarks.append(
             f"An epoch has {images:.3g} images and not the paper's 4 billion: the rule is taken to hold for the number "
             "of images seen. The gin file below is for JFT: set DATA_DIR and Experiment.num_classes."
@@ -124,7 +125,7 @@ def from_study(budget: float, unit: str, all_runs: Sequence[Run], images: float 
         summary = cell.runs[0].summary
         an_epoch[cell.variant] = costs.of_run(summary, unit) / summary["images_seen"] * images
     if unit == costs.CORE_HOURS:
-        an_epoch = {variant: costs.core_hours(variant, images) for variant in PAPER_VARIANTS} | an_epoch
+        an_epoch = {variant: speeds.core_hours(variant, images) for variant in PAPER_VARIANTS} | an_epoch
     best = float(found.growth.epochs.predict([budget]).value[0]) * own_images / images
     choice = _choose(budget, an_epoch, best)
     largest = found.compute[found.frontier].max()
@@ -164,8 +165,8 @@ def describe(plan: Plan) -> str:
         lines += [
             f"Batch             {BATCH}, {BATCH // cores} a core",
             f"Topology          TPU v4-{cores} ({TOPOLOGIES[cores]} chips), {choice.compute / cores:.3g} hours",
-            f"Speed             {costs.speed(choice.variant).images_per_second:.3g} images/s a core, "
-            f"{costs.speed(choice.variant).source}",
+            f"Speed             {speeds.speed(choice.variant).images_per_second:.3g} images/s a core, "
+            f"{speeds.speed(choice.variant).source}",
         ]
     else:
         lines.append("Batch, topology   those of the study")
@@ -246,7 +247,7 @@ def _command(file: str, bindings: Sequence[str], model_dir: str) -> tuple[str, .
 def _distance(cell, choice: Candidate, found: analysis.Analysis) -> float:
     """Of a cell from the chosen model and budget: in size first, then in epochs, as logarithms."""
     sizes = [one.runs[0].summary["flops_per_image"] for one in found.cells if one.variant == choice.variant]
-    size = sizes[0] if sizes else costs.training_flops(choice.variant) / 3
+    size = sizes[0] if sizes else speeds.training_flops(choice.variant) / 3
     own = cell.runs[0].summary["flops_per_image"]
     return abs(math.log(own / size)) + abs(math.log(cell.epochs / choice.epochs))
 

@@ -10,7 +10,7 @@ import re
 
 GIB = 2**30
 LEGACY, MEGACORE, DEFAULT = "legacy", "megacore", "default"
-PRICE_SOURCE = "list price on demand of cloud.google.com/tpu/pricing, cheapest region of the US, 2025"
+PRICE_SOURCE = "approximate list price on demand in the US, not looked up; see cloud.google.com/tpu/pricing for today's"
 
 
 class TopologyError(ValueError):

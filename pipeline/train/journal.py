@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from absl import logging
 
 from pipeline import report
-from pipeline.model import cost, graph_cost, variants
+from pipeline.model import cost, graph_cost, speeds, variants
 from pipeline.train import checkpoint, distribution
 from pipeline.train import state as states
 from pipeline.train.damage import DamagedRecords
@@ -165,6 +165,7 @@ class Journal:
             "step": self._state.step,
             "epochs": self._experiment.epochs,
             "images_seen": images,
+            "tpu_v4_core_hours": self._core_hours(images),
             "seconds": self._seconds,
             "images_per_second": images / self._seconds if self._seconds else None,
             **{name: value for name, value in evaluation.items() if name != "step"},
@@ -182,6 +183,15 @@ class Journal:
             return 2 * graph_cost.multiply_adds(self._state.model, size)
         num_classes = self._experiment.classes(self._parts.records)
         return 2 * cost.multiply_adds(self._state.variant, size, num_classes)
+
+    def _core_hours(self, images: int) -> float | None:
+        """What the run would take on TPU v4 by the cost model; None for networks that it does not cover."""
+        if self._state.variant not in variants.VARIANTS:
+            return None
+        try:
+            return speeds.core_hours(self._state.variant, images, 3 * self._flops_per_image())
+        except speeds.UnknownSpeedError:
+            return None
 
     def _facts(self) -> dict:
         return {
