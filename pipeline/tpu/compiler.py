@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import signal
 import re
 import subprocess
 import sys
@@ -112,6 +113,11 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
             with open(os.path.join(folder, "result.json")) as file:
                 result = json.load(file)
         except FileNotFoundError:
+            if done.returncode == -signal.SIGKILL:
+                raise CompilerError(
+                    f"The compiler was killed after {seconds:.0f} s, very likely for lack of memory: large networks take "
+                    "16 GiB and more. Close other programs, or check on a machine with more memory."
+                ) from None
             raise CompilerError(
                 f"The compiler ended with exit code {done.returncode} and no result for {topology}: "
                 + (done.stderr.strip()[-2000:] or "it wrote no message.")
