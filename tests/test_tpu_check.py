@@ -161,14 +161,18 @@ def test_a_bad_topology_is_refused_before_any_work():
     assert "Traceback" not in done.stderr
 
 
-def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [("ABRT", r"exit code -6 .* for v4:2x2x1: Check failed: no such chip"), ("KILL", "killed after .* lack of memory")],
+)
+def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path, signal, words):
     """Its last words and its exit code, whatever ended it."""
     dying = tmp_path / "python"
-    dying.write_text("#!/bin/sh\necho 'Check failed: no such chip' >&2\nkill -ABRT $$\n")
+    dying.write_text(f"#!/bin/sh\necho 'Check failed: no such chip' >&2\nkill -{signal} $$\n")
     dying.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dying))
     monkeypatch.setattr(compiler, "versions", lambda: compiler.TESTED)
-    with pytest.raises(compiler.CompilerError, match=r"exit code -6 .* for v4:2x2x1: Check failed: no such chip"):
+    with pytest.raises(compiler.CompilerError, match=words):
         compiler.compile_hlo(b"", "v4:2x2x1", "legacy")
 
 
