@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation study test test-all lint format build-file bench-ingest bench-input bench-augment bench-gpu setup-tpu tpu-table lock clean
+.PHONY: help setup quickstart ablation study test test-all lint format build-file bench-ingest bench-input bench-augment bench-step bench-gpu setup-tpu tpu-table lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-input: setup ## speed and memory of the trainer's input
 
 bench-augment: setup ## speed of augmentation alone
 	$(RUN) benchmarks/augment.py
+
+bench-step: setup ## speed of a full training step on this CPU, beside timm's if benchmarks/requirements.txt is installed
+	$(RUN) benchmarks/step.py
 
 bench-gpu: setup ## speed of a full training step on what JAX has; JAX=PYTHON names a Python with JAX for a GPU
 	$(if $(JAX),,$(MAKE) setup-tpu)

@@ -1,0 +1,104 @@
+"""The form of the network for a CPU against the plain one: same variables, same function."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from pipeline.model import cpu_layers, layers, nfnet, variants, weights
+
+# One block with a transition and a stride, one with neither; two groups.
+SMALL = variants.Variant((32, 48, 48, 48), (1, 2, 1, 1), 0.0, 16, (16, 16, 32, 32))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setitem(variants.VARIANTS, "small", SMALL)
+
+
+def _pair(**settings):
+    """A plain model and one for a CPU with the same variables: random kernels, gains, biases and skip gains."""
+    pair = [nfnet.create("small", 10, form=form, **settings) for form in ("plain", "cpu")]
+    rng = np.random.default_rng(0)
+    for (name, plain), (other, ours) in zip(*(weights.named(model).items() for model in pair), strict=True):
+        assert name == other
+        values = rng.normal(size=plain.shape) * (0.3 if plain.shape.rank < 2 else np.prod(plain.shape[:-1]) ** -0.5)
+        for variable in (plain, ours):
+            variable.assign(values + (0.5 if "gain" in name else 0))
+    return pair
+
+
+@tf.function(autograph=False)
+def _loss_gradients(model, images):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        logits = model(images, training=True, seed=tf.constant([1, 2]))
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(images.shape[0]), logits))
+    return logits, tape.gradient(loss, [*weights.named(model).values(), images])
+
+
+def _distances(ours, theirs):
+    """Length of the difference over the length, of each tensor."""
+    return [float(tf.norm(a - b) / tf.maximum(tf.norm(b), 1e-6)) for a, b in zip(ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [((48, 80), {"stochastic_depth_rate": 0.5}), ((35, 50), {"recompute_stages": (1, 2)})],
+)
+def test_logits_and_gradients_equal_the_plain_forms(size, settings):
+    images = tf.random.stateless_normal([4, *size, 3], [1, 2])
+    (plain, plain_gradients), (logits, gradients) = (_loss_gradients(model, images) for model in _pair(**settings))
+    np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
+    assert max(_distances(gradients, plain_gradients)) < 2e-5
+
+
+def test_bfloat16_is_as_near_to_float32_as_the_plain_form(request):
+    images = tf.random.stateless_normal([4, 64, 64, 3], [1, 2])
+    exact = _loss_gradients(_pair()[0], images)
+    request.addfinalizer(lambda: tf_keras.mixed_precision.set_global_policy("float32"))
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    plain, ours = (_loss_gradients(model, images) for model in _pair())
+    for of_plain, of_ours, truth in zip(plain, ours, exact, strict=True):
+        error, error_of_plain = (
+            np.mean(_distances(tf.nest.flatten(found), tf.nest.flatten(truth))) for found in (of_ours, of_plain)
+        )
+        assert 0 < error < 1.1 * error_of_plain
+
+
+def test_batch_may_be_unknown_when_traced():
+    plain, ours = _pair()
+    call = tf.function(ours, input_signature=[tf.TensorSpec([None, 32, 32, 3])], autograph=False)
+    for batch in (1, 3):
+        images = tf.random.stateless_normal([batch, 32, 32, 3], [batch, 2])
+        np.testing.assert_allclose(call(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 16), (1, 1, 40, 8), (3, 3, 8, 24), (1, 1, 1, 4)])
+def test_standardization_and_its_gradients_equal_the_plain_ones(shape):
+    rng = np.random.default_rng(0)
+    # The second channel is constant: its deviation is the floor, and so no function of the kernel.
+    kernel = tf.constant(rng.normal(1.0, 0.3, shape) * (np.arange(shape[-1]) != 1), tf.float32)
+    gain, upstream = (
+        tf.constant(rng.normal(size=shape[-1:]), tf.float32),
+        tf.constant(rng.normal(size=shape), tf.float32),
+    )
+    results = []
+    for function in (layers.standardize, lambda kernel, gain: cpu_layers.standardize(kernel, gain, tf.float32)):
+        with tf.GradientTape() as tape:
+            tape.watch([kernel, gain])
+            result = function(kernel, gain)
+        results.append([result, *tape.gradient(result, [kernel, gain], upstream)])
+    for ours, plain in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(tf.reduce_max(abs(plain))) + 1e-7)
+
+
+def test_activation_takes_the_scale_into_its_pass():
+    inputs = tf.linspace(-6.0, 6.0, 101)
+    results = []
+    for function in (lambda x: 0.7 * layers.activation(x), lambda x: cpu_layers.activation(x, 0.7)):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = function(inputs)
+        results.append([outputs, tape.gradient(outputs, inputs)])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=5e-6)
