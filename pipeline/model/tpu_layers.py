@@ -32,24 +32,16 @@ def activation(inputs: tf.Tensor) -> tf.Tensor:
     inputs = tf.identity(inputs)
 
     def gradient(upstream):
-        return tf.cast(tf.cast(upstream, tf.float32) * _slope(inputs), inputs.dtype)
+        x = tf.cast(inputs, tf.float32)
+        square = x * x
+        tanh = tf.tanh(x * (_TANH_SLOPE + _TANH_CUBE * square))
+        inner = x * (_TANH_SLOPE + 3 * _TANH_CUBE * square)
+        slope = (_HALF_GAIN + _HALF_GAIN * tanh) * (1 + (1 - tanh) * inner)
+        return tf.cast(tf.cast(upstream, tf.float32) * slope, inputs.dtype)
 
-    return _activated(inputs), gradient
-
-
-def _activated(inputs: tf.Tensor) -> tf.Tensor:
     x = tf.cast(inputs, tf.float32)
     tanh = tf.tanh(x * (_TANH_SLOPE + _TANH_CUBE * (x * x)))
-    return tf.cast(x * (_HALF_GAIN + _HALF_GAIN * tanh), inputs.dtype)
-
-
-def _slope(inputs: tf.Tensor) -> tf.Tensor:
-    """The activation's derivative, float32."""
-    x = tf.cast(inputs, tf.float32)
-    square = x * x
-    tanh = tf.tanh(x * (_TANH_SLOPE + _TANH_CUBE * square))
-    inner = x * (_TANH_SLOPE + 3 * _TANH_CUBE * square)
-    return (_HALF_GAIN + _HALF_GAIN * tanh) * (1 + (1 - tanh) * inner)
+    return tf.cast(x * (_HALF_GAIN + _HALF_GAIN * tanh), inputs.dtype), gradient
 
 
 @tf.custom_gradient
@@ -112,19 +104,16 @@ class NFBlock(layers.NFBlock):
 
     def call(self, inputs, training=False, seed=None):
         """As `layers.NFBlock.call`."""
-        spec = self._spec
-        groups = spec.convs[1].groups
-        grouped = groups > 1 and spec.convs[1].channels == groups * GROUP_WIDTH
-        if grouped and spec.stride == 2 and _in_cells(inputs):
-            hidden, pooled = _split_and_pool(inputs, self.convs[0].standardized(spec.beta), groups)
-        else:
-            pooled = activated = activation(inputs)
-            if spec.stride > 1:
-                pooled = tf.nn.avg_pool2d(activated, 2, spec.stride, "SAME")
-            if grouped:
-                hidden = _split_groups(activated, self.convs[0].standardized(spec.beta), groups)
-        shortcut = self.conv_shortcut(pooled, spec.beta) if self.conv_shortcut else inputs
-        hidden = self._grouped(hidden, groups) if grouped else self._ungrouped(activated)
+        activated = activation(inputs)
+        shortcut = inputs
+        if self.conv_shortcut is not None:
+            pooled = activated
+            if self._spec.stride > 1:
+                pooled = tf.nn.avg_pool2d(activated, 2, self._spec.stride, "SAME")
+            shortcut = self.conv_shortcut(pooled, self._spec.beta)
+        groups = self._spec.convs[1].groups
+        grouped = groups > 1 and self._spec.convs[1].channels == groups * GROUP_WIDTH
+        hidden = self._grouped(activated, groups) if grouped else self._ungrouped(activated)
 
         last = self.convs[-1]
         kernel = last.standardized()
@@ -135,8 +124,7 @@ class NFBlock(layers.NFBlock):
         if training and self._drop_rate:
             gate *= layers.survivors(tf.shape(gate)[:1], self._drop_rate, seed)[:, tf.newaxis]
         branch = _merge_groups(hidden, kernel) if grouped else tf.nn.conv2d(hidden, kernel, 1, "SAME")
-        in_cells = spec.next_stride == 2 and _in_cells(branch)
-        return _gated_sum(branch, last.bias, tf.cast(gate, branch.dtype), shortcut, in_cells)
+        return _gated_sum(branch, last.bias, tf.cast(gate, branch.dtype), shortcut)
 
     def _ungrouped(self, activated):
         hidden = self.convs[0](activated, self._spec.beta)
@@ -144,9 +132,10 @@ class NFBlock(layers.NFBlock):
             hidden = conv(activation(hidden))
         return activation(hidden)
 
-    def _grouped(self, hidden, groups):
-        """The block's inner activations [batch, h, w, groups, GROUP_WIDTH], from what the first kernel gives."""
+    def _grouped(self, activated, groups):
+        """The block's inner activations [batch, h, w, groups, GROUP_WIDTH]."""
         first, *inner, _ = self.convs
+        hidden = _split_groups(activated, first.standardized(self._spec.beta), groups)
         hidden = activation(add_bias(hidden, tf.reshape(first.bias, [groups, GROUP_WIDTH])))
         for conv in inner:
             outputs = tf.nn.conv2d(_flat(hidden), conv.standardized(), conv.stride, "SAME")
@@ -248,45 +237,6 @@ def _split_groups(inputs: tf.Tensor, kernel: tf.Tensor, groups: int) -> tf.Tenso
     return tf.nn.conv3d_transpose(inputs[:, :, :, tf.newaxis], kernel, shape, [1] * 5, "VALID")
 
 
-def _split_and_pool(inputs: tf.Tensor, kernel: tf.Tensor, groups: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """`_split_groups` of the activated inputs, and their averages over 2 x 2 pixels.
-
-    The gradients of both are added within one convolution, which sees the pixels as cells of 2 x 2: TensorFlow's own
-    spread the pooled one over the pixels in memory first.
-    """
-
-    @tf.custom_gradient
-    def both(inputs, kernel):
-        inputs, kernel = tf.identity(inputs), tf.identity(kernel)
-        activated = _activated(inputs)
-
-        def gradient(hidden, pooled):
-            with tf.GradientTape() as tape:
-                tape.watch(kernel)
-                forward = _split_groups(activated, kernel, groups)
-            kernel_gradient = tape.gradient(forward, kernel, hidden)
-            merging = tf.reshape(kernel, [-1, groups, GROUP_WIDTH])
-            upstream = tf.einsum("bhiwjgc,kgc->bhiwjk", _cells(hidden), merging)
-            upstream += (pooled * tf.cast(0.25, pooled.dtype))[:, :, None, :, None]
-            upstream = tf.cast(tf.cast(upstream, tf.float32) * _slope(_cells(inputs)), inputs.dtype)
-            return tf.reshape(upstream, tf.shape(inputs)), kernel_gradient
-
-        return (_split_groups(activated, kernel, groups), tf.nn.avg_pool2d(activated, 2, 2, "VALID")), gradient
-
-    return both(inputs, kernel)
-
-
-def _in_cells(maps: tf.Tensor) -> bool:
-    """Whether the maps' sides are known and even."""
-    return all(side is not None and side % 2 == 0 for side in maps.shape[1:3])
-
-
-def _cells(maps: tf.Tensor) -> tf.Tensor:
-    """[batch, h, w, ...] as [batch, h / 2, 2, w / 2, 2, ...]."""
-    batch, height, width, *rest = _dimensions(maps)
-    return tf.reshape(maps, [batch, height // 2, 2, width // 2, 2, *rest])
-
-
 def _merge_groups(hidden: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """A 1x1 convolution of [batch, h, w, groups, GROUP_WIDTH]; `kernel` [1, 1, groups * GROUP_WIDTH, channels]."""
     groups, channels = hidden.shape[3], kernel.shape[3]
@@ -305,26 +255,19 @@ def _average(hidden: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.reduce_mean(tf.cast(hidden, tf.float32), [1, 2]), hidden.dtype)
 
 
-def _gated_sum(branch, bias, gate, shortcut, in_cells: bool) -> tf.Tensor:
-    """`(branch + bias) * gate + shortcut` for maps [batch, h, w, c], bias [c], gate [batch, c].
+@tf.custom_gradient
+def _gated_sum(branch: tf.Tensor, bias: tf.Tensor, gate: tf.Tensor, shortcut: tf.Tensor) -> tf.Tensor:
+    """`(branch + bias) * gate + shortcut` for maps [batch, h, w, c], bias [c], gate [batch, c]."""
+    biased, gate = tf.identity(branch + tf.cast(bias, branch.dtype)), tf.identity(gate)
 
-    `in_cells` sums the gradients over cells of 2 x 2 pixels, as `_split_and_pool` gives them.
-    """
-    view, axes = (_cells, [1, 2, 3, 4]) if in_cells else (tf.identity, [1, 2])
+    def gradient(upstream):
+        exact = tf.cast(upstream, tf.float32)
+        total = tf.reduce_sum(exact, [1, 2])
+        along = tf.reduce_sum(exact * tf.cast(biased, tf.float32), [1, 2])
+        bias_gradient = tf.reduce_sum(total * tf.cast(gate, tf.float32), 0)
+        return upstream * gate[:, None, None, :], bias_gradient, tf.cast(along, gate.dtype), upstream
 
-    @tf.custom_gradient
-    def gated(branch, bias, gate, shortcut):
-        biased, gate = tf.identity(branch + tf.cast(bias, branch.dtype)), tf.identity(gate)
-
-        def gradient(upstream):
-            exact = tf.cast(view(upstream), tf.float32)
-            along = tf.reduce_sum(exact * tf.cast(view(biased), tf.float32), axes)
-            bias_gradient = tf.reduce_sum(tf.reduce_sum(exact, axes) * tf.cast(gate, tf.float32), 0)
-            return upstream * gate[:, None, None, :], bias_gradient, tf.cast(along, gate.dtype), upstream
-
-        return biased * gate[:, None, None, :] + shortcut, gradient
-
-    return gated(branch, bias, gate, shortcut)
+    return biased * gate[:, None, None, :] + shortcut, gradient
 
 
 def _dimensions(values: tf.Tensor) -> list:

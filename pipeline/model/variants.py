@@ -54,7 +54,6 @@ class Block:
       squeeze: hidden width of the squeeze-excite layer after them.
       shortcut: 1x1 convolution of a transition block's shortcut, None where the shortcut is the input.
       stride: of the transition, taken by the first 3x3 convolution and by the shortcut's average pooling.
-      next_stride: of the block after this one; 1 for the last.
       beta: one over the expected standard deviation of the block's input.
       depth_fraction: the block's index over the number of blocks; scales the rate of stochastic depth.
     """
@@ -65,7 +64,6 @@ class Block:
     squeeze: int
     shortcut: Conv | None
     stride: int
-    next_stride: int
     beta: float
     depth_fraction: float
 
@@ -106,20 +104,18 @@ def stem(variant: Variant) -> tuple[Conv, ...]:
 def blocks(variant: Variant) -> tuple[Block, ...]:
     """The residual blocks of all stages, in order."""
     total = sum(variant.depths)
-    strides = [
-        STAGE_STRIDES[stage] if i == 0 else 1 for stage, depth in enumerate(variant.depths) for i in range(depth)
-    ]
     plan = []
     channels = variant.stem_widths[-1]
     variance = 1.0
     for stage, (width, depth) in enumerate(zip(variant.widths, variant.depths, strict=True)):
         for index in range(depth):
+            stride = STAGE_STRIDES[stage] if index == 0 else 1
             plan.append(
                 _block(
                     f"stage{stage}/block{index}",
                     stage,
                     (channels, width),
-                    (*strides, 1)[len(plan) : len(plan) + 2],
+                    stride,
                     group_width=variant.group_width,
                     is_transition=index == 0,
                     beta=1 / math.sqrt(variance),
@@ -137,9 +133,8 @@ def final_conv(variant: Variant) -> Conv:
     return Conv("final_conv", variant.widths[-1], 2 * variant.widths[-1])
 
 
-def _block(name, stage, channels, strides, *, group_width, is_transition, beta, depth_fraction) -> Block:
+def _block(name, stage, channels, stride, *, group_width, is_transition, beta, depth_fraction) -> Block:
     before, after = channels
-    stride, next_stride = strides
     groups = int(after * BOTTLENECK) // group_width
     inner = groups * group_width  # whole groups: 128 of 192 channels in the first stage of the "+" variants
     return Block(
@@ -154,7 +149,6 @@ def _block(name, stage, channels, strides, *, group_width, is_transition, beta, 
         squeeze=after // 2,
         shortcut=Conv(f"{name}/conv_shortcut", before, after) if is_transition else None,
         stride=stride,
-        next_stride=next_stride,
         beta=beta,
         depth_fraction=depth_fraction,
     )
