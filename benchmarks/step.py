@@ -186,26 +186,29 @@ def measure(precision: str, names: list[str], arguments: argparse.Namespace) -> 
     return {contestant.name: contestant for contestant in contestants}
 
 
-def report(measured: dict[str, dict[str, Contestant]], arguments: argparse.Namespace) -> None:
+def report(precision: str, contestants: dict[str, Contestant], arguments: argparse.Namespace) -> None:
     """Prints the medians, and each one's speed over that of plain and of timm in the same turns."""
     from rich import box, console, table
 
-    what = f"{arguments.variant}, batch {arguments.batch}, {arguments.size} pixels, {arguments.threads} threads"
-    rows = table.Table(title=f"A training step: {what}; medians of {arguments.turns} turns", box=box.SIMPLE)
-    rows.add_column("precision")
+    what = f"{arguments.variant}, {precision}, batch {arguments.batch}, {arguments.size} pixels"
+    rows = table.Table(
+        title=f"A training step: {what}, {arguments.threads} threads; medians of {arguments.turns} turns",
+        box=box.SIMPLE,
+    )
     rows.add_column("step")
-    for heading in ("images/s", "lowest", "highest", "images/core-s", "/ plain", f"/ {PEER}"):
+    for heading in ("images/s", "lowest", "highest", "images/core-s", f"/ {OURS[0]}", f"/ {PEER}"):
         rows.add_column(heading, justify="right")
-    for precision, contestants in measured.items():
-        for name, contestant in contestants.items():
-            speeds = [turn["images_per_second"] for turn in contestant.turns]
-            numbers = [statistics.median(speeds), min(speeds), max(speeds), contestant.median("images_per_core_second")]
-            ratios = [_ratio(contestant, contestants.get(other)) for other in (OURS[0], PEER)]
-            rows.add_row(precision, name, *(f"{number:.2f}" for number in numbers), *ratios)
+    for name, contestant in contestants.items():
+        speeds = [turn["images_per_second"] for turn in contestant.turns]
+        numbers = [statistics.median(speeds), min(speeds), max(speeds), contestant.median("images_per_core_second")]
+        ratios = [_ratio(contestant, contestants.get(other)) for other in (OURS[0], PEER)]
+        rows.add_row(name, *(f"{number:.2f}" for number in numbers), *ratios)
     console.Console(width=max(100, console.Console().width)).print(rows)
-    for precision, contestants in measured.items():
-        if PEER in contestants:
-            print(f"{precision}: cpu / {PEER} {_ratio(contestants[OURS[1]], contestants[PEER])}, goal {GOAL}")
+    if PEER in contestants:
+        print(
+            f"{precision}: {OURS[1]} / {PEER} {_ratio(contestants[OURS[1]], contestants[PEER])}, goal {GOAL}",
+            flush=True,
+        )
 
 
 def _ratio(one: Contestant, other: Contestant | None) -> str:
@@ -238,7 +241,8 @@ def main() -> None:
         )
     names = [*OURS, *([] if missing else [PEER])]
     precisions = [arguments.precision] if arguments.precision else PRECISIONS
-    report({precision: measure(precision, names, arguments) for precision in precisions}, arguments)
+    for precision in precisions:
+        report(precision, measure(precision, names, arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def create(
       stochastic_depth_rate: grows linearly from 0 at the first block towards this after the last.
       recompute_stages: stages (0 to 3) whose activations are computed again in the backward pass
         instead of kept: less memory for about a third more time.
-      form: 'plain', or 'tpu': the same function of the same variables, in operations that suit a TPU (`tpu_layers.py`);
-        'auto' takes 'tpu' under a `TPUStrategy`, and 'plain' elsewhere.
+      form: 'plain', or the same function of the same variables in operations that suit a TPU, 'tpu' (`tpu_layers.py`),
+        or training on a CPU, 'cpu' (`cpu_layers.py`); 'auto' takes 'tpu' under a `TPUStrategy`, and 'plain' elsewhere.
 
     Raises:
       ValueError: the variant is unknown, or a number is out of its range.
