@@ -15,7 +15,7 @@ import hashlib
 import json
 import operator
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -176,19 +176,25 @@ def peak_memory(name: str, flags: argparse.Namespace) -> float:
     warm_up = tf.data.Dataset.range(8).map(lambda i: i + 1, num_parallel_calls=2).batch(2)
     sum(int(batch[0]) for batch in warm_up)
     tf.io.decode_jpeg(photograph(0))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     turn(name, flags)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    return (_peak() - before) / 1000
 
 
-def seconds_to_first_batch(directory: str, share: float, flags: argparse.Namespace) -> float:
-    """From nothing open to the first batch, at `share` of the first epoch."""
-    started = time.perf_counter()
+def _peak() -> int:
+    """Kilobytes of this process at its peak. (`getrusage` begins with the peak of the process that started it.)"""
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1])
+
+
+def seconds_to_first_batch(directory: str, share: float, flags: argparse.Namespace) -> tuple[float, float]:
+    """From nothing open to the first batch, at `share` of the first epoch: seconds and seconds of processor time."""
+    started, processor_started = time.perf_counter(), time.process_time()
     records = reader.RecordSet(directory, "train")
     budget = orders.Budget(records.order(flags.batch, seed=0), flags.batch, 1)
     view = views(flags.size)["crop"]
     next(iter(reader.dataset(records, budget, view, first_step=int(budget.steps * share))))
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - processor_started
 
 
 def measured_memory(name: str, flags: argparse.Namespace) -> float:
@@ -265,9 +271,10 @@ def report_resume(large: str, flags: argparse.Namespace) -> None:
     examples = manifest.read(large).splits["train"].written
     print(f"Seconds to the first batch of {examples:,} records in {600 * SHARDS:,} shards:")
     for share in shares:
-        fastest, slowest = min(seconds[share]), max(seconds[share])
+        wall, processor = zip(*seconds[share], strict=True)
         print(
-            f"  at {share:4.0%} of an epoch: {statistics.median(seconds[share]):.2f} ({fastest:.2f} to {slowest:.2f})"
+            f"  at {share:4.0%} of an epoch: {statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f}), "
+            f"processor time {statistics.median(processor):.2f}"
         )
 
 
