@@ -108,7 +108,7 @@ def test_a_study_that_does_not_exist(capsys):
 
 def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
     study = scaling_study.load([str(ROOT / "gin/study/demo.gin")], [])
-    assert len(study.grid) == 16
+    assert len(study.grid) == 20
     # From the smallest run to the largest: at least 1.5 decades of compute.
     work = [speeds.training_flops(variant, 48, 44) * epochs for variant, epochs in study.grid]
     assert np.log10(max(work) / min(work)) > 1.5
