@@ -141,7 +141,7 @@ class WSConv(layers.WSConv):
         if self._spec.kernel == self.stride == 1:
             flat = tf.reshape(inputs, [-1, kernel.shape[2]])
             outputs = _linear(flat, tf.reshape(kernel, kernel.shape[2:]), tf.cast(self.bias, dtype))
-            return tf.reshape(outputs, [*_dimensions(inputs)[:3], self.channels])
+            return tf.reshape(outputs, [*layers.dimensions(inputs)[:3], self.channels])
         outputs = tf.nn.conv2d(inputs, kernel, self.stride, "SAME")
         return tf.nn.bias_add(outputs, tf.cast(self.bias, dtype))
 
@@ -167,9 +167,3 @@ class NFBlock(layers.NFBlock):
 def stem(convs, images: tf.Tensor) -> tf.Tensor:
     """As `layers.stem`."""
     return layers.stem(convs, images, activation)
-
-
-def _dimensions(values: tf.Tensor) -> list:
-    """The shape, with a tensor for each dimension that is not known before the run."""
-    dynamic = tf.shape(values)
-    return [dynamic[i] if size is None else size for i, size in enumerate(values.shape)]

@@ -140,6 +140,12 @@ def stem(convs, images, activation=activation):
     return outputs
 
 
+def dimensions(values: tf.Tensor) -> list:
+    """The shape, with a tensor for each dimension that is not known before the run."""
+    dynamic = tf.shape(values)
+    return [dynamic[i] if size is None else size for i, size in enumerate(values.shape)]
+
+
 def _weight(layer, name, shape, initializer):
     # Without autocast the variable reads as float32, so that standardisation is done in float32.
     return layer.add_weight(

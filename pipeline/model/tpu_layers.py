@@ -139,7 +139,7 @@ class NFBlock(layers.NFBlock):
         hidden = activation(add_bias(hidden, tf.reshape(first.bias, [groups, GROUP_WIDTH])))
         for conv in inner:
             outputs = tf.nn.conv2d(_flat(hidden), conv.standardized(), conv.stride, "SAME")
-            outputs = tf.reshape(outputs, [*_dimensions(outputs)[:3], groups, GROUP_WIDTH])
+            outputs = tf.reshape(outputs, [*layers.dimensions(outputs)[:3], groups, GROUP_WIDTH])
             hidden = activation(add_bias(outputs, tf.reshape(conv.bias, [groups, GROUP_WIDTH])))
         return hidden
 
@@ -161,7 +161,8 @@ def stem(convs: Sequence[WSConv], images: tf.Tensor) -> tf.Tensor:
     outputs = activation(add_bias(outputs, biases[0]))
     # Cells begin one pixel earlier from here on, so that a window of two of them holds what the next needs.
     outputs = _convolve_padded(outputs, _packed(kernels[1], cell=2, stride=1, outputs=2))
-    outputs = activation(_add_map(add_bias(outputs, biases[1]), _outside(height // 4, width // 4, convs[1].channels)))
+    outside = tf.constant(_outside(height // 4, width // 4, convs[1].channels), outputs.dtype)
+    outputs = activation(add_bias(outputs, biases[1]) + outside)
     outputs = tf.nn.conv2d(outputs, _packed(kernels[2], cell=2, stride=1, outputs=2), 1, "VALID")
     outputs = activation(add_bias(outputs, biases[2]))
     outputs = tf.nn.conv2d(outputs, _packed(kernels[3], cell=2, stride=2, outputs=1), 1, at_end)
@@ -203,10 +204,6 @@ def _outside(rows: int, columns: int, channels: int) -> np.ndarray:
     return np.repeat((1 - inside).reshape(rows + 1, columns + 1, 4) * _OUTSIDE, channels, -1)
 
 
-def _add_map(inputs: tf.Tensor, values: np.ndarray) -> tf.Tensor:
-    return inputs + tf.constant(values, inputs.dtype)
-
-
 @tf.custom_gradient
 def _convolve_padded(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """A 2x2 convolution with one cell of padding on every side.
@@ -231,7 +228,7 @@ def _convolve_padded(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def _split_groups(inputs: tf.Tensor, kernel: tf.Tensor, groups: int) -> tf.Tensor:
     """A 1x1 convolution into [batch, h, w, groups, GROUP_WIDTH]; `kernel` [1, 1, channels, groups * GROUP_WIDTH]."""
-    batch, height, width, channels = _dimensions(inputs)
+    batch, height, width, channels = layers.dimensions(inputs)
     kernel = tf.transpose(tf.reshape(kernel, [1, 1, channels, groups, GROUP_WIDTH]), [0, 1, 3, 4, 2])
     shape = [batch, height, width, groups, GROUP_WIDTH]
     return tf.nn.conv3d_transpose(inputs[:, :, :, tf.newaxis], kernel, shape, [1] * 5, "VALID")
@@ -246,7 +243,7 @@ def _merge_groups(hidden: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 def _flat(hidden: tf.Tensor) -> tf.Tensor:
     """[batch, h, w, groups, width] as [batch, h, w, groups * width]."""
-    *places, groups, width = _dimensions(hidden)
+    *places, groups, width = layers.dimensions(hidden)
     return tf.reshape(hidden, [*places, groups * width])
 
 
@@ -268,9 +265,3 @@ def _gated_sum(branch: tf.Tensor, bias: tf.Tensor, gate: tf.Tensor, shortcut: tf
         return upstream * gate[:, None, None, :], bias_gradient, tf.cast(along, gate.dtype), upstream
 
     return biased * gate[:, None, None, :] + shortcut, gradient
-
-
-def _dimensions(values: tf.Tensor) -> list:
-    """The shape, with a tensor for each dimension that is not known before the run."""
-    dynamic = tf.shape(values)
-    return [dynamic[i] if size is None else size for i, size in enumerate(values.shape)]
