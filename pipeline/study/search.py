@@ -27,8 +27,8 @@ class Study:
       pretrain_file: gin file of pre-training; the study sets nfnet.variant, EPOCHS, LEARNING_RATE and SEED over it.
       finetune_files: gin file of each fine-tuning task; over it, nfnet.variant, INITIAL_CHECKPOINT and SEED are set.
       seeds: the first is used to find the learning rate, the others repeat the best.
-      search: 'two_trials' looks at the neighbour's best learning rate and half of it, and goes on downwards; 'grid'
-        runs all of `learning_rates` everywhere and goes on at both edges.
+      search: 'two_trials' starts from the neighbour's best learning rate and half of it, 'grid' from all of
+        `learning_rates` in every cell; both go on where the best lies on an edge of what was tried.
       max_extensions: how many learning rates may be added to those of the start.
       finetune: 'best' fine-tunes the best learning rate of each variant and budget, 'all' every pre-training.
       params: gin bindings over every file.
@@ -149,7 +149,9 @@ def remaining(study: Study, runs: Sequence[Run]) -> Iterator[Trial]:
         if state is not None and state.best is not None:
             continue
         if state is None:
-            ahead = study.learning_rates if study.search == GRID else study.learning_rates[:2]
+            first = study.learning_rates[0]  # stands for the neighbour's best, with what lies below and above it
+            trials = (first, first / 2, first * 2)[: 2 + study.max_extensions]
+            ahead = study.learning_rates if study.search == GRID else trials
             yield from (Trial(*cell, rate, study.seeds[0]) for rate in ahead)
         rate = study.learning_rates[0]
         yield from (Trial(*cell, rate, seed) for seed in study.seeds[1:])
@@ -164,19 +166,15 @@ def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> 
     best, lowest, highest = min(tried, key=tried.get), min(tried), max(tried)
     diverged = math.isinf(tried[best])
     may_extend = len(tried) < len(rates) + study.max_extensions
-    if diverged or best == lowest:
-        if may_extend:
-            what = "all diverged" if diverged else f"the best, {best:g}, lies on the lower edge"
-            return Search(((lowest / 2, f"{what}: the grid is extended"),))
-        if diverged:
-            return Search(note=f"every learning rate from {lowest:g} to {highest:g} diverged")
-        return Search(best=best, note=f"the best learning rate, {best:g}, still lies on the lower edge")
-    if best == highest and start is None:
-        if may_extend:
-            return Search(((highest * 2, f"the best, {best:g}, lies on the upper edge: the grid is extended"),))
-        return Search(best=best, note=f"the best learning rate, {best:g}, still lies on the upper edge")
-    if best == highest:  # two trials: the best rate falls with model and budget, so it is not above the neighbour's
-        return Search(best=best, note=f"higher learning rates than the neighbour's {best:g} were not tried")
+    if not may_extend and diverged:
+        return Search(note=f"every learning rate from {lowest:g} to {highest:g} diverged")
+    if diverged:
+        return Search(((lowest / 2, "all diverged: the grid is extended"),))
+    for end, edge, beyond in (("lower", lowest, lowest / 2), ("upper", highest, highest * 2)):
+        if best == edge and may_extend:
+            return Search(((beyond, f"the best, {best:g}, lies on the {end} edge: the grid is extended"),))
+        if best == edge:
+            return Search(best=best, note=f"the best learning rate, {best:g}, still lies on the {end} edge")
     return Search(best=best)
 
 
