@@ -5,7 +5,10 @@
 The exit code is 0 if the step fits into memory, 2 if not, 1 if it could not be checked.
 """
 
+import functools
+import multiprocessing
 import os
+import signal
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -36,6 +39,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     logging.set_verbosity(logging.WARNING)
+    signal.signal(signal.SIGTERM, _end)
     from pipeline.tpu import chips, compiler
 
     try:
@@ -47,9 +51,10 @@ def main(argv: list[str]) -> int:
     from pipeline.tpu import check, report
 
     try:
-        experiment = experiments.configured(_GIN_FILE.value, _GIN_PARAM.value)
+        configured = functools.partial(experiments.configured, _GIN_FILE.value, _GIN_PARAM.value)
+        experiment = configured()
         found, hlo = check.check(
-            experiment, topology, _REPLICA_BATCH.value, _IMAGES.value, _SEARCH.value, report.Progress()
+            configured, topology, _REPLICA_BATCH.value, _IMAGES.value, _SEARCH.value, report.Progress()
         )
     except (*experiments.EXPECTED_ERRORS, compiler.CompilerError) as error:
         return _stop(error, configure.message(error))
@@ -59,6 +64,13 @@ def main(argv: list[str]) -> int:
             with open(path, "w") as file:
                 file.write(text)
     return 0 if found.fits else 2
+
+
+def _end(number: int, frame) -> None:
+    """Ends this process and those that trace and compile for it."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.exit(128 + number)  # which ends a compiler that is waited for
 
 
 def _stop(error: Exception, message: str = "") -> int:

@@ -3,10 +3,13 @@
 import dataclasses
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import tensorflow as tf
@@ -16,7 +19,7 @@ from pipeline import experiments
 from pipeline.data.augment import Augmentation
 from pipeline.data.mixing import Mixing
 from pipeline.model import cost
-from pipeline.tpu import chips, compiler, program
+from pipeline.tpu import check, chips, compiler, program
 from pipeline.train.sam import SAM
 from tests import record_sets, tiny_runs
 
@@ -174,6 +177,44 @@ def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path, signal, words):
     monkeypatch.setattr(compiler, "versions", lambda: compiler.TESTED)
     with pytest.raises(compiler.CompilerError, match=words):
         compiler.compile_hlo(b"", "v4:2x2x1", "legacy")
+
+
+def killed_in_another_process():
+    if multiprocessing.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return experiments.configured(["gin/f0_jft.gin"], SMALL)
+
+
+@pytest.mark.slow
+def test_a_tracing_process_that_dies_is_reported():
+    topology = chips.topology("v4:2x2x1", "legacy")
+    with pytest.raises(compiler.CompilerError, match="traces the step was killed, very likely for lack of memory"):
+        check.check(killed_in_another_process, topology, replica_batch=8)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["Tracing", "Compiling"])
+def test_a_stopped_check_leaves_nothing_running(stage):
+    params = [f"--gin_param={param}" for param in SMALL]
+    command = [
+        sys.executable,
+        PROGRAM,
+        "--gin_file=gin/f0_jft.gin",
+        *params,
+        "--topology=v4:2x2x1",
+        "--replica_batch=8",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert any(line.startswith(stage) for line in process.stderr)
+        process.terminate()
+        process.stderr.read()  # ends when nobody is left to write to it
+        assert process.wait() == 128 + signal.SIGTERM
+    until = time.monotonic() + 30  # the dead stay listed until init has looked at them
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @needs_compiler

@@ -7,6 +7,7 @@ again without --anew. Prints the table as Markdown, beside what the paper report
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -49,9 +50,9 @@ def compile_variant(name: str) -> dict:
     from pipeline.tpu import check, report
 
     gin_file, batch = VARIANTS[name]
-    experiment = experiments.configured([gin_file], [])
+    configured = functools.partial(experiments.configured, [gin_file], [])
     topology = chips.topology(TOPOLOGY, CONFIGURATION)
-    found, _ = check.check(experiment, topology, replica_batch=batch, progress=report.Progress())
+    found, _ = check.check(configured, topology, replica_batch=batch, progress=report.Progress())
     if not found.fits:
         raise SystemExit(f"{name} does not fit with {batch} images a core: {found.refusal}")
     return {"gin_file": gin_file, **{field: found.as_dict()[field] for field in KEPT}}

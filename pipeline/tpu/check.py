@@ -1,9 +1,10 @@
 """An experiment and a topology -> an estimate: which batch, trace, compile, and the search for the largest batch."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
-import gc
 import math
+import multiprocessing
 from collections.abc import Callable
 
 from pipeline.tpu import compiler, program
@@ -23,17 +24,17 @@ def quiet(title: str) -> contextlib.AbstractContextManager:
 
 
 def check(
-    experiment: Experiment,
+    configured: Callable[[], Experiment],
     topology: Topology,
     replica_batch: int | None = None,
     images: int | None = None,
     search: bool = False,
     progress: Progress = quiet,
 ) -> tuple[Estimate, str]:
-    """Compiles the step of `experiment` for a replica of `topology`.
+    """Compiles the step of an experiment for a replica of `topology`.
 
     Args:
-      experiment: what is trained; its records need not exist.
+      configured: makes the experiment, whose records need not exist. Another process calls it too, so it is pickled.
       topology: where.
       replica_batch: images of a replica; the global batch over the replicas where None.
       images: of the training split; what the records or the configuration say where None.
@@ -47,14 +48,14 @@ def check(
       ProgramError: the step cannot be made.
       CompilerError: it cannot be compiled.
     """
+    experiment = configured()
     known = program.facts(experiment, images)
     batch = replica_batch or _share(experiment, topology)
     program.check_batch(experiment, batch)
 
     def attempt(batch: int) -> tuple[Estimate, str]:
         with progress(f"Tracing the step of {batch} images"):
-            traced = program.trace(experiment, known, batch)
-            gc.collect()  # the model and its graph: the compiler needs the memory
+            traced = _trace_apart(configured, known, batch)
         with progress(f"Compiling {traced.model}, {batch} images, for {topology.name} ({topology.configuration})"):
             compiled = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration)
         run = estimates.Run(
@@ -76,6 +77,23 @@ def check(
     if predicted is not None and found.fits:
         predicted = max(predicted, batch)
     return dataclasses.replace(found, largest_replica_batch=predicted), hlo
+
+
+def _trace_apart(configured: Callable[[], Experiment], known: program.Facts, batch: int) -> program.Program:
+    """Traces in a process that has ended when this returns: the compiler needs the memory of the graph."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            return pool.submit(_trace, configured, known, batch).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise compiler.CompilerError(
+                "The process that traces the step was killed, very likely for lack of memory: close other programs, or "
+                "check on a machine with more."
+            ) from None
+
+
+def _trace(configured: Callable[[], Experiment], known: program.Facts, batch: int) -> program.Program:
+    return program.trace(configured(), known, batch)
 
 
 def batch_multiple(experiment: Experiment) -> int:
