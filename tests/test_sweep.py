@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from pipeline.study import execution, search, sweep
 from pipeline.study import runs as reading
-from pipeline.study import search, sweep
 from pipeline.study.errors import StudyError
 from pipeline.study.runs import Run, Trial
 from tests import record_sets, simulated_studies
@@ -34,7 +34,11 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 if "WAIT_WITHOUT" in bindings and not os.path.exists(bindings["WAIT_WITHOUT"]):
     time.sleep(60)
+while "MEET" in bindings and not os.path.exists(bindings["MEET"]):
+    time.sleep(0.05)
 rate = float(bindings.get("LEARNING_RATE", 0))
+if str(rate) == bindings.get("SLOW"):
+    time.sleep(60)
 if rate > 3:
     print("step 7: loss nan", flush=True)
     sys.exit("\\nDivergedError: The loss is nan at step 7.")
@@ -157,6 +161,7 @@ def test_what_remains_is_foreseen():
         ({"learning_rates": (1.0, 0.4)}, r"spaced by factors of two, found \[0.4, 1.0\]"),
         ({"epochs": (1.0, 1.0)}, "Study.epochs must hold distinct values"),
         ({"epochs": (0.0,)}, "must be positive"),
+        ({"at_once": 0}, "Study.at_once is 0; expected 1 or more"),
         ({"search": "random"}, "Study.search is 'random'"),
         ({"finetune_files": ("a/x.gin", "b/x.gin")}, "distinct names"),
     ],
@@ -170,7 +175,7 @@ def test_wrong_settings_are_refused(changes, message):
 def stand_in(tmp_path, monkeypatch):
     path = tmp_path / "stand_in.py"
     path.write_text(STAND_IN)
-    monkeypatch.setattr(sweep, "MAIN", str(path))
+    monkeypatch.setattr(execution, "MAIN", str(path))
     monkeypatch.setattr(sweep, "LOOK_SECONDS", 0.05)
     return tmp_path
 
@@ -199,6 +204,25 @@ def test_sweep_runs_what_is_missing_and_skips_what_is_done(stand_in, capfd):
     grown = study(stand_in / "s", variants=("nano", "tiny"), epochs=(1.0,), learning_rates=(4.0, 2.0, 1.0))
     assert len(sweep.run(grown)) == 8
     assert starts(folder) == "."
+
+
+def test_runs_at_once_share_the_work(stand_in, capfd):
+    """The first run ends only when the second has begun."""
+    here = stand_in / "s"
+    second = here / "pretrain" / "nano_e1_lr0.5_s0" / "config.gin"
+    settings = {"variants": ("nano", "tiny"), "epochs": (1.0,), "at_once": 2, "params": (f"MEET={second}",)}
+    done = sweep.run(study(here, **settings))
+    assert {run.status for run in done} == {"finished"}
+    one, two = (sorted(run.trial.learning_rate for run in done if run.trial.variant == v) for v in ("nano", "tiny"))
+    assert one == two == [0.25, 0.5, 1.0]
+    assert "[2 of about" in capfd.readouterr().err
+
+
+def test_a_failure_stops_the_runs_at_work(stand_in):
+    failing = study(stand_in / "s", learning_rates=(0.75, 0.375), epochs=(1.0,), at_once=2, params=("SLOW=0.75",))
+    with pytest.raises(StudyError, match=r"(?s)failed with exit code 1.*out of luck"):
+        sweep.run(failing)
+    assert (stand_in / "s" / "pretrain" / "nano_e1_lr0.75_s0" / "checkpoint").exists()
 
 
 def test_a_stopped_sweep_resumes(stand_in):

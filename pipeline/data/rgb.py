@@ -59,9 +59,10 @@ def convert(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    rgb = image.convert("RGB")  # a new image, without the file's EXIF
-    rgb.info = {}  # nor profile, comments and the like, which saving would take along
-    return rgb
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    image.info = {}  # profile, EXIF, comments and the like, which saving would take along
+    return image
 
 
 def _through_profile(image: Image.Image) -> Image.Image:

@@ -30,6 +30,7 @@ class Study:
       search: 'two_trials' starts from the neighbour's best learning rate and half of it, 'grid' from all of
         `learning_rates` in every cell; both go on where the best lies on an edge of what was tried.
       max_extensions: how many learning rates may be added to those of the start.
+      at_once: how many runs work at a time on this machine.
       finetune: 'best' fine-tunes the best learning rate of each variant and budget, 'all' every pre-training.
       params: gin bindings over every file.
     """
@@ -43,6 +44,7 @@ class Study:
     seeds: Sequence[int] = (0,)
     search: str = TWO_TRIALS
     max_extensions: int = 3
+    at_once: int = 1
     finetune: str = BEST
     params: Sequence[str] = ()
 
@@ -55,6 +57,8 @@ class Study:
             cost.parameters(variant, 1)  # raises for a variant that does not exist
         if min(self.epochs) <= 0 or min(self.learning_rates) <= 0:
             raise StudyError("Study.epochs and Study.learning_rates must be positive.")
+        if self.at_once < 1:
+            raise StudyError(f"Study.at_once is {self.at_once}; expected 1 or more runs.")
         rates = sorted(self.learning_rates)
         if any(not math.isclose(2 * low, high) for low, high in itertools.pairwise(rates)):
             raise StudyError(f"Study.learning_rates must be spaced by factors of two, found {rates}.")

@@ -1,13 +1,12 @@
-"""Runs a study on this machine, one run of `pipeline/main.py` after another; what is finished is skipped."""
+"""Runs a study on this machine, a run of `pipeline/main.py` after the other or several at once; skips what is done."""
 
 import contextlib
 import fcntl
 import os
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -18,17 +17,11 @@ from pipeline.model import cost
 from pipeline.study import runs as reading
 from pipeline.study import search
 from pipeline.study.errors import StudyError
+from pipeline.study.execution import Execution, Stopped
 from pipeline.study.runs import Run, Trial
 from pipeline.study.search import Study
 
-MAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "main.py")
-LOG_FILE = "log.txt"
 LOOK_SECONDS = 0.5
-PREEMPTED = 143  # exit code of a run that was told to stop
-
-
-class Stopped(RuntimeError):
-    """The sweep was told to stop; the run it was in has saved a checkpoint."""
 
 
 def run(study: Study) -> list[Run]:
@@ -41,18 +34,54 @@ def run(study: Study) -> list[Run]:
       Stopped: SIGTERM or Ctrl-C.
     """
     os.makedirs(study.directory, exist_ok=True)
-    with _lock(study.directory) as lock, _raise_on_sigterm():
+    with _lock(study.directory) as lock, _stop_asked() as stop:
         done = _belonging(study)
         with Progress(study, done) as progress:
-            while wanted := search.next_trials(study, done):
-                progress.show(wanted[0], done)
-                _execute(study, wanted[0].trial, lock, progress, done)
-                done = _belonging(study)
-                progress.count(done)
+            done = _run_all(study, done, lock, stop, progress)
             for (variant, epochs), state in search.searches(study, {r.trial: r for r in done}).items():
                 if state.note:
                     progress.say(f"{variant}, {epochs:g} epochs: {state.note}.")
     return done
+
+
+def _run_all(study: Study, done: list[Run], lock: int, stop: threading.Event, progress: "Progress") -> list[Run]:
+    """Keeps `study.at_once` runs at work until none is left; returns all."""
+    working: dict[Trial, Execution] = {}
+    try:
+        while True:
+            for wanted in _in_order(study, done):
+                if len(working) < study.at_once and wanted.trial not in working:
+                    progress.show(wanted, done, len(working))
+                    working[wanted.trial] = Execution(
+                        arguments(study, wanted.trial), wanted.trial, study.directory, lock
+                    )
+            if not working:
+                return done
+            time.sleep(LOOK_SECONDS)
+            progress.tick()
+            if stop.is_set():
+                raise Stopped("stopped; the runs at work have saved a checkpoint, and the same command goes on.")
+            for trial, execution in list(working.items()):
+                execution.check(done)
+                if execution.ended:
+                    del working[trial]
+                    if reason := execution.result():
+                        progress.say(f"{trial.name} diverged and is left out: {reason}")
+                    done = _belonging(study)
+                    progress.count(done)
+    finally:
+        for execution in working.values():
+            execution.tell_to_stop()
+        for execution in working.values():
+            execution.close()
+
+
+def _in_order(study: Study, done: Sequence[Run]) -> list[search.Wanted]:
+    """What can run now. Several at once: the longest chains first, so that none is left alone at the end."""
+    wanted = search.next_trials(study, done)
+    if study.at_once == 1:
+        return wanted
+    return sorted(wanted, key=lambda one: -cost.multiply_adds(one.trial.variant, 224, 1))
 
 
 def commands(study: Study) -> list[str]:
@@ -100,15 +129,15 @@ class Progress:
     def __exit__(self, *_):
         self._bar.close()
 
-    def show(self, wanted: search.Wanted, done: Sequence[Run]) -> None:
-        """Names the run that begins, and the time left."""
+    def show(self, wanted: search.Wanted, done: Sequence[Run], working: int) -> None:
+        """Names the run that begins beside those at work, and the time left."""
         left = seconds_left(self._study, done)
         left = "time left not known yet" if left is None else f"about {max(1, round(left / 60))} min left"
         what = f"{wanted.trial.task or 'pre-training'} {wanted.trial.name}"
         total = len(self._known) + len(list(search.remaining(self._study, done)))
         self._bar.total = total
         self._bar.set_postfix_str(f"{left}, {what}")
-        self.say(f"[{len(self._known) + 1} of about {total}, {left}] {what} ({wanted.reason})")
+        self.say(f"[{len(self._known) + working + 1} of about {total}, {left}] {what} ({wanted.reason})")
 
     def tick(self) -> None:
         """Redraws the line."""
@@ -158,56 +187,7 @@ def seconds_left(study: Study, done: Sequence[Run]) -> float | None:
             if len(set(x)) > 1:
                 slope = min(max(np.polyfit(x, y, 1)[0], 0.0), slope)
             total += sum(y.mean() + slope * (one - x.mean()) for one in coming)
-    return total
-
-
-def _execute(study: Study, trial: Trial, lock: int, progress: Progress, done: Sequence[Run]) -> None:
-    """Runs or resumes one trial to its end."""
-    earlier = reading.read_one(trial, study.directory)
-    before = earlier.wall_seconds if earlier else 0.0
-    folder = reading.write_trial(trial, study.directory, before)
-    log_path = os.path.join(folder, LOG_FILE)
-    begun, checked, refused = time.monotonic(), False, False
-    with open(log_path, "ab") as log:
-        # The lock is inherited: it holds as long as any of the two lives.
-        process = subprocess.Popen(
-            [sys.executable, MAIN, *arguments(study, trial)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(lock,),
-            start_new_session=True,  # so that Ctrl-C reaches it through here alone, as SIGTERM
-        )
-        try:
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LOOK_SECONDS)
-                progress.tick()
-                if not checked and reading.recipe(folder) is not None and process.poll() is None:
-                    reading.check_same([*done, Run(trial, folder, reading.UNFINISHED)])
-                    checked = True
-        except StudyError:
-            refused = earlier is None
-            raise
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            if refused:
-                shutil.rmtree(folder)  # begun a moment ago
-            else:
-                reading.write_trial(trial, study.directory, before + time.monotonic() - begun)
-    if process.returncode == 0:
-        return
-    last = _last_lines(log_path)
-    if process.returncode == PREEMPTED:
-        raise Stopped(f"{folder} was told to stop; the same command goes on from its checkpoint.")
-    if "\nDivergedError: " in last:
-        message = last.rsplit("\nDivergedError: ", 1)[1].strip()
-        with open(os.path.join(folder, reading.DIVERGED_FILE), "w") as file:
-            file.write(message + "\n")
-        progress.say(f"{trial.name} diverged and is left out: {message}")
-        return
-    raise StudyError(f"{folder} failed with exit code {process.returncode}; the end of {log_path}:\n{last[-1500:]}")
+    return total / study.at_once
 
 
 def _belonging(study: Study) -> list[Run]:
@@ -236,22 +216,12 @@ def _lock(directory: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _raise_on_sigterm() -> Iterator[None]:
-    def stop(*_):
-        for number in earlier:
-            signal.signal(number, signal.SIG_IGN)  # once is enough: the run needs a moment to save
-        raise Stopped("stopped; the run at work has saved a checkpoint, and the same command goes on.")
-
-    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+def _stop_asked() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set."""
+    asked = threading.Event()
+    earlier = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def _last_lines(path: str, size: int = 4000) -> str:
-    with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - size))
-        return file.read().decode(errors="replace")
