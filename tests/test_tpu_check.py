@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -252,3 +253,32 @@ def test_nano_for_a_v4(tmp_path):
     assert found["hbm_bytes_accessed"] > found["argument_bytes"]
     assert len(found["most_expensive"]) == 10
     assert "images/s a core" in done.stdout and "Compiling nano" in done.stderr
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", sorted(path.name for path in (ROOT / "gin").glob("*_*.gin") if re.search("_jft|_imagenet", path.name))
+)
+def test_every_experiment_of_the_study_compiles(file):
+    """Each with its own optimiser, average, SAM, mixing and repeats; a small model in the place of its own."""
+    params = ('nfnet.variant="pico"', "TRAIN_SIZE=64")
+    done = run(f"--gin_file=gin/{file}", *(f"--gin_param={one}" for one in params), "--topology=v4:4x4x4")
+    assert done.returncode == 0, done.stderr
+    assert "images/s a core" in done.stdout
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_largest_batch_is_found_by_compiling(tmp_path):
+    """At the found batch the step fits, and a ninth more is more than memory holds."""
+    params = ('nfnet.variant="pico"', "TRAIN_SIZE=224", "Experiment.num_classes=100")
+    flags = ["--gin_file=gin/f0_jft.gin", *(f"--gin_param={one}" for one in params), "--topology=v5e:2x2"]
+    path = tmp_path / "pico.json"
+    assert run(*flags, "--replica_batch=256", "--search", f"--json={path}").returncode == 0
+    found = json.loads(path.read_text())
+    largest = found["largest_replica_batch"]
+    assert found["largest_is_verified"] and largest > 256
+    assert run(*flags, f"--replica_batch={largest}").returncode == 0
+    refused = run(*flags, f"--replica_batch={largest * 10 // 9}")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
