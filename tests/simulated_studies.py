@@ -14,6 +14,7 @@ SMALL = ("pico", "nano", "micro", "tiny")
 CONFIG = """# Macros:
 DATA_DIR = 'records'
 EPOCHS = {epochs}
+GLOBAL_BATCH = 1024
 LEARNING_RATE = {rate}
 SEED = 0
 

@@ -37,6 +37,17 @@ def test_each_figure_is_png_svg_and_csv(drawn):
         assert len(rows(folder / f"{name}.csv")) > 10
 
 
+def test_curves_and_bands_of_the_loss_figure(drawn):
+    _, found, folder, _ = drawn
+    table = rows(folder / "loss_laws.csv")
+    assert {row["law"] for row in table} == {"line", "with floor"}
+    for row in table:
+        law = found.line if row["law"] == "line" else found.saturating
+        low, value, high = (float(row[name]) for name in ("new_run_low", "validation_loss", "new_run_high"))
+        assert low < value < high
+        assert value == pytest.approx(law.predict([float(row[found.unit])]).value[0])
+
+
 def test_data_of_the_loss_figure(drawn):
     study, found, folder, _ = drawn
     table = rows(folder / "loss.csv")

@@ -179,3 +179,11 @@ def test_few_points_give_bands_that_contain_each_other_and_a_floor_below_the_los
     found = law.fit_saturating(compute, loss)
     low, high = found.floor_interval
     assert low <= found.floor <= high <= 2.28
+
+
+def test_a_floor_fitted_above_the_lowest_loss_lies_in_its_interval():
+    """One lucky run is no bound on the floor."""
+    loss = [4, 2.9, 2.35, 2.12, 2.03, 2.012, 2.004, 1.93]
+    found = law.fit_saturating(np.geomspace(1, 1e4, 8), loss)
+    low, high = found.floor_interval
+    assert min(loss) < found.floor and low <= found.floor <= high

@@ -48,6 +48,10 @@ def test_what_lies_outside_of_the_paper_is_said():
     small = planner.from_paper(50, images=14e6)
     assert small.choice.epochs == 8
     assert "set DATA_DIR" in planner.describe(small)
+    # Far more epochs would be best than were studied, so the largest model takes the most of them.
+    plenty = planner.from_paper(5_000, images=1.28e6)
+    assert (plenty.choice.variant, plenty.choice.epochs) == ("F7+", 8)
+    assert "The rule calls 3.1e+03 epochs best; more than 8 were not studied" in planner.describe(plenty)
     for budget in (0, -1, float("nan")):
         with pytest.raises(StudyError, match="positive number of core-hours"):
             planner.from_paper(budget)
@@ -64,12 +68,24 @@ def test_a_study_plans_by_its_own_law(tmp_path):
     assert value == pytest.approx(truth, rel=0.02)
     text = planner.describe(plan)
     assert "Learning rates from the study's" in text and "Held-out loss" in text
+    # Its own recipe, data and batch, on a TPU.
+    assert f"--gin_file={tmp_path}/pretrain/" in text and f'nfnet.variant="{plan.choice.variant}"' in text
+    assert 'Loop.strategy="tpu"' in text and "Batch             1024" in text
     # The best of all pairs that cost about as much is not much better than what was chosen.
     others = [
         simulated_studies.loss(variant, 30_000 / speeds.core_hours(variant, 4e9), 1.6, 4e9)
         for variant in simulated_studies.PAPER
     ]
     assert truth < 1.03 * min(others)
+
+
+def test_a_study_of_small_batches_is_no_plan_for_a_slice(tmp_path):
+    study = simulated_studies.write(tmp_path)
+    for path in tmp_path.glob("pretrain/*/config.gin"):
+        path.write_text(path.read_text().replace("GLOBAL_BATCH = 1024", "GLOBAL_BATCH = 32"))
+    plan = planner.from_study(30_000, costs.CORE_HOURS, runs.read(study))
+    with pytest.raises(StudyError, match="A batch of 32 images does not suit a TPU v4 slice"):
+        planner.describe(plan)
 
 
 def test_a_study_in_flops_names_its_own_models_and_warns_beyond_its_reach(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,13 @@ bindings = dict(word.split("=", 2)[1:] for word in sys.argv[1:] if word.startswi
 folder = words["model_dir"]
 with open(os.path.join(folder, "starts"), "a") as file:
     file.write(".")
-checkpoint = os.path.join(folder, "checkpoint")
+checkpoint = os.path.join(folder, "checkpoints", "step-7")
 with open(os.path.join(folder, "config.gin"), "w") as file:
     file.write("sgd.momentum = " + bindings.get("MOMENTUM", "0.9"))
 def stop(*_):
-    open(checkpoint, "w").close()
+    os.makedirs(checkpoint, exist_ok=True)
     sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGTERM, signal.SIG_DFL if "DEAF" in bindings else stop)
 if "WAIT_WITHOUT" in bindings and not os.path.exists(bindings["WAIT_WITHOUT"]):
     time.sleep(60)
 while "MEET" in bindings and not os.path.exists(bindings["MEET"]):
@@ -222,7 +223,7 @@ def test_a_failure_stops_the_runs_at_work(stand_in):
     failing = study(stand_in / "s", learning_rates=(0.75, 0.375), epochs=(1.0,), at_once=2, params=("SLOW=0.75",))
     with pytest.raises(StudyError, match=r"(?s)failed with exit code 1.*out of luck"):
         sweep.run(failing)
-    assert (stand_in / "s" / "pretrain" / "nano_e1_lr0.75_s0" / "checkpoint").exists()
+    assert (stand_in / "s" / "pretrain" / "nano_e1_lr0.75_s0" / "checkpoints").exists()
 
 
 def test_a_stopped_sweep_resumes(stand_in):
@@ -240,10 +241,10 @@ def test_a_stopped_sweep_resumes(stand_in):
     with pytest.raises(sweep.Stopped, match="the same command goes on"):
         sweep.run(small)
     thread.join()
-    assert (folder / "checkpoint").exists()  # the run was asked to stop, and waited for
+    assert (folder / "checkpoints").exists()  # the run was asked to stop, and waited for
     assert not (folder / "run.json").exists()
     assert reading.read(small.directory)[0].status == "unfinished"
-    resumed = study(stand_in / "s", variants=("nano",), epochs=(1.0,), params=(f"WAIT_WITHOUT={folder}/checkpoint",))
+    resumed = study(stand_in / "s", variants=("nano",), epochs=(1.0,), params=(f"WAIT_WITHOUT={folder}/checkpoints",))
     assert {run.status for run in sweep.run(resumed)} == {"finished"}
     assert starts(folder) == ".."
 
@@ -262,6 +263,20 @@ def test_another_recipe_is_refused_and_leaves_nothing(stand_in):
     with pytest.raises(StudyError, match=r"(?s)do not belong to one study.*-sgd.momentum = 0.9.*\+sgd.momentum = 0.8"):
         sweep.run(other)
     assert len(reading.read(str(here))) == 3
+
+
+def test_another_recipe_of_several_runs_leaves_nothing(stand_in):
+    """Neither of those that began at once, nor what an attempt without a checkpoint left, stands in the way."""
+    here = stand_in / "s"
+    settings = {"variants": ("nano", "tiny"), "epochs": (1.0,), "at_once": 2}
+    sweep.run(study(here, **{**settings, "variants": ("nano",)}))
+    stale = Trial("tiny", 1.0, 0.5)
+    reading.write_trial(stale, str(here))
+    shutil.copy(here / "pretrain" / "nano_e1_lr0.5_s0" / "config.gin", stale.folder(str(here)))
+    with pytest.raises(StudyError, match="do not belong to one study"):
+        sweep.run(study(here, **settings, params=("MOMENTUM=0.8", "WAIT_WITHOUT=x", "DEAF=x")))
+    assert len(reading.read(str(here))) == 3
+    assert len(sweep.run(study(here, **settings))) == 6
 
 
 def test_a_failed_run_stops_the_sweep_with_its_last_words(stand_in):
@@ -316,7 +331,12 @@ def test_how_a_run_works_is_no_recipe(tmp_path):
     simulated_studies.write(tmp_path, variants=("F0",), task="t")
     reading.check_same(reading.read(str(tmp_path)))
     found = reading.recipe(str(tmp_path / "pretrain" / "F0_e1_lr0.8_s0"))
-    assert found == ["Experiment.data = @Data()", "sgd.long_list = \\ (1, 2)", "sgd.momentum = 0.9"]
+    assert found == [
+        "Experiment.data = @Data()",
+        "GLOBAL_BATCH = 1024",
+        "sgd.long_list = \\ (1, 2)",
+        "sgd.momentum = 0.9",
+    ]
 
 
 def test_best_of_each_cell_over_seeds(tmp_path):

@@ -53,6 +53,8 @@ def test_all_reduce_time():
     assert torus.all_reduce_seconds(3e9) == pytest.approx(2 * 63 / 64 * 3e9 / 300e9)
     # 2 x 2 chips are no ring: one link along each of two axes.
     assert chips.topology("v4:2x2x1").all_reduce_seconds(1e9) == pytest.approx(2 * 3 / 4 * 1e9 / 100e9)
+    # Axes close in whole cubes alone.
+    assert chips.topology("v4:2x4x4").reduce_bandwidth == pytest.approx(3 * 50e9)
     # A v5e closes its axes at 16 alone.
     assert chips.topology("v5e:8x16").reduce_bandwidth == pytest.approx(3 * 50e9)
     assert chips.topology("v5e:1x1").all_reduce_seconds(1e9) == 0

@@ -31,9 +31,12 @@ class Execution:
 
     def __init__(self, arguments: Sequence[str], trial: Trial, directory: str, lock: int):
         earlier = reading.read_one(trial, directory)
-        self._trial, self._directory, self._is_new = trial, directory, earlier is None
+        self._trial, self._directory = trial, directory
         self._before = earlier.wall_seconds if earlier else 0.0
         self._folder = reading.write_trial(trial, directory, self._before)
+        self._is_new = not reading.has_checkpoint(self._folder)
+        if self._is_new:
+            reading.forget_recipe(self._folder)  # of an attempt that saved nothing, perhaps with another recipe
         self._log_path = os.path.join(self._folder, LOG_FILE)
         self._begun, self._checked = time.monotonic(), False
         with open(self._log_path, "ab") as log:
@@ -51,18 +54,10 @@ class Execution:
         return self._process.poll() is not None
 
     def check(self, others: Sequence[Run]) -> None:
-        """Raises a StudyError, and ends the run, where its recipe or data are not those of `others`."""
-        if self._checked or self.ended or reading.recipe(self._folder) is None:
-            return
-        try:
+        """Raises a StudyError where its recipe is not that of `others`."""
+        if not (self._checked or self.ended or reading.recipe(self._folder) is None):
             reading.check_same([*others, Run(self._trial, self._folder, reading.UNFINISHED)])
-        except StudyError:
-            self.tell_to_stop()
-            self.close()
-            if self._is_new:
-                shutil.rmtree(self._folder)  # begun a moment ago
-            raise
-        self._checked = True
+            self._checked = True
 
     def tell_to_stop(self) -> None:
         """Asks for a checkpoint and an end."""
@@ -72,19 +67,25 @@ class Execution:
     def close(self) -> None:
         """Waits for the end, and notes the time that it took."""
         self._process.wait()
-        if os.path.isdir(self._folder):
-            seconds = self._before + time.monotonic() - self._begun
-            reading.write_trial(self._trial, self._directory, seconds)
+        reading.write_trial(self._trial, self._directory, self._before + time.monotonic() - self._begun)
+
+    def discard_if_strange(self, others: Sequence[Run]) -> None:
+        """Removes what an ended run left, if it was begun here and its recipe is not that of `others`."""
+        try:
+            reading.check_same([*others, Run(self._trial, self._folder, reading.UNFINISHED)])
+        except StudyError:
+            if self._is_new:
+                shutil.rmtree(self._folder)
 
     def result(self) -> str:
         """Why an ended run diverged, which its folder then says too; '' where it finished.
 
         Raises:
-          StudyError: it failed; with the end of its log.
+          StudyError: it failed, or left no summary; with the end of its log.
           Stopped: somebody told it to stop.
         """
         self.close()
-        if self._process.returncode == 0:
+        if self._process.returncode == 0 and os.path.exists(os.path.join(self._folder, reading.SUMMARY_FILE)):
             return ""
         last = _last_lines(self._log_path)
         if self._process.returncode == PREEMPTED:

@@ -85,8 +85,11 @@ def _loss(found: Analysis, styles: dict, directory: str) -> str:
     fits = [("line", found.line, "#444444", "-")]
     if not isinstance(found.saturating, str):
         fits.append(("with floor", found.saturating, "#999999", "--"))
+    laws = []
     for name, fit, colour, line in fits:
         predicted = fit.predict(reach)
+        curves = np.column_stack([reach, predicted.value, *predicted.confidence, *predicted.prediction])
+        laws += [(name, *row) for row in curves.tolist()]
         axes.plot(reach, predicted.value, line, color=colour, lw=1.2, label=f"{name}: {fit.text.replace('y', 'L', 1)}")
         if name == "line":
             axes.fill_between(reach, *predicted.prediction, color=colour, alpha=0.12, lw=0, label="for a new run")
@@ -96,6 +99,8 @@ def _loss(found: Analysis, styles: dict, directory: str) -> str:
     _plain_ticks(axes.yaxis)
     # Beside the axes: curves of loss may lie anywhere in them.
     axes.legend(fontsize=8, title=f"bands: {fit.level:.0%}", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    head = ("law", found.unit, "validation_loss", "law_low", "law_high", "new_run_low", "new_run_high")
+    _write_csv(os.path.join(directory, "loss_laws.csv"), head, laws)
     head = ("variant", "epochs", "learning_rate", "seeds", found.unit, "validation_loss", "on_frontier")
     return _save(figure, directory, "loss", head, rows)
 
@@ -225,11 +230,15 @@ def _plain_ticks(axis, percent: bool = False) -> None:
 
 def _save(figure, directory: str, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
     path = os.path.join(directory, name)
-    with open(f"{path}.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
+    _write_csv(f"{path}.csv", head, rows)
     figure.savefig(f"{path}.svg", metadata={"Date": None})
     figure.savefig(f"{path}.png", dpi=150)
     plt.close(figure)
     return f"{path}.png"
+
+
+def _write_csv(path: str, head: Sequence[str], rows: Iterable[Sequence]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)

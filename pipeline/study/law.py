@@ -116,9 +116,9 @@ class Saturating:
 
     @property
     def floor_interval(self) -> tuple[float, float]:
-        """Bootstrap interval of the floor, within what the fitted values allow: it lies between 0 and the lowest."""
+        """Bootstrap interval of the floor; no higher than the lowest loss, unless the fitted floor is."""
         low, high = self._interval(np.log(self.floor), self.samples[:, 0])
-        return min(low, self.floor), min(high, self.lowest)
+        return min(low, self.floor), max(min(high, self.lowest), self.floor)
 
     @property
     def text(self) -> str:

@@ -8,6 +8,7 @@ own exponents decide, and its fitted law predicts the loss.
 import dataclasses
 import math
 import os
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ import numpy as np
 from pipeline.model import speeds
 from pipeline.study import analysis, costs, law
 from pipeline.study.errors import StudyError
-from pipeline.study.runs import Run
+from pipeline.study.runs import CONFIG_FILE, Run
 
 PAPER_VARIANTS = ("F0", "F1", "F3", "F3+", "F7", "F7+")
 ONE_EPOCH_CORE_HOURS = 5_000  # where the best budget of JFT-4B passes one epoch, as reported
@@ -55,6 +56,7 @@ class Plan:
       choice: the variant and its epochs.
       best_epochs: what the rule calls best for this budget.
       learning_rates: to try, in order.
+      batch: images of a step.
       prediction: held-out loss by each fitted law, name to (value, low, high); empty without a study.
       remarks: what should be known about the plan.
       command: of the run, a list of words.
@@ -65,6 +67,7 @@ class Plan:
     choice: Candidate
     best_epochs: float
     learning_rates: tuple[float, ...]
+    batch: int
     prediction: dict[str, tuple[float, float, float]]
     remarks: tuple[str, ...]
     command: tuple[str, ...]
@@ -98,7 +101,8 @@ def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
             f"{LEARNING_RATE:g} is reported best for small budgets, and less for large models and budgets; that it is "
             f"{rates[0]:g} here is our guess."
         )
-    return Plan(core_hours, costs.CORE_HOURS, choice, best, rates, {}, tuple(remarks), _paper_command(choice, rates[0]))
+    command = _paper_command(choice, rates[0])
+    return Plan(core_hours, costs.CORE_HOURS, choice, best, rates, BATCH, {}, tuple(remarks), command)
 
 
 def from_study(budget: float, unit: str, all_runs: Sequence[Run], images: float | None = None) -> Plan:
@@ -142,11 +146,9 @@ def from_study(budget: float, unit: str, all_runs: Sequence[Run], images: float 
     remarks.append(f"Learning rates from the study's {near.variant}, {near.epochs:g} epochs: its best and half of it.")
     fits = {"line": found.line} | ({} if isinstance(found.saturating, str) else {"with floor": found.saturating})
     predictions = {name: _predicted(fit, choice.compute) for name, fit in fits.items()}
-    if unit == costs.CORE_HOURS and choice.variant in PAPER_VARIANTS:
-        command = _paper_command(choice, rates[0])
-    else:
-        command = _study_command(near, choice, rates[0])
-    return Plan(budget, unit, choice, best, rates, predictions, tuple(remarks), command)
+    config = os.path.join(near.runs[0].folder, CONFIG_FILE)
+    command = _study_command(config, choice, rates[0], on_tpu=unit == costs.CORE_HOURS)
+    return Plan(budget, unit, choice, best, rates, _batch(config), predictions, tuple(remarks), command)
 
 
 def describe(plan: Plan) -> str:
@@ -158,15 +160,15 @@ def describe(plan: Plan) -> str:
         f"Epochs            {choice.epochs:g}, {_number(choice.compute)} {unit} "
         f"(the rule calls {plan.best_epochs:.2g} best)",
         f"Learning rates    {' and '.join(f'{rate:g}' for rate in plan.learning_rates)}, a run each; where the lowest "
-        "is the best, half of it too",
+        "is the best, half of it too, and where the highest is, twice of it",
     ]
     if plan.unit == costs.CORE_HOURS:
-        cores = slice_cores(choice)
+        cores = slice_cores(choice, plan.batch)
         lines += [
-            f"Batch             {BATCH}, {BATCH // cores} a core",
+            f"Batch             {plan.batch}, {plan.batch / cores:g} a core",
             f"Topology          TPU v4-{cores} ({TOPOLOGIES[cores]} chips), {choice.compute / cores:.3g} hours",
             f"Speed             {speeds.speed(choice.variant).images_per_second:.3g} images/s a core, "
-            f"{speeds.speed(choice.variant).source}",
+            f"at 224 pixels and 30,000 classes, {speeds.speed(choice.variant).source}",
         ]
     else:
         lines.append("Batch, topology   those of the study")
@@ -177,27 +179,32 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def slice_cores(choice: Candidate) -> int:
+def slice_cores(choice: Candidate, batch: int = BATCH) -> int:
     """Cores of the smallest TPU-v4 slice on which the run fits and lasts at most 14 days; the largest at most.
 
     64 images a core for F0 and F1 and 32 for the others are assumed to fit; `pipeline/tpu_check.py` checks.
     """
-    least = BATCH // (64 if choice.variant in ("F0", "F1") else 32)
-    fitting = [cores for cores in TOPOLOGIES if cores >= least]
+    least = batch // (64 if choice.variant in ("F0", "F1") else 32)
+    fitting = [cores for cores in TOPOLOGIES if least <= cores <= batch]
+    if not fitting:
+        raise StudyError(
+            f"A batch of {batch} images does not suit a TPU v4 slice of {min(TOPOLOGIES)} to {max(TOPOLOGIES)} cores: "
+            "make the study with a GLOBAL_BATCH between them and 64 images a core, or plan in FLOPs or seconds."
+        )
     return next((cores for cores in fitting if choice.compute / cores <= MAX_DAYS * 24), fitting[-1])
 
 
 def _choose(budget: float, compute_an_epoch: dict[str, float], best: float) -> Candidate:
-    """The variant that makes of the budget nearest to the best number of epochs."""
-    candidates = []
+    """The variant that makes of the budget nearest to the best number of epochs, at most 8."""
+    best, candidates = min(best, MAX_EPOCHS), []
     for variant, compute in compute_an_epoch.items():
         affordable = budget / compute
         epochs = float(f"{affordable:.2g}")
         if epochs > affordable * 1.02:  # a report's core-hours are round numbers themselves
             epochs -= 10.0 ** (math.floor(math.log10(affordable)) - 1)
         epochs = float(f"{min(epochs, MAX_EPOCHS):.2g}")
-        if affordable > 1.5 * MAX_EPOCHS and best < MAX_EPOCHS:
-            continue  # most of the budget would be left
+        if affordable > 1.5 * MAX_EPOCHS:
+            continue  # much of the budget would be left
         candidates.append(Candidate(variant, epochs, epochs * compute, abs(math.log(affordable / best))))
     if not candidates:  # more than the largest model can use
         largest = max(compute_an_epoch, key=compute_an_epoch.get)
@@ -216,7 +223,9 @@ def _budget_remarks(budget: float, choice: Candidate, best: float, unit: str) ->
             f"{MAX_EPOCHS:g} epochs of this model use {choice.compute / budget:.0%} of the budget: more epochs or a "
             "larger model would be outside of what was studied."
         )
-    if not 0.5 < choice.epochs / best < 2:
+    if best > 1.5 * MAX_EPOCHS:
+        remarks.append(f"The rule calls {best:.2g} epochs best; more than {MAX_EPOCHS:g} were not studied.")
+    elif not 0.5 < choice.epochs / best < 2:
         remarks.append(f"No variant makes of the budget what the rule calls best, {best:.2g} epochs; this is nearest.")
     return remarks
 
@@ -233,10 +242,18 @@ def _paper_command(choice: Candidate, rate: float) -> tuple[str, ...]:
     return _command(os.path.join("gin", f"{name}.gin"), bindings, f"runs/{name}_e{choice.epochs:g}_lr{rate:g}")
 
 
-def _study_command(near, choice: Candidate, rate: float) -> tuple[str, ...]:
-    bindings = (f'nfnet.variant="{choice.variant}"', f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}")
-    config = os.path.join(near.runs[0].folder, "config.gin")
+def _study_command(config: str, choice: Candidate, rate: float, on_tpu: bool) -> tuple[str, ...]:
+    bindings = [f'nfnet.variant="{choice.variant}"', f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}"]
+    if on_tpu:
+        bindings.append('Loop.strategy="tpu"')
     return _command(config, bindings, f"runs/{choice.variant}_e{choice.epochs:g}_lr{rate:g}")
+
+
+def _batch(config: str) -> int:
+    """The global batch of a run's configuration; the paper's where it is not said."""
+    with open(config) as file:
+        found = re.search(r"^(?:GLOBAL_BATCH|Data\.batch) = (\d+)$", file.read(), re.MULTILINE)
+    return int(found[1]) if found else BATCH
 
 
 def _command(file: str, bindings: Sequence[str], model_dir: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pipeline.study.errors import StudyError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
 TRIAL_FILE, DIVERGED_FILE = "trial.json", "diverged.txt"
+SUMMARY_FILE, CONFIG_FILE = "run.json", "config.gin"
 FINISHED, DIVERGED, UNFINISHED = "finished", "diverged", "unfinished"
 
 # What differs between the runs of a study on purpose, or says how and where a run works and not what it computes.
@@ -110,6 +111,19 @@ def write_trial(trial: Trial, directory: str, wall_seconds: float = 0.0) -> str:
     return folder
 
 
+def has_checkpoint(folder: str) -> bool:
+    """Whether a run has saved anything to go on from."""
+    checkpoints = os.path.join(folder, "checkpoints")
+    return os.path.isdir(checkpoints) and bool(os.listdir(checkpoints))
+
+
+def forget_recipe(folder: str) -> None:
+    """Removes a run's configuration, which its next attempt writes anew."""
+    path = os.path.join(folder, CONFIG_FILE)
+    if os.path.exists(path):
+        os.remove(path)
+
+
 def check_same(runs: Iterable[Run]) -> None:
     """Refuses to mix: all pre-trainings share data, evaluation set and recipe, and so do all fine-tunings of a task.
 
@@ -135,7 +149,7 @@ def check_same(runs: Iterable[Run]) -> None:
 
 def recipe(folder: str, task: str = "") -> list[str] | None:
     """The lines of a run's `config.gin` that decide its result, but for what a study varies; None before its start."""
-    path = os.path.join(folder, "config.gin")
+    path = os.path.join(folder, CONFIG_FILE)
     if not os.path.exists(path):
         return None
     with open(path) as file:
@@ -212,7 +226,7 @@ def _read_run(folder: str) -> Run:
         raise StudyError(f"{os.path.join(folder, TRIAL_FILE)} describes no trial: {error}.") from error
     if os.path.exists(os.path.join(folder, DIVERGED_FILE)):
         return Run(trial, folder, DIVERGED, {}, wall_seconds)
-    path = os.path.join(folder, "run.json")
+    path = os.path.join(folder, SUMMARY_FILE)
     if not os.path.exists(path):
         return Run(trial, folder, UNFINISHED, {}, wall_seconds)
     summary = _read_json(path)

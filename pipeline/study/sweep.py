@@ -22,6 +22,7 @@ from pipeline.study.runs import Run, Trial
 from pipeline.study.search import Study
 
 LOOK_SECONDS = 0.5
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(study: Study) -> list[Run]:
@@ -69,11 +70,21 @@ def _run_all(study: Study, done: list[Run], lock: int, stop: threading.Event, pr
                         progress.say(f"{trial.name} diverged and is left out: {reason}")
                     done = _belonging(study)
                     progress.count(done)
-    finally:
+    except StudyError:
+        _stop(working)
         for execution in working.values():
-            execution.tell_to_stop()
-        for execution in working.values():
-            execution.close()
+            execution.discard_if_strange(done)
+        raise
+    except BaseException:
+        _stop(working)
+        raise
+
+
+def _stop(working: dict[Trial, Execution]) -> None:
+    for execution in working.values():
+        execution.tell_to_stop()
+    for execution in working.values():
+        execution.close()
 
 
 def _in_order(study: Study, done: Sequence[Run]) -> list[search.Wanted]:
@@ -217,9 +228,9 @@ def _lock(directory: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _stop_asked() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set."""
+    """An event that SIGTERM, Ctrl-C and the end of the terminal set."""
     asked = threading.Event()
-    earlier = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    earlier = {number: signal.signal(number, lambda *_: asked.set()) for number in _STOPPING}
     try:
         yield asked
     finally:

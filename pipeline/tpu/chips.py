@@ -98,8 +98,12 @@ class Topology:
 
     @property
     def reduce_bandwidth(self) -> float:
-        """Bytes/s that a chip can send in an all-reduce: both links of each axis that is a ring, one of any other."""
-        links = sum(0 if size == 1 else 2 if size >= self.chip.ring else 1 for size in self.shape)
+        """Bytes/s that a chip can send in an all-reduce: both links of each axis that is a ring, one of any other.
+
+        Of chips along three axes, only slices of whole cubes have rings.
+        """
+        rings = self.chip.axes == 2 or all(size % self.chip.ring == 0 for size in self.shape)
+        links = sum(0 if size == 1 else 2 if rings and size >= self.chip.ring else 1 for size in self.shape)
         return links * self.chip.link_bandwidth
 
     def all_reduce_seconds(self, size: float) -> float:
