@@ -6,9 +6,7 @@ The exit code is 0 if the step fits into memory, 2 if not, 1 if it could not be 
 """
 
 import functools
-import multiprocessing
 import os
-import signal
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -26,9 +24,11 @@ _CHIP_CONFIG = flags.DEFINE_enum(
     "A core is a device, or a chip; v4: legacy, v5p: megacore if not given.",
 )
 _REPLICA_BATCH = flags.DEFINE_integer(
-    "replica_batch", None, "Images a replica; GLOBAL_BATCH over replicas if not given."
+    "replica_batch", None, "Images a replica; GLOBAL_BATCH over replicas if not given.", lower_bound=1
 )
-_IMAGES = flags.DEFINE_integer("images", None, "Images of an epoch; the records' own, or Data.images, if not given.")
+_IMAGES = flags.DEFINE_integer(
+    "images", None, "Images of an epoch; the records' own, or Data.images, if not given.", lower_bound=1
+)
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch of a replica by compiling, not by prediction.")
 _JSON = flags.DEFINE_string("json", None, "File to write the estimate to.")
 _HLO = flags.DEFINE_string("hlo", None, "File to write the optimised program to, as text.")
@@ -39,13 +39,16 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     logging.set_verbosity(logging.WARNING)
-    signal.signal(signal.SIGTERM, _end)
     from pipeline.tpu import chips, compiler
 
+    compiler.end_with_its_processes()
     try:
+        for path in filter(None, (_JSON.value, _HLO.value)):  # before the minutes until there is something to write
+            if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+                raise OSError(f"{path} cannot be written: its folder does not exist, or takes no files.")
         topology = chips.topology(_TOPOLOGY.value, _CHIP_CONFIG.value)
         compiler.versions()  # before TensorFlow, which takes seconds
-    except (chips.TopologyError, compiler.CompilerError) as error:
+    except (chips.TopologyError, compiler.CompilerError, OSError) as error:
         return _stop(error)
     from pipeline import configure, experiments
     from pipeline.tpu import check, report
@@ -64,13 +67,6 @@ def main(argv: list[str]) -> int:
             with open(path, "w") as file:
                 file.write(text)
     return 0 if found.fits else 2
-
-
-def _end(number: int, frame) -> None:
-    """Ends this process and those that trace and compile for it."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    sys.exit(128 + number)  # which ends a compiler that is waited for
 
 
 def _stop(error: Exception, message: str = "") -> int:

@@ -166,6 +166,20 @@ def test_a_bad_topology_is_refused_before_any_work():
 
 
 @pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--json=none/such/estimate.json", "none/such/estimate.json cannot be written: its folder does not exist"),
+        ("--replica_batch=0", "replica_batch"),
+        ("--images=-3", "images"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_work(flag, words):
+    done = run("--gin_file=gin/f0_jft.gin", "--topology=v4:2x2x1", flag)
+    assert done.returncode == 1
+    assert words in done.stderr and "Tracing" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("signal", "words"),
     [("ABRT", r"exit code -6 .* for v4:2x2x1: Check failed: no such chip"), ("KILL", "killed after .* lack of memory")],
 )

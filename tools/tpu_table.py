@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="compile again what the file has")
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
+    compiler.end_with_its_processes()
     rows = {}
     if os.path.exists(arguments.output):
         with open(arguments.output) as file:

@@ -23,7 +23,9 @@ _TANH_SLOPE = math.sqrt(2 / math.pi)
 _TANH_CUBE = 0.044715 * _TANH_SLOPE
 _HALF_GAIN = layers.ACTIVATION_GAIN / 2
 GROUP_WIDTH = 128  # channels of a group that fill the lanes of a TPU's registers
-_OUTSIDE = -1e4  # an input for which the activation and its derivative are 0 in every float type
+# Added to an input, makes activation and derivative 0: far below what convolutions give, but no further, because a tanh
+# that misses -1 by one rounding leaves a derivative that grows with the cube.
+_OUTSIDE = -32.0
 
 
 @tf.custom_gradient

@@ -50,7 +50,7 @@ def check(
     """
     experiment = configured()
     known = program.facts(experiment, images)
-    batch = replica_batch or _share(experiment, topology)
+    batch = _share(experiment, topology) if replica_batch is None else replica_batch
     program.check_batch(experiment, batch)
 
     def attempt(batch: int) -> tuple[Estimate, str]:
@@ -111,7 +111,8 @@ def largest_batch(found: Estimate, multiple: int, attempt: Callable[[int], Estim
     size, refused = found.replica_batch, None
     if found.fits:
         fitting = [found]
-        size = max(estimates.predicted_largest_batch(found, multiple), found.replica_batch) // multiple * multiple
+        predicted = estimates.predicted_largest_batch(found, multiple)
+        size = max(predicted, found.replica_batch + multiple) // multiple * multiple  # the prediction may be low
     else:
         refused = size
         size = size // 2 // multiple * multiple

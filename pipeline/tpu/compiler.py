@@ -6,6 +6,7 @@ It runs in a process of its own: the compiler ends its process on some errors, a
 import dataclasses
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -89,6 +90,17 @@ def untested(found: dict[str, str]) -> str:
     return ", ".join(other)
 
 
+def end_with_its_processes() -> None:
+    """Makes SIGTERM end this process and those that trace and compile for it."""
+
+    def end(number: int, frame) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+        sys.exit(128 + number)  # which ends a compiler that is waited for
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
     """Compiles a serialised HLO module for one device of a topology.
 
@@ -131,7 +143,9 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
 
 def _refused(error: str, topology: str, seconds: float, found: dict[str, str]) -> Compilation:
     """The answer to a compiler's error: a program that does not fit is an answer, anything else is not."""
-    if "RESOURCE_EXHAUSTED" not in error and "Ran out of memory" not in error:
+    no_memory = "RESOURCE_EXHAUSTED" in error or "Ran out of memory" in error
+    on_chip = re.search("vmem|smem|cmem", error, re.IGNORECASE) and not re.search("hbm", error, re.IGNORECASE)
+    if not no_memory or on_chip:
         raise CompilerError(f"The compiler refused the program for {topology}: {error[:2000]}")
     used, limit = used_and_limit(error)
     return Compilation(seconds, found, refusal=error, used_bytes=used, limit_bytes=limit)
