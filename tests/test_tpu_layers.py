@@ -53,10 +53,24 @@ def _difference(ours, theirs):
 )
 def test_logits_and_gradients_equal_the_plain_forms(wide, variant, size):
     settings = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.3}
-    images = tf.random.stateless_normal([4, *size, 3], [1, 2])
-    (plain, plain_gradients), (logits, gradients) = (
-        _loss_gradients(model, images) for model in _pair(variant, **settings)
-    )
+    _assert_equal(_pair(variant, **settings), tf.random.stateless_normal([4, *size, 3], [1, 2]))
+
+
+def test_recomputed_stages_equal_the_plain_forms(wide):
+    settings = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.3, "recompute_stages": (0, 1, 2)}
+    _assert_equal(_pair("wide", **settings), tf.random.stateless_normal([2, 64, 64, 3], [1, 2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "size"), [("F0", 192), ("F0", 480), ("F0+", 256), ("F1", 224), ("F3", 192), ("F3+", 192)]
+)
+def test_variants_of_the_family_equal_the_plain_forms_at_their_size(variant, size):
+    _assert_equal(_pair(variant, dropout_rate=0.2), tf.random.stateless_normal([1, size, size, 3], [1, 2]))
+
+
+def _assert_equal(pair, images):
+    (plain, plain_gradients), (logits, gradients) = (_loss_gradients(model, images) for model in pair)
     np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients, plain_gradients, strict=True):
         assert _difference([theirs], [ours]) < 1e-4
@@ -107,7 +121,8 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_form_is(wide, variant):
     assert _difference(exact[1], ours[1]) < 1.2 * _difference(exact[1], plain[1])
 
 
-def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one():
+@pytest.mark.parametrize("variant", ["nano", pytest.param("wide", marks=pytest.mark.slow)])
+def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one(wide, variant):
     labels = tf.range(16) % 10
     colours = tf.gather(2 * tf.random.stateless_normal([10, 1, 1, 3], [3, 4]), labels)
     images = colours + tf.random.stateless_normal([16, 32, 32, 3], [1, 2])
@@ -132,7 +147,7 @@ def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one():
     try:
         for policy in ("float32", "mixed_bfloat16"):
             tf_keras.mixed_precision.set_global_policy(policy)
-            plain, ours = _pair("nano", dropout_rate=0.0)
+            plain, ours = _pair(variant, dropout_rate=0.0)
             losses[policy] = train(plain, policy), train(ours, policy)
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
