@@ -187,6 +187,77 @@ def test_a_damaged_tar_gives_what_is_whole_and_says_so(tmp_path, cut):
     assert noise.refusal[0] == "unreadable"
 
 
+SAMPLE_BYTES = 4 * 512  # of a sample with two members of less than 512 bytes
+
+
+def five_samples(path) -> bytearray:
+    """The bytes of a tar of five samples, which it also writes."""
+    tar(path, [(f"{i}.{e}", b"1" * 100) for i in range(5) for e in ("jpg", "cls")])
+    with open(path, "rb") as file:
+        return bytearray(file.read())
+
+
+def damage(items: dict) -> list[str]:
+    """Details of what could not be listed."""
+    return [item.refusal[1] for item in items.values() if item.refusal and item.refusal[0] == "unreadable"]
+
+
+@pytest.mark.parametrize("sample", range(5))
+@pytest.mark.parametrize("how", ["flipped", "cut inside", "zeros"])
+def test_what_follows_a_damaged_header_is_not_lost_silently(tmp_path, sample, how):
+    data, start = five_samples(tmp_path / "a.tar"), sample * SAMPLE_BYTES
+    if how == "flipped":
+        data[start + 3] ^= 1
+    elif how == "zeros":
+        data[start : start + 512] = bytes(512)
+    ingest_images.write(tmp_path / "a.tar", data[: start + 200] if how == "cut inside" else data)
+    items = listed(tmp_path / "a.tar")
+    (detail,) = damage(items)
+    assert detail.startswith("damaged tar") and f"from byte {start} on" in detail
+    assert [key for key, item in items.items() if not item.refusal] == [f"a.tar/{i}.jpg" for i in range(sample)]
+
+
+def test_a_tar_ends_with_zeros_or_where_a_member_ends(tmp_path):
+    data = five_samples(tmp_path / "a.tar")
+    for end in (5 * SAMPLE_BYTES, 5 * SAMPLE_BYTES + 512, 5 * SAMPLE_BYTES + 600, len(data)):
+        ingest_images.write(tmp_path / "a.tar", data[:end])
+        items = listed(tmp_path / "a.tar")
+        assert len(items) == 5 and not any(item.refusal for item in items.values())
+    ingest_images.write(tmp_path / "a.tar", data + data)
+    (detail,) = damage(listed(tmp_path / "a.tar"))
+    assert f"from byte {5 * SAMPLE_BYTES} on" in detail, "the second of two tars in one file"
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        tar_header("long", 512, tarfile.GNUTYPE_LONGNAME) + b"n" * 512,
+        tar_header("long", 1 << 70, tarfile.GNUTYPE_LONGNAME),
+        tar_header("back", -4096),
+    ],
+    ids=["chained names", "a name of 2**70 bytes", "negative size"],
+)
+def test_hostile_tar_headers_are_damage(tmp_path, header):
+    data = five_samples(tmp_path / "a.tar")[: 5 * SAMPLE_BYTES]
+    ingest_images.write(tmp_path / "a.tar", data + header * 2000)
+    items = listed(tmp_path / "a.tar")
+    assert len(items) == 6 and len(damage(items)) == 1
+    assert launch.main([f"--input={tmp_path}/a.tar", f"--output_dir={tmp_path}/set"]) == 1, "no image, but no crash"
+
+
+def test_nested_json_in_the_first_sample_of_a_tar_is_a_bad_sample(tmp_path):
+    nested = b"[" * 100_000
+    path = tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", nested), ("1.jpg", b"x"), ("1.cls", b"c")])
+    items = listed(path)
+    assert items["a.tar/0.jpg"].refusal[0] == "bad_sample" and items["a.tar/1.jpg"].labels == ("c",)
+
+
 def test_tfds_set_keeps_its_class_order_and_its_bytes(tmp_path):
     names = ["zebra", "ape", "mole"]
     shard = tmp_path / "animals-train.tfrecord-00000-of-00001"
