@@ -6,6 +6,7 @@ bands, and at least m bands are equal (a pair differs in at most `distance` of t
 m bands are compared (Manku, Jain and Sarma, *Detecting near-duplicates for web crawling*, 2007).
 """
 
+import codecs
 import csv
 import hashlib
 import io
@@ -170,8 +171,8 @@ class Reference:
 
 
 def write_rows(file, rows: Iterable[Row]) -> None:
-    """Writes hashes as CSV, a row an image; names that are not text as Python's surrogates."""
-    writer = csv.writer(file, lineterminator="\n")
+    """Writes hashes to a binary file as CSV, a row an image; names as the bytes they are."""
+    writer = csv.writer(codecs.getwriter("utf-8")(file, "surrogateescape"))  # quotes names with either line end
     writer.writerow(_COLUMNS)
     for row in rows:
         names = [text(name) for name in (row.key, row.path)]
@@ -184,7 +185,8 @@ def read_rows(file) -> Iterator[Row]:
     Raises:
       ValueError: it is not such a file.
     """
-    reader = csv.DictReader(file)
+    content = io.BytesIO(file.read())  # at once: TensorFlow's lines lose every "\r"
+    reader = csv.DictReader(io.TextIOWrapper(content, "utf-8", "surrogateescape", newline=""))
     if missing := {"key", "content", "perceptual"} - set(reader.fieldnames or ()):
         raise ValueError(f"no column {sorted(missing)}; expected {', '.join(_COLUMNS)}")
     for row in reader:

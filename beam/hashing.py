@@ -29,18 +29,18 @@ def of_listing(
     path = shards.path_of(task, split, index) + duplicates.SUFFIX
     if task.retry or not _is_of(path, fingerprint):  # a mended file need not differ in size
         partial = f"{path}.partial-{uuid.uuid4().hex}"
-        with tf.io.gfile.GFile(partial, "w") as file:
-            file.write(json.dumps({"fingerprint": fingerprint}) + "\n")
+        with tf.io.gfile.GFile(partial, "wb") as file:
+            file.write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
             duplicates.write_rows(file, _rows(task, names, reference))
         tf.io.gfile.rename(partial, path, overwrite=True)
-    with tf.io.gfile.GFile(path) as file:
+    with tf.io.gfile.GFile(path, "rb") as file:
         file.readline()
         yield from duplicates.read_rows(file)
 
 
 def _is_of(path: str, fingerprint: str) -> bool:
     try:
-        with tf.io.gfile.GFile(path) as file:
+        with tf.io.gfile.GFile(path, "rb") as file:
             return json.loads(file.readline()) == {"fingerprint": fingerprint}
     except (tf.errors.OpError, ValueError):
         return False
@@ -63,10 +63,11 @@ def parts(path: str) -> list[tuple[str, str]]:
       BuildError: `path` is neither a record set nor a file of hashes.
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
-        with tf.io.gfile.GFile(path) as file:
+        with tf.io.gfile.GFile(path, "rb") as file:
             _skip_fingerprint(file)
-            if {"key", "content", "perceptual"} <= set(next(csv.reader(iter(file.readline, "")), ())):
-                return [("file", path)]
+            header = file.readline().decode("utf-8", "replace")
+        if {"key", "content", "perceptual"} <= set(next(csv.reader([header]), ())):
+            return [("file", path)]
         raise BuildError(
             f"--remove_duplicates_of={path}: found no columns key, content and perceptual; expected a record set's "
             "folder, or a file of hashes as a build with --duplicates leaves it."
@@ -84,13 +85,13 @@ def of_part(part: tuple[str, str]) -> Iterator[duplicates.Row]:
     if kind == "shard":
         yield from _of_records(path)
         return
-    with tf.io.gfile.GFile(path) as file:
+    with tf.io.gfile.GFile(path, "rb") as file:
         _skip_fingerprint(file)
         yield from duplicates.read_rows(file)
 
 
 def _skip_fingerprint(file) -> None:
-    if not file.readline().startswith("{"):
+    if not file.readline().startswith(b"{"):
         file.seek(0)
 
 
