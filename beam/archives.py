@@ -21,6 +21,7 @@ _IMAGES = ("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm")
 _LABELS = ("cls", "json")
 _LARGEST_LABEL = 1 << 20  # bytes; a label file above this is no label file
 _TAIL = 1 << 20  # bytes behind a tar's last member that must be zeros; writers fill up to 10 KiB
+_NOWHERE = (0, 0)  # offset and size of what is no image: nobody should read all of the tar
 _RECORD = struct.Struct("<QI")
 
 
@@ -40,9 +41,8 @@ def tar_items(path: str) -> Iterator[Item]:
             name = sample
             members.append((member, extension, content))
     except OSError as error:
-        yield Item(
-            name_bytes(f"{shard}/after {name}"), name_bytes(path), refusal=("unreadable", f"damaged tar: {error}")
-        )
+        key, refusal = name_bytes(f"{shard}/after {name}"), ("unreadable", f"damaged tar: {error}")
+        yield Item(key, name_bytes(path), *_NOWHERE, refusal=refusal)
     if members:
         yield _sample(path, shard, members)
 
@@ -86,7 +86,7 @@ def _sample_name(member: tarfile.TarInfo) -> str:
 def _sample(path: str, shard: str, members: list) -> Item:
     images = [member for member, extension, _ in members if extension in _IMAGES]
     named = (images or [members[0][0]])[0]
-    item = Item(name_bytes(f"{shard}/{named.name}"), name_bytes(path))
+    item = Item(name_bytes(f"{shard}/{named.name}"), name_bytes(path), *_NOWHERE)
     if not images:
         return item._replace(refusal=("bad_sample", f"no image among {[m.name for m, _, _ in members]!r:.200}"))
     if len(images) > 1:

@@ -1,6 +1,7 @@
 """Files by path, on this machine's disk or on any file system that Beam knows (`gs://`, `s3://`, `hdfs://`)."""
 
 import os
+import stat
 from collections.abc import Iterator
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -12,13 +13,18 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+class TooLarge(OSError):
+    """There are more bytes than may be read; nothing was read."""
+
+
 def open_to_read(path: str):
     """The file at `path`, opened to read bytes as they lie.
 
     Raises:
-      OSError: it cannot be opened.
+      OSError: it cannot be opened, or is no regular file.
     """
     if not is_remote(path):
+        size_of(path)  # a pipe or a device could keep its reader for ever
         return open(path, "rb")
     try:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
@@ -26,11 +32,18 @@ def open_to_read(path: str):
         raise OSError(str(error)) from error
 
 
-def read(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; from a negative offset, the whole file."""
+def read(path: str, offset: int, size: int, limit: int) -> bytes:
+    """`size` bytes from `offset`; from a negative offset, the whole file.
+
+    Raises:
+      OSError: it cannot be read.
+      TooLarge: it is more than `limit` bytes.
+    """
     with open_to_read(path) as file:
         if offset < 0:
-            return file.read()
+            offset, size = 0, file.seek(0, os.SEEK_END)
+        if size > limit:
+            raise TooLarge(f"{size} bytes; at most {limit}")
         file.seek(offset)
         return file.read(size)
 
@@ -65,10 +78,15 @@ def size_of(path: str) -> int:
     """Size in bytes; -1 where asking would take a request over a network for each file.
 
     Raises:
-      OSError: there is no such file.
+      OSError: there is no such file, or it is no regular file.
       ValueError: the path cannot name a file.
     """
-    return -1 if is_remote(path) else os.stat(path).st_size
+    if is_remote(path):
+        return -1
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is no regular file")
+    return status.st_size
 
 
 def walk(root: str) -> Iterator[tuple[str, int]]:

@@ -104,7 +104,7 @@ def fingerprint(
     return digest.hexdigest()
 
 
-_LIMITS = ("min_side", "max_pixels", "animated")
+_LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")
 
 
 def whole(path: str) -> dict | None:

@@ -312,6 +312,38 @@ def test_a_failed_build_leaves_no_earlier_manifest(tree, tmp_path, capsys):
     assert "does not exist" in refused
 
 
+def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path):
+    """A pipe or a device would keep its reader for ever, and a sparse file of a tebibyte all memory."""
+    source = tmp_path / "source"
+    ingest_images.write(source / "a" / "good.jpg", ingest_images.encode(ingest_images.picture(1)))
+    os.mkfifo(source / "a" / "pipe.jpg")
+    os.symlink("/dev/zero", source / "a" / "device.jpg")
+    ingest_images.write(source / "a" / "sparse.jpg", b"")
+    os.truncate(source / "a" / "sparse.jpg", 1 << 40)
+    names = ("good", "pipe", "device", "sparse")
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"source/a/{name}.jpg,a\n" for name in names))
+    for origin, folder in ((source, "a"), (tmp_path / "list.csv", "source/a")):
+        build(origin, tmp_path / "set")
+        assert refusals(tmp_path / "set") == {
+            f"{folder}/pipe.jpg": "unreadable",
+            f"{folder}/device.jpg": "unreadable",
+            f"{folder}/sparse.jpg": "too_many_bytes",
+        }
+
+
+def test_the_limit_of_bytes_is_one_that_can_be_loosened(tmp_path, capsys):
+    source = ingest_images.folder_tree(tmp_path / "source", images=8, classes=1)
+    largest = max(file.stat().st_size for file in (tmp_path / "source").rglob("*.*"))
+    build(source, tmp_path / "set", f"--max_bytes={largest - 1}")
+    assert set(refusals(tmp_path / "set").values()) == {"too_many_bytes"}
+    build(source, tmp_path / "set", f"--max_bytes={largest}", "--retry_rejected")
+    build(source, tmp_path / "fresh", f"--max_bytes={largest}")
+    assert refusals(tmp_path / "set") == {}
+    assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
+    message = failure(capsys, f"--input={source}", f"--output_dir={tmp_path}/set", "--max_bytes=2000000000")
+    assert "--max_bytes=2000000000: expected 1 to 1073741824" in message
+
+
 def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
     source = ingest_images.folder_tree(tmp_path / "source", images=24, classes=2)
     whole = {}
@@ -327,7 +359,8 @@ def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
         ingest_images.write(f"{source}/{name}", data)
 
     looked_at = []
-    monkeypatch.setattr(writing, "_read", lambda name, read=writing._read: looked_at.append(name.key) or read(name))
+    read = writing._read
+    monkeypatch.setattr(writing, "_read", lambda name, limit: looked_at.append(name.key) or read(name, limit))
     made = build(source, tmp_path / "set", *flags, "--retry_rejected")
     assert sorted(looked_at) == sorted(name.encode() for name in (*whole, "class_0/never.jpg"))
     assert made.split("train").written + made.split("validation").written == 24

@@ -30,7 +30,7 @@ def listed(path) -> dict:
 
 def content(item) -> bytes:
     """The bytes that an item points to."""
-    return files.read(item.path.decode(), item.offset, item.size)
+    return files.read(item.path.decode(), item.offset, item.size, limit=1 << 30)
 
 
 def picture(seed: int) -> bytes:
@@ -249,6 +249,16 @@ def test_hostile_tar_headers_are_damage(tmp_path, header):
     items = listed(tmp_path / "a.tar")
     assert len(items) == 6 and len(damage(items)) == 1
     assert launch.main([f"--input={tmp_path}/a.tar", f"--output_dir={tmp_path}/set"]) == 1, "no image, but no crash"
+
+
+def test_a_tar_member_that_claims_a_petabyte_is_refused_unread(tmp_path):
+    data = five_samples(tmp_path / "a.tar")[: 5 * SAMPLE_BYTES]
+    label = tar_header("x.cls", 1) + b"1".ljust(512, b"\0")
+    ingest_images.write(tmp_path / "a.tar", data + label + tar_header("x.jpg", 1 << 50))
+    claimed = listed(tmp_path / "a.tar")["a.tar/x.jpg"]
+    assert claimed.size == 1 << 50 and not claimed.refusal
+    with pytest.raises(files.TooLarge, match="1125899906842624 bytes; at most 1073741824"):
+        content(claimed)
 
 
 def test_nested_json_in_the_first_sample_of_a_tar_is_a_bad_sample(tmp_path):
