@@ -139,11 +139,21 @@ def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
         if "path" not in columns:
             columns = table.schema_arrow.names
         for batch in table.iter_batches(_BATCH, columns=columns):
-            for row in batch.to_pylist():
+            for row in _rows_of(batch):
                 number += 1
                 yield number, row
     except pa.ArrowException as error:
         raise OSError(error) from error
+
+
+def _rows_of(batch) -> list[dict]:
+    """The rows of a batch; one whose text is not UTF-8 has no value."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [dict.fromkeys(batch.schema.names)]
+        return [row for number in range(len(batch)) for row in _rows_of(batch.slice(number, 1))]
 
 
 _READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -90,6 +90,17 @@ def test_parquet_without_the_columns_or_damaged(tmp_path):
         sources.look(str(tmp_path / "damaged.parquet"))
 
 
+def test_parquet_text_that_is_not_utf_8_refuses_its_row(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        ingest_images.write(tmp_path / name, b"x")
+    paths = pa.array([b"\xff.jpg", b"a.jpg", b"b.jpg"]).cast(pa.binary()).view(pa.string())
+    labels = pa.array([[b"c"], [b"c", b"\xfe"], [b"c"]], pa.list_(pa.binary())).view(pa.list_(pa.string()))
+    pq.write_table(pa.table({"path": paths, "labels": labels}), tmp_path / "list.parquet")
+    items = listed(tmp_path / "list.parquet")
+    assert items.pop("b.jpg").labels == ("c",)
+    assert [item.refusal[0] for item in items.values()] == ["bad_row", "bad_row"]
+
+
 def test_a_pattern_names_several_lists(tmp_path):
     for i in range(3):
         ingest_images.write(tmp_path / f"{i}.jpg", b"x")
@@ -110,6 +121,29 @@ def test_a_list_streams(tmp_path):
     items = sources.items(source.parts[0], source)
     assert next(items).key == b"0.jpg" and next(items).key == b"1.jpg"
     items.close()
+
+
+def test_folders_as_deep_as_a_path_may_be(tmp_path):
+    deep = tmp_path / "class" / ("d/" * 600)
+    ingest_images.write(deep / "a.jpg", b"x")
+    assert list(listed(tmp_path)) == [f"class/{'d/' * 600}a.jpg"]
+
+
+def test_a_folder_is_listed_once_in_a_class_however_many_links_lead_to_it(tmp_path):
+    names = [f"c{number:02d}" for number in range(12)]
+    for name in names:
+        ingest_images.write(tmp_path / name / "z" / f"{name}.jpg", b"x")
+        for other in names:
+            os.symlink(tmp_path / other, tmp_path / name / f"to_{other}")
+    os.symlink("itself", tmp_path / "itself")
+    items = listed(tmp_path)
+    images = [key for key, item in items.items() if not item.refusal]
+    assert len(images) == 12 * 12 and len(items) < 12 * 12 * 14
+    assert sorted(key for key in images if key.startswith("c00/")) == [
+        *(f"c00/to_c{number:02d}/z/c{number:02d}.jpg" for number in range(1, 12)),
+        "c00/z/c00.jpg",
+    ]
+    assert items["c00/to_c00"].refusal == ("unreadable", "symbolic link to a folder that is listed already")
 
 
 def test_webdataset_tar_with_classes_and_json(tmp_path):
