@@ -25,13 +25,17 @@ _NOWHERE = (0, 0)  # offset and size of what is no image: nobody should read all
 _RECORD = struct.Struct("<QI")
 
 
-def tar_items(path: str) -> Iterator[Item]:
+def tar_items(path: str, root: str) -> Iterator[Item]:
     """The samples of a tar shard: members that share a name up to the first dot, an image and a label.
 
     Labels are in a `.cls` member (the class) or a `.json` member with `label`, or `labels` and `label_weights`. What
     cannot be listed becomes one item that is refused.
+
+    Args:
+      path: the tar.
+      root: the beginning of `path` that keys leave out.
     """
-    shard, name, members = os.path.basename(path), None, []
+    shard, name, members = path.removeprefix(root), None, []
     try:
         for member, extension, content in _members(path):
             sample = _sample_name(member)

@@ -1,5 +1,6 @@
 """Files by path, on this machine's disk or on any file system that Beam knows (`gs://`, `s3://`, `hdfs://`)."""
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -67,6 +68,13 @@ def join(folder: str, name: str) -> str:
     if is_remote(name) or not is_remote(folder):
         return name if is_remote(name) else os.path.join(folder, name)
     return FileSystems.join(folder, name)
+
+
+def common_folder(paths: list[str]) -> str:
+    """The longest folder that all files at `paths` lie in, with the slash behind it."""
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
+    return "".join(f"{names[0]}/" for names in shared)
 
 
 def folder_of(path: str) -> str:

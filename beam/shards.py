@@ -71,8 +71,8 @@ def place(key: bytes, task: Task) -> tuple[str, int]:
 
 
 def in_order(names: Iterable[Name]) -> list[Name]:
-    """The names of a shard in the order of its records."""
-    return sorted(names, key=lambda name: (position(name.key), repr(name)))
+    """The names of a shard in the order of its records; of one key, those first that the listing accepts."""
+    return sorted(names, key=lambda name: (position(name.key), name.key, name.refusal is not None, repr(name)))
 
 
 def path_of(task: Task, split: str, index: int) -> str:

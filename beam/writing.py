@@ -177,7 +177,7 @@ def outcomes(names: list[Name], function: Callable) -> Iterator[tuple[Name, obje
             yield from zip(names[first : first + _CHUNK], found, strict=True)
 
 
-_AGAIN = images.Refused("duplicate_key", "listed more than once; another entry was taken")
+_AGAIN = images.Refused("duplicate_key", "listed more than once; one entry is looked at, if possible one without fault")
 
 
 def _ahead(pool, function: Callable, arguments: Iterable, depth: int) -> Iterator[tuple]:

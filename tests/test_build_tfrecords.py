@@ -235,6 +235,15 @@ def test_every_bad_row_of_a_list_is_accounted_for(tree, tmp_path):
         assert collections.Counter(json.loads(line)["reason"] for line in file) == split.rejected
 
 
+def test_of_two_entries_the_one_without_fault_is_taken(tree, tmp_path):
+    image = os.path.join(tree, "class_1/001.jpg")
+    row = {"path": image, "labels": ["a"], "label_weights": [1.0]}
+    rows = [{**row, "label_weights": [-1.0]}, row, {**row, "path": "/nowhere.jpg", "key": image}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    split = build(tmp_path / "list.jsonl", tmp_path / "set", "--shards=1").split("train")
+    assert (split.written, split.rejected) == (1, {"duplicate_key": 2})
+
+
 def test_names_that_are_not_text_and_links_in_circles(tmp_path):
     source = ingest_images.folder_tree(tmp_path / "source", images=4, classes=2)
     odd = os.fsencode(f"{source}/class_0/") + b"\xff\xfe na\nme.jpg"

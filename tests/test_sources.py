@@ -110,6 +110,28 @@ def test_a_pattern_names_several_lists(tmp_path):
         sources.look(str(tmp_path / "nothing-*.csv"))
 
 
+def test_lists_of_several_folders_have_different_keys(tmp_path):
+    ingest_images.write(tmp_path / "c.jpg", b"c")
+    for folder in ("p", "q"):
+        ingest_images.write(tmp_path / folder / "a.jpg", folder.encode())
+        rows = f"path,label,key\na.jpg,x,\n{tmp_path}/c.jpg,x,\na.jpg,x,{folder} own\n"
+        ingest_images.write(tmp_path / folder / "list.csv", rows.encode())
+    source = sources.look(f"{tmp_path}/*/list.csv")
+    items = [item for part in source.parts for item in sources.items(part, source)]
+    both = f"{tmp_path}/c.jpg".encode()
+    assert [item.key for item in items] == [b"p/a.jpg", both, b"p own", b"q/a.jpg", both, b"q own"]
+    assert content(items[0]) == b"p" and content(items[3]) == b"q"
+    assert list(listed(tmp_path / "p" / "list.csv")) == ["a.jpg", f"{tmp_path}/c.jpg", "p own"]
+
+
+def test_tars_of_several_folders_have_different_keys(tmp_path):
+    for folder in ("p", "q/deep"):
+        os.makedirs(tmp_path / "one" / folder)
+        tar(tmp_path / "one" / folder / "0.tar", [("a.jpg", b"x"), ("a.cls", b"c")])
+    assert list(listed(f"{tmp_path}/one/**/0.tar")) == ["p/0.tar/a.jpg", "q/deep/0.tar/a.jpg"]
+    assert list(listed(f"{tmp_path}/one/q/*/0.tar")) == ["0.tar/a.jpg"]
+
+
 def test_a_list_streams(tmp_path):
     """The second item comes before the rest of a list of 200,000 rows is read."""
     ingest_images.write(tmp_path / "a.jpg", b"x")
