@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 
@@ -27,9 +27,13 @@ def open_to_read(path: str):
     if not is_remote(path):
         size_of(path)  # a pipe or a device could keep its reader for ever
         return open(path, "rb")
+    return _file_system(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def _file_system(path: str):
     try:
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-    except BeamIOError as error:
+        return FileSystems.get_filesystem(path)
+    except ValueError as error:  # nobody has this scheme, or a flag of who has it is missing
         raise OSError(str(error)) from error
 
 
@@ -50,17 +54,25 @@ def read(path: str, offset: int, size: int, limit: int) -> bytes:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder at `path`."""
+    """Whether there is a file or a folder at `path`.
+
+    Raises:
+      OSError: it cannot be asked for.
+    """
     if is_remote(path):
-        return FileSystems.exists(path) or next(walk(path), None) is not None
+        return _file_system(path).exists(path) or next(walk(path), None) is not None
     return os.path.exists(path)
 
 
 def match(pattern: str) -> list[str]:
-    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself."""
+    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
+
+    Raises:
+      OSError: they cannot be asked for.
+    """
     if not is_remote(pattern) and os.path.exists(pattern):
         return [pattern]
-    return sorted(metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list)
+    return sorted(metadata.path for metadata in _file_system(pattern).match([pattern])[0].metadata_list)
 
 
 def join(folder: str, name: str) -> str:
@@ -98,10 +110,11 @@ def size_of(path: str) -> int:
 
 
 def walk(root: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every file below a remote folder, as a stream."""
+    """(path, size) of every file below a remote folder, as a stream.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
     prefix = root.rstrip("/") + "/"
-    try:
-        for metadata in FileSystems.get_filesystem(prefix)._list(prefix):  # the only listing that streams
-            yield metadata.path, metadata.size_in_bytes
-    except BeamIOError as error:
-        raise OSError(str(error)) from error
+    for metadata in _file_system(prefix)._list(prefix):  # the only listing that streams
+        yield metadata.path, metadata.size_in_bytes

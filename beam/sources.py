@@ -31,9 +31,12 @@ def look(path: str) -> Source:
     """Looks at the source before any work.
 
     Raises:
-      BuildError: it is missing, empty, or not as it should be.
+      BuildError: it is missing, empty, out of reach, or not as it should be.
     """
-    source = _look(path)
+    try:
+        source = _look(path)
+    except OSError as error:
+        raise BuildError(f"--input={path} is out of reach: {error}") from error
     return source._replace(parts=[name_bytes(part) for part in source.parts])
 
 

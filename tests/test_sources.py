@@ -13,6 +13,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.value_provider import RuntimeValueProvider
 
 from beam import files, launch, sources
 from beam.options import BuildError
@@ -375,13 +377,13 @@ class ShelfFileSystem(FileSystem):
         return "shelf"
 
     def _real(self, path):
-        return path.replace("shelf://", f"{self.root}/")
+        return path.replace(f"{self.scheme()}://", f"{self.root}/")
 
     def _list(self, dir_or_prefix):
         for folder, _, names in os.walk(self._real(dir_or_prefix)):
             for name in sorted(names):
                 path = os.path.join(folder, name)
-                yield FileMetadata(path.replace(f"{self.root}/", "shelf://"), os.path.getsize(path))
+                yield FileMetadata(path.replace(f"{self.root}/", f"{self.scheme()}://"), os.path.getsize(path))
 
     def open(self, path, mime_type=None, compression_type=None):
         try:
@@ -429,6 +431,33 @@ def test_another_file_system_holds_the_same_tree_and_list(tmp_path, monkeypatch)
     for nothing in ("shelf://nothing", "shelf://nothing.csv"):
         with pytest.raises(BuildError, match="does not exist"):
             sources.look(nothing)
+
+
+class LockerFileSystem(ShelfFileSystem):
+    """The same under `locker://`, for those who come with the pipeline's options, as `hdfs://` wants them."""
+
+    def __init__(self, pipeline_options):
+        if pipeline_options is None:
+            raise ValueError("pipeline_options is not set")
+        super().__init__(pipeline_options)
+
+    @classmethod
+    def scheme(cls):
+        return "locker"
+
+
+def test_a_file_system_has_its_flags_before_the_first_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
+    for place, name in ((FileSystems, "_pipeline_options"), (RuntimeValueProvider, "runtime_options")):
+        monkeypatch.setattr(place, name, None)  # as in a process that has run no job
+    ingest_images.write(tmp_path / "box" / "0.jpg", picture(1))
+    (tmp_path / "box" / "list.csv").write_text("path,label\n0.jpg,c\n")
+    with pytest.raises(BuildError, match=r"--input=locker://box/list\.csv is out of reach: pipeline_options is not"):
+        sources.look("locker://box/list.csv")
+    assert launch.main(["--input=locker://box/list.csv", f"--output_dir={tmp_path}/set", "--shards=1"]) == 0
+    for path in ("none://bucket/images", "none://bucket/list.csv", "none://bucket/0.tar"):
+        assert launch.main([f"--input={path}", f"--output_dir={tmp_path}/set"]) == 1
+        assert f"--input={path} is out of reach: Unable to get filesystem" in capsys.readouterr().err
 
 
 def test_class_folders_in_every_encoding(tmp_path):
