@@ -30,7 +30,11 @@ class BuildOptions(PipelineOptions):
         )
         parser.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
         parser.add_argument(
-            "--shard_mib", type=int, default=0, help="Choose the number of shards so that each is about so large."
+            "--shard_mib",
+            type=int,
+            default=0,
+            help="Choose the number of shards so that each is about so large, by the sizes of the source's images. "
+            "With --resize they come out smaller: give the number that --dry_run plans as --shards.",
         )
         parser.add_argument(
             "--retry_rejected",

@@ -425,10 +425,12 @@ def test_the_plan_is_arithmetic():
     flags = options.parse(["--input=x", "--output_dir=y", "--shard_mib=256"]).view_as(options.BuildOptions)
     planned = costs.plan(measured, 3_600_000, flags)
     assert planned["shards"] == round(1_800_000 / 256)
+    assert planned["bytes a shard"] == pytest.approx(256 << 20, rel=1e-3)
     assert planned["index bytes"] == 8 * (1_800_000 + planned["shards"])
     assert planned["shuffle bytes"] == 3_600_000 * 80
     assert planned["core hours"] == pytest.approx(1 + 10)
-    both = ["--input=x", "--output_dir=y", "--duplicates=drop", "--duplicate_distance=3"]
+    both = ["--input=x", "--output_dir=y", "--duplicates=drop", "--duplicate_distance=3", "--shards=90"]
     planned = costs.plan(measured, 3_600_000, options.parse(both).view_as(options.BuildOptions))
     assert planned["shuffle bytes"] == 2 * 3_600_000 * 80 + 1_800_000 * 200 * 11, "five bands make ten tables"
+    assert (planned["shards"], planned["bytes a shard"]) == (90, 20_000 << 20)
     assert planned["core hours"] == pytest.approx(1 + 10 + 20)
