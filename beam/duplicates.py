@@ -46,9 +46,13 @@ class Pair(NamedTuple):
 
     @classmethod
     def of(cls, values: tuple) -> "Pair":
-        """A pair that came through Beam as plain tuples."""
+        """The pair that `plain` gave."""
         image, other, reason, distance = values
         return cls(Row(*image), Row(*other), reason, distance)
+
+    def plain(self) -> tuple:
+        """The pair as plain tuples, for Beam: a worker may decode them before it has this module."""
+        return tuple(self.image), tuple(self.other), self.reason, self.distance
 
     def as_json(self) -> dict:
         """The pair as a row of `duplicates.jsonl`, with where the bytes of both lie."""
@@ -107,11 +111,11 @@ def same_hash(group: tuple[int, Iterable[Row]], distance: int, both: bool) -> It
                 yield "pair", Pair(rows[0], row, "near_duplicate", 0)
 
 
-def tables(row: Row, distance: int) -> Iterator[tuple[tuple[int, int, int, int], Row]]:
-    """The buckets in which `row` meets every image within `distance`."""
+def tables(row: Row, distance: int) -> Iterator[tuple[tuple[int, int, int, int], tuple]]:
+    """The buckets in which `row` meets every image within `distance`, and the row as a plain tuple."""
     bands = [int(b[0]) for b in _bands(np.array([row.perceptual], np.uint64), distance + _SHARED_BANDS)]
     for i, j in itertools.combinations(range(len(bands)), _SHARED_BANDS):
-        yield (i, j, bands[i], bands[j]), row
+        yield (i, j, bands[i], bands[j]), tuple(row)
 
 
 def near(bucket: tuple[tuple, Iterable[Row]], distance: int, both: bool) -> Iterator[Pair]:
@@ -142,7 +146,7 @@ class Reference:
     `digest`: SHA-256 over hashes and distance, which decide what is refused, and why.
     """
 
-    def __init__(self, rows: Iterable[Row], distance: int):
+    def __init__(self, rows: Iterable[tuple], distance: int):
         self.rows = sorted(map(tuple, rows))
         self.distance = distance
         self.digest = hashlib.sha256(repr((distance, self.rows)).encode()).hexdigest()

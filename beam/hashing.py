@@ -79,12 +79,13 @@ def parts(path: str) -> list[tuple[str, str]]:
     return [("shard", os.path.join(path, part.file)) for split in made.splits.values() for part in split.shards]
 
 
-def of_part(part: tuple[str, str]) -> Iterator[duplicates.Row]:
-    """The hashes of one of the `parts`."""
+def of_part(part: tuple[str, str]) -> Iterator[tuple]:
+    """The hashes of one of the `parts`, each a `duplicates.Row` as a plain tuple (see `duplicates.Pair.plain`)."""
     kind, path = part
-    if kind == "shard":
-        yield from _of_records(path)
-        return
+    yield from map(tuple, _of_records(path) if kind == "shard" else _of_file(path))
+
+
+def _of_file(path: str) -> Iterator[duplicates.Row]:
     with tf.io.gfile.GFile(path, "rb") as file:
         _skip_fingerprint(file)
         yield from duplicates.read_rows(file)
