@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -187,13 +188,23 @@ def read_rows(file) -> Iterator[Row]:
     """Reads what `write_rows` wrote; `path`, `offset` and `size` may be missing in a file from elsewhere.
 
     Raises:
-      ValueError: it is not such a file.
+      ValueError: it is not such a file, or one of its lines is no such row.
     """
     content = io.BytesIO(file.read())  # at once: TensorFlow's lines lose every "\r"
     reader = csv.DictReader(io.TextIOWrapper(content, "utf-8", "surrogateescape", newline=""))
     if missing := {"key", "content", "perceptual"} - set(reader.fieldnames or ()):
         raise ValueError(f"no column {sorted(missing)}; expected {', '.join(_COLUMNS)}")
-    for row in reader:
-        place = (row.get("path") or "", int(row.get("offset") or -1), int(row.get("size") or -1))
-        names = name_bytes(row["key"]), name_bytes(place[0])
-        yield Row(*names, *place[1:], bytes.fromhex(row["content"]), int(row["perceptual"], 16))
+    try:
+        for row in reader:
+            yield _row(row)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _row(columns: dict) -> Row:
+    for name, digits in (("content", 32), ("perceptual", 16)):
+        if not re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", columns[name] or ""):
+            raise ValueError(f"{name} is {columns[name]!r:.80}; expected {digits} hexadecimal digits")
+    place = int(columns.get("offset") or -1), int(columns.get("size") or -1)
+    names = name_bytes(columns["key"]), name_bytes(columns.get("path") or "")
+    return Row(*names, *place, bytes.fromhex(columns["content"]), int(columns["perceptual"], 16))

@@ -80,9 +80,16 @@ def parts(path: str) -> list[tuple[str, str]]:
 
 
 def of_part(part: tuple[str, str]) -> Iterator[tuple]:
-    """The hashes of one of the `parts`, each a `duplicates.Row` as a plain tuple (see `duplicates.Pair.plain`)."""
+    """The hashes of one of the `parts`, each a `duplicates.Row` as a plain tuple (see `duplicates.Pair.plain`).
+
+    Raises:
+      BuildError: it is damaged.
+    """
     kind, path = part
-    yield from map(tuple, _of_records(path) if kind == "shard" else _of_file(path))
+    try:
+        yield from map(tuple, _of_records(path) if kind == "shard" else _of_file(path))
+    except ValueError as error:
+        raise BuildError(f"--remove_duplicates_of: {path}, {error}: mend it, or make it again.") from error
 
 
 def _of_file(path: str) -> Iterator[duplicates.Row]:
@@ -102,7 +109,9 @@ def _of_records(path: str) -> Iterator[duplicates.Row]:
     index = shard.read_index(path, examples)
     for number in range(examples):
         (payload,) = shard.read_records(path, index, number, 1)
-        features = tf.train.Example.FromString(payload or b"").features.feature
+        if payload is None:
+            raise ValueError(f"record {number} is damaged")
+        features = tf.train.Example.FromString(payload).features.feature
         (image,), (key,) = features["image"].bytes_list.value, features["key"].bytes_list.value
         place = int(index[number]) + 12 + payload.find(image)
         yield duplicates.Row(key, os.fsencode(path), place, len(image), *duplicates.hashes(image))

@@ -226,3 +226,34 @@ def test_reference_that_is_none_is_refused_clearly(tree, tmp_path, capsys):
     with pytest.raises(manifest.ManifestError):
         manifest.read(str(tmp_path / "set"))
     assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", "--duplicate_distance=99"]) == 1
+
+
+GOOD = f"{'0' * 32},{'0' * 16}"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (f"k,{'0' * 30},{'0' * 16}", f"content is '{'0' * 30}'; expected 32 hexadecimal digits"),
+        (f"k,{'0' * 32},{'f' * 17}", f"perceptual is '{'f' * 17}'; expected 16 hexadecimal digits"),
+        (f"k,{'0' * 32},-{'0' * 15}", "perceptual is '-0"),
+        ("k", "content is None"),
+    ],
+)
+def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, capsys, row, words):
+    (tmp_path / "hashes.csv").write_text(f"key,content,perceptual\ng,{GOOD}\n{row}\n")
+    flags = [f"--input={tree}", f"--output_dir={tmp_path}/set", f"--remove_duplicates_of={tmp_path}/hashes.csv"]
+    message = failure(capsys, *flags)
+    assert f"--remove_duplicates_of: {tmp_path}/hashes.csv, line 3: {words}" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_reference_with_a_damaged_record_is_refused_clearly(tree, tmp_path, capsys):
+    ingest_images.write(tmp_path / "evaluation" / "e" / "a.jpg", ingest_images.encode(ingest_images.picture(1)))
+    build(tmp_path / "evaluation", tmp_path / "reference", "--shards=1")
+    (shard,) = (tmp_path / "reference").glob("*-00000-of-00001")
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    flags = [f"--input={tree}", f"--output_dir={tmp_path}/set", f"--remove_duplicates_of={tmp_path}/reference"]
+    assert f"--remove_duplicates_of: {shard}, record 0 is damaged: mend it" in failure(capsys, *flags)
