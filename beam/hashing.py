@@ -22,32 +22,35 @@ def of_listing(
 ) -> Iterator[duplicates.Row]:
     """The hashes of the usable images of one shard's listing.
 
-    They are kept beside the shard, after a line with their fingerprint, and read from there on a re-run.
+    They are kept beside the shard, after a line with what they were made from, and read from there on a re-run.
     """
     names = shards.in_order(names)
-    fingerprint = shards.fingerprint(task, names, {}, reference)
+    listing, settings = (shards.fingerprint(task, listed, {}, reference) for listed in (names, ()))
+    made_from = {"fingerprint": listing, "settings": settings}
     path = shards.path_of(task, split, index) + duplicates.SUFFIX
-    if task.retry or not _is_of(path, fingerprint):  # a mended file need not differ in size
+    old = _made_from(path)
+    if task.retry or old != made_from:  # a mended file need not differ in size
+        known = _of_file(path) if task.retry and old.get("settings") == settings else ()
         partial = f"{path}.partial-{uuid.uuid4().hex}"
         with tf.io.gfile.GFile(partial, "wb") as file:
-            file.write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
-            duplicates.write_rows(file, _rows(task, names, reference))
+            file.write(json.dumps(made_from).encode() + b"\n")
+            duplicates.write_rows(file, _rows(task, names, reference, {row[:4]: row for row in known}))
         tf.io.gfile.rename(partial, path, overwrite=True)
-    with tf.io.gfile.GFile(path, "rb") as file:
-        file.readline()
-        yield from duplicates.read_rows(file)
+    yield from _of_file(path)
 
 
-def _is_of(path: str, fingerprint: str) -> bool:
+def _made_from(path: str) -> dict:
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return json.loads(file.readline()) == {"fingerprint": fingerprint}
+            return json.loads(file.readline())
     except (tf.errors.OpError, ValueError):
-        return False
+        return {}
 
 
-def _rows(task, names, reference) -> Iterator[duplicates.Row]:
+def _rows(task, names, reference, known: dict) -> Iterator[duplicates.Row]:
     def outcome(name: shards.Name) -> duplicates.Row | images.Refused:
+        if name[:4] in known and not name.refusal:
+            return known[name[:4]]
         checked = writing.checked(name, task, reference)
         return checked if isinstance(checked, images.Refused) else writing.row_of(name, checked.data)
 

@@ -353,7 +353,8 @@ def test_the_limit_of_bytes_is_one_that_can_be_loosened(tmp_path, capsys):
     assert "--max_bytes=2000000000: expected 1 to 1073741824" in message
 
 
-def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("policy", "looks"), [("off", 1), ("keep_first", 2)])
+def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch, policy, looks):
     source = ingest_images.folder_tree(tmp_path / "source", images=24, classes=2)
     whole = {}
     for name in ("class_1/003.jpg", "class_0/008.jpg"):
@@ -361,7 +362,7 @@ def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
             whole[name] = file.read()
         ingest_images.write(f"{source}/{name}", whole[name][:-200])
     ingest_images.write(f"{source}/class_0/never.jpg", b"words")
-    flags = ["--shards=2", "--validation_fraction=0.2"]
+    flags = ["--shards=2", "--validation_fraction=0.2", f"--duplicates={policy}"]
     build(source, tmp_path / "set", *flags)
     assert set(refusals(tmp_path / "set")) == {*whole, "class_0/never.jpg"}
     for name, data in whole.items():
@@ -371,7 +372,7 @@ def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
     read = writing._read
     monkeypatch.setattr(writing, "_read", lambda name, limit: looked_at.append(name.key) or read(name, limit))
     made = build(source, tmp_path / "set", *flags, "--retry_rejected")
-    assert sorted(looked_at) == sorted(name.encode() for name in (*whole, "class_0/never.jpg"))
+    assert sorted(looked_at) == sorted(looks * [name.encode() for name in (*whole, "class_0/never.jpg")])
     assert made.split("train").written + made.split("validation").written == 24
     build(source, tmp_path / "fresh", *flags)
     assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
