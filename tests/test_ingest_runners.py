@@ -110,6 +110,18 @@ def test_what_goes_from_worker_to_worker_names_no_module_of_ours(tmp_path):
     assert ingest.duplicates.Pair.of(placed[1]) == pair
 
 
+def test_a_name_that_a_runner_loses_fails_the_build(tree, tmp_path):
+    task = ingest.shards.Task("images", str(tmp_path), "single", options.ImageSettings(), {"train": 1})
+    source = sources.look(tree)
+    items = [item for part in source.parts for item in sources.items(part, source)]
+    indices = ingest.indices_of(["class_0", "class_1", "class_2"])
+    names = [ingest.to_name(item, task, indices)[1] for item in items]
+    result = ingest.write_shard((("train", 0), {"names": names[1:], "pairs": []}), task, None)
+    with pytest.raises(options.BuildError, match="32 images were listed, but 31 came to the shards"):
+        ingest.end(True, task, list(indices), (len(names), 0, 0), [result])
+    assert not (tmp_path / "manifest.json").exists()
+
+
 DATAFLOW = [
     "--runner=DataflowRunner",
     "--project=project-1",
