@@ -228,9 +228,6 @@ def test_reference_that_is_none_is_refused_clearly(tree, tmp_path, capsys):
     assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", "--duplicate_distance=99"]) == 1
 
 
-GOOD = f"{'0' * 32},{'0' * 16}"
-
-
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -240,11 +237,17 @@ GOOD = f"{'0' * 32},{'0' * 16}"
         ("k", "content is None"),
     ],
 )
-def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, capsys, row, words):
-    (tmp_path / "hashes.csv").write_text(f"key,content,perceptual\ng,{GOOD}\n{row}\n")
+def test_a_malformed_row_of_hashes_is_named(tmp_path, row, words):
+    ingest_images.write(tmp_path / "a.csv", f"key,content,perceptual\ng,{'0' * 32},{'0' * 16}\n{row}\n".encode())
+    with open(tmp_path / "a.csv", "rb") as file, pytest.raises(ValueError, match=f"^line 3: {words}"):
+        list(duplicates.read_rows(file))
+
+
+def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, capsys):
+    (tmp_path / "hashes.csv").write_text("key,content,perceptual\nk,short,\n")
     flags = [f"--input={tree}", f"--output_dir={tmp_path}/set", f"--remove_duplicates_of={tmp_path}/hashes.csv"]
     message = failure(capsys, *flags)
-    assert f"--remove_duplicates_of: {tmp_path}/hashes.csv, line 3: {words}" in message
+    assert f"--remove_duplicates_of: {tmp_path}/hashes.csv, line 2: content is 'short'; expected 32" in message
     assert len(message.splitlines()) == 1
 
 

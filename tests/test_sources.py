@@ -306,7 +306,6 @@ def test_hostile_tar_headers_are_damage(tmp_path, header):
     ingest_images.write(tmp_path / "a.tar", data + header * 2000)
     items = listed(tmp_path / "a.tar")
     assert len(items) == 6 and len(damage(items)) == 1
-    assert launch.main([f"--input={tmp_path}/a.tar", f"--output_dir={tmp_path}/set"]) == 1, "no image, but no crash"
 
 
 def test_a_tar_member_that_claims_a_petabyte_is_refused_unread(tmp_path):
