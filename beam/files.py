@@ -25,7 +25,7 @@ def open_to_read(path: str):
       OSError: it cannot be opened, or is no regular file.
     """
     if not is_remote(path):
-        size_of(path)  # a pipe or a device could keep its reader for ever
+        size_of(path)  # raises for a pipe or a device, which could keep its reader for ever
         return open(path, "rb")
     return _file_system(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
