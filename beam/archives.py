@@ -20,44 +20,77 @@ TFDS = "tfds:"
 _IMAGES = ("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm")
 _LABELS = ("cls", "json")
 _LARGEST_LABEL = 1 << 20  # bytes; a label file above this is no label file
+_TAIL = 1 << 20  # bytes behind a tar's last member that must be zeros; writers fill up to 10 KiB
+_NOWHERE = (0, 0)  # offset and size of what is no image: nobody should read all of the tar
 _RECORD = struct.Struct("<QI")
 
 
-def tar_items(path: str) -> Iterator[Item]:
+def tar_items(path: str, root: str) -> Iterator[Item]:
     """The samples of a tar shard: members that share a name up to the first dot, an image and a label.
 
-    Labels are in a `.cls` member (the class) or a `.json` member with `label`, or `labels` and `label_weights`.
+    Labels are in a `.cls` member (the class) or a `.json` member with `label`, or `labels` and `label_weights`. What
+    cannot be listed becomes one item that is refused.
+
+    Args:
+      path: the tar.
+      root: the beginning of `path` that keys leave out.
     """
-    shard, name, members = os.path.basename(path), None, []
+    shard, name, members = path.removeprefix(root), None, []
     try:
-        with files.open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # tarfile would keep every header
-                if member.isdir():
-                    continue
-                folder, base = os.path.split(member.name)
-                sample = os.path.join(folder, base.split(".")[0])
-                if sample != name and members:
-                    yield _sample(path, shard, members)
-                    members = []
-                name = sample
-                extension = base.partition(".")[2].lower()
-                content = None
-                if extension in _LABELS and member.isreg() and member.size <= _LARGEST_LABEL:
-                    content = archive.extractfile(member).read()
-                members.append((member, extension, content))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        yield Item(
-            name_bytes(f"{shard}/after {name}"), name_bytes(path), refusal=("unreadable", f"damaged tar: {error}")
-        )
+        for member, extension, content in _members(path):
+            sample = _sample_name(member)
+            if sample != name and members:
+                yield _sample(path, shard, members)
+                members = []
+            name = sample
+            members.append((member, extension, content))
+    except OSError as error:
+        key, refusal = name_bytes(f"{shard}/after {name}"), ("unreadable", f"damaged tar: {error}")
+        yield Item(key, name_bytes(path), *_NOWHERE, refusal=refusal)
     if members:
         yield _sample(path, shard, members)
+
+
+def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, str, bytes | None]]:
+    """(member, its extension, its content if it is a label) of a tar's files and links.
+
+    Raises:
+      OSError: from some byte on, the file is no tar.
+    """
+    with files.open_to_read(path) as file:
+        archive = None
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members = []  # tarfile would keep every header
+                    if archive.offset < member.offset_data:
+                        raise tarfile.ReadError("a member of negative size")
+                    extension, content = os.path.basename(member.name).partition(".")[2].lower(), None
+                    if extension in _LABELS and member.isreg() and member.size <= _LARGEST_LABEL:
+                        content = archive.extractfile(member).read()
+                    if not member.isdir():
+                        yield member, extension, content
+        except Exception as error:  # tarfile raises many types on hostile headers
+            raise _damage(archive.offset if archive else 0, f"{type(error).__name__}: {error}") from error
+        # tarfile takes whatever is no header for the end.
+        file.seek(archive.offset)
+        if file.read(_TAIL).strip(b"\0"):
+            raise _damage(archive.offset, "neither a member nor the zeros that end a tar")
+
+
+def _damage(offset: int, found: str) -> OSError:
+    return OSError(f"no more of it can be listed from byte {offset} on ({found}); copy or pack it again")
+
+
+def _sample_name(member: tarfile.TarInfo) -> str:
+    folder, base = os.path.split(member.name)
+    return os.path.join(folder, base.split(".")[0])
 
 
 def _sample(path: str, shard: str, members: list) -> Item:
     images = [member for member, extension, _ in members if extension in _IMAGES]
     named = (images or [members[0][0]])[0]
-    item = Item(name_bytes(f"{shard}/{named.name}"), name_bytes(path))
+    item = Item(name_bytes(f"{shard}/{named.name}"), name_bytes(path), *_NOWHERE)
     if not images:
         return item._replace(refusal=("bad_sample", f"no image among {[m.name for m, _, _ in members]!r:.200}"))
     if len(images) > 1:
@@ -88,13 +121,12 @@ def _tar_labels(members: list) -> tuple[tuple[str, ...], tuple[float, ...]]:
 def tar_is_multi_label(path: str) -> bool:
     """Whether the first sample of a tar shard has `labels` in its `.json`."""
     try:
-        with files.open_to_read(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.name.endswith(".json") and member.isreg() and member.size <= _LARGEST_LABEL:
-                    return "labels" in json.loads(archive.extractfile(member).read())
-                if member.name.endswith(".cls"):
-                    return False
-    except (tarfile.TarError, OSError, EOFError, ValueError, TypeError):
+        for _, extension, content in _members(path):
+            if extension == "json" and content is not None:
+                return "labels" in json.loads(content)
+            if extension == "cls":
+                return False
+    except (OSError, ValueError, TypeError, RecursionError):
         pass  # listing will say what is wrong with it
     return False
 

@@ -15,7 +15,6 @@ from pipeline.data import record, shard
 
 _LISTED = 20_000  # images to list, of which the sample is drawn by hash of the key
 _SAMPLE = 400
-_SHARD_MIB = 256  # if the flags give no target size
 _STATS = 600  # bytes of a shard's statistics and of its line in the manifest, about
 
 
@@ -90,10 +89,9 @@ def _warm_up() -> None:
 
 def plan(measured: Measured, count: int, options: BuildOptions) -> dict[str, float]:
     """What a build of `count` images costs: a number for each line of `text`."""
-    mib = options.shard_mib or _SHARD_MIB
     written = count * measured.written
     size = written * measured.record_bytes
-    number = max(1, round(size / (mib << 20)))
+    number = max(1, round(size / (options.shard_mib << 20))) if options.shard_mib else options.shards
     shuffle = count * measured.name_bytes
     hours = count / measured.listing + count / measured.writing
     if options.duplicates != "off":
@@ -108,6 +106,7 @@ def plan(measured: Measured, count: int, options: BuildOptions) -> dict[str, flo
         "images written": written,
         "record bytes": size,
         "shards": number,
+        "bytes a shard": size / number,
         "index bytes": 8 * (written + number),
         "manifest and statistics bytes": number * _STATS,
         "shuffle bytes": shuffle,

@@ -6,10 +6,12 @@ bands, and at least m bands are equal (a pair differs in at most `distance` of t
 m bands are compared (Manku, Jain and Sarma, *Detecting near-duplicates for web crawling*, 2007).
 """
 
+import codecs
 import csv
 import hashlib
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -45,9 +47,13 @@ class Pair(NamedTuple):
 
     @classmethod
     def of(cls, values: tuple) -> "Pair":
-        """A pair that came through Beam as plain tuples."""
+        """The pair that `plain` gave."""
         image, other, reason, distance = values
         return cls(Row(*image), Row(*other), reason, distance)
+
+    def plain(self) -> tuple:
+        """The pair as plain tuples, for Beam: a worker may decode them before it has this module."""
+        return tuple(self.image), tuple(self.other), self.reason, self.distance
 
     def as_json(self) -> dict:
         """The pair as a row of `duplicates.jsonl`, with where the bytes of both lie."""
@@ -106,11 +112,11 @@ def same_hash(group: tuple[int, Iterable[Row]], distance: int, both: bool) -> It
                 yield "pair", Pair(rows[0], row, "near_duplicate", 0)
 
 
-def tables(row: Row, distance: int) -> Iterator[tuple[tuple[int, int, int, int], Row]]:
-    """The buckets in which `row` meets every image within `distance`."""
+def tables(row: Row, distance: int) -> Iterator[tuple[tuple[int, int, int, int], tuple]]:
+    """The buckets in which `row` meets every image within `distance`, and the row as a plain tuple."""
     bands = [int(b[0]) for b in _bands(np.array([row.perceptual], np.uint64), distance + _SHARED_BANDS)]
     for i, j in itertools.combinations(range(len(bands)), _SHARED_BANDS):
-        yield (i, j, bands[i], bands[j]), row
+        yield (i, j, bands[i], bands[j]), tuple(row)
 
 
 def near(bucket: tuple[tuple, Iterable[Row]], distance: int, both: bool) -> Iterator[Pair]:
@@ -141,7 +147,7 @@ class Reference:
     `digest`: SHA-256 over hashes and distance, which decide what is refused, and why.
     """
 
-    def __init__(self, rows: Iterable[Row], distance: int):
+    def __init__(self, rows: Iterable[tuple], distance: int):
         self.rows = sorted(map(tuple, rows))
         self.distance = distance
         self.digest = hashlib.sha256(repr((distance, self.rows)).encode()).hexdigest()
@@ -170,8 +176,8 @@ class Reference:
 
 
 def write_rows(file, rows: Iterable[Row]) -> None:
-    """Writes hashes as CSV, a row an image; names that are not text as Python's surrogates."""
-    writer = csv.writer(file, lineterminator="\n")
+    """Writes hashes to a binary file as CSV, a row an image; names as the bytes they are."""
+    writer = csv.writer(codecs.getwriter("utf-8")(file, "surrogateescape"))  # quotes names with either line end
     writer.writerow(_COLUMNS)
     for row in rows:
         names = [text(name) for name in (row.key, row.path)]
@@ -182,12 +188,23 @@ def read_rows(file) -> Iterator[Row]:
     """Reads what `write_rows` wrote; `path`, `offset` and `size` may be missing in a file from elsewhere.
 
     Raises:
-      ValueError: it is not such a file.
+      ValueError: it is not such a file, or one of its lines is no such row.
     """
-    reader = csv.DictReader(file)
+    content = io.BytesIO(file.read())  # at once: TensorFlow's lines lose every "\r"
+    reader = csv.DictReader(io.TextIOWrapper(content, "utf-8", "surrogateescape", newline=""))
     if missing := {"key", "content", "perceptual"} - set(reader.fieldnames or ()):
         raise ValueError(f"no column {sorted(missing)}; expected {', '.join(_COLUMNS)}")
-    for row in reader:
-        place = (row.get("path") or "", int(row.get("offset") or -1), int(row.get("size") or -1))
-        names = name_bytes(row["key"]), name_bytes(place[0])
-        yield Row(*names, *place[1:], bytes.fromhex(row["content"]), int(row["perceptual"], 16))
+    try:
+        for row in reader:
+            yield _row(row)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _row(columns: dict) -> Row:
+    for name, digits in (("content", 32), ("perceptual", 16)):
+        if not re.fullmatch(f"[0-9a-fA-F]{{{digits}}}", columns[name] or ""):
+            raise ValueError(f"{name} is {columns[name]!r:.80}; expected {digits} hexadecimal digits")
+    place = int(columns.get("offset") or -1), int(columns.get("size") or -1)
+    names = name_bytes(columns["key"]), name_bytes(columns.get("path") or "")
+    return Row(*names, *place, bytes.fromhex(columns["content"]), int(columns["perceptual"], 16))

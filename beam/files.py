@@ -1,9 +1,11 @@
 """Files by path, on this machine's disk or on any file system that Beam knows (`gs://`, `s3://`, `hdfs://`)."""
 
+import itertools
 import os
+import stat
 from collections.abc import Iterator
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 
@@ -12,41 +14,65 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+class TooLarge(OSError):
+    """There are more bytes than may be read; nothing was read."""
+
+
 def open_to_read(path: str):
     """The file at `path`, opened to read bytes as they lie.
 
     Raises:
-      OSError: it cannot be opened.
+      OSError: it cannot be opened, or is no regular file.
     """
     if not is_remote(path):
+        size_of(path)  # raises for a pipe or a device, which could keep its reader for ever
         return open(path, "rb")
+    return _file_system(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def _file_system(path: str):
     try:
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-    except BeamIOError as error:
+        return FileSystems.get_filesystem(path)
+    except ValueError as error:  # nobody has this scheme, or a flag of who has it is missing
         raise OSError(str(error)) from error
 
 
-def read(path: str, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset`; from a negative offset, the whole file."""
+def read(path: str, offset: int, size: int, limit: int) -> bytes:
+    """`size` bytes from `offset`; from a negative offset, the whole file.
+
+    Raises:
+      OSError: it cannot be read.
+      TooLarge: it is more than `limit` bytes.
+    """
     with open_to_read(path) as file:
         if offset < 0:
-            return file.read()
+            offset, size = 0, file.seek(0, os.SEEK_END)
+        if size > limit:
+            raise TooLarge(f"{size} bytes; at most {limit}")
         file.seek(offset)
         return file.read(size)
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder at `path`."""
+    """Whether there is a file or a folder at `path`.
+
+    Raises:
+      OSError: it cannot be asked for.
+    """
     if is_remote(path):
-        return FileSystems.exists(path) or next(walk(path), None) is not None
+        return _file_system(path).exists(path) or next(walk(path), None) is not None
     return os.path.exists(path)
 
 
 def match(pattern: str) -> list[str]:
-    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself."""
+    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
+
+    Raises:
+      OSError: they cannot be asked for.
+    """
     if not is_remote(pattern) and os.path.exists(pattern):
         return [pattern]
-    return sorted(metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list)
+    return sorted(metadata.path for metadata in _file_system(pattern).match([pattern])[0].metadata_list)
 
 
 def join(folder: str, name: str) -> str:
@@ -54,6 +80,13 @@ def join(folder: str, name: str) -> str:
     if is_remote(name) or not is_remote(folder):
         return name if is_remote(name) else os.path.join(folder, name)
     return FileSystems.join(folder, name)
+
+
+def common_folder(paths: list[str]) -> str:
+    """The longest folder that all files at `paths` lie in, with the slash behind it."""
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
+    return "".join(f"{names[0]}/" for names in shared)
 
 
 def folder_of(path: str) -> str:
@@ -65,17 +98,23 @@ def size_of(path: str) -> int:
     """Size in bytes; -1 where asking would take a request over a network for each file.
 
     Raises:
-      OSError: there is no such file.
+      OSError: there is no such file, or it is no regular file.
       ValueError: the path cannot name a file.
     """
-    return -1 if is_remote(path) else os.stat(path).st_size
+    if is_remote(path):
+        return -1
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is no regular file")
+    return status.st_size
 
 
 def walk(root: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every file below a remote folder, as a stream."""
+    """(path, size) of every file below a remote folder, as a stream.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
     prefix = root.rstrip("/") + "/"
-    try:
-        for metadata in FileSystems.get_filesystem(prefix)._list(prefix):  # the only listing that streams
-            yield metadata.path, metadata.size_in_bytes
-    except BeamIOError as error:
-        raise OSError(str(error)) from error
+    for metadata in _file_system(prefix)._list(prefix):  # the only listing that streams
+        yield metadata.path, metadata.size_in_bytes

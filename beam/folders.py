@@ -1,5 +1,6 @@
 """Folder trees: every file below a folder is an image, and the first folder names its class."""
 
+import heapq
 import os
 from collections.abc import Iterator
 
@@ -37,7 +38,7 @@ def check(root: str) -> None:
 def class_folders(root: str) -> list[str]:
     """The names of the class folders below a local `root`, sorted; hidden ones (`.name`) are no classes."""
     with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
 def parts(root: str) -> list[str]:
@@ -57,7 +58,7 @@ def items(root: str, folder: str) -> Iterator[Item]:
     else:
         with os.scandir(root) as entries:
             for entry in entries:
-                if not entry.is_dir() and not entry.name.startswith("."):
+                if not _is_folder(entry) and not entry.name.startswith("."):
                     yield Item(name_bytes(entry.name), name_bytes(entry.path), refusal=_NO_CLASS)
 
 
@@ -77,28 +78,46 @@ def _remote(root: str) -> Iterator[Item]:
             yield item._replace(labels=(label_text(steps[0]),), weights=(1.0,))
 
 
-def _files(folder: str, above: tuple = ()) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
-    """(path, size, refusal) of every file below `folder`, through symbolic links but never in a circle."""
-    try:
-        identity = (status := os.stat(folder)).st_dev, status.st_ino
-        if identity in above:
-            yield folder, -1, ("unreadable", "symbolic link to a folder that holds it")
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    yield from _entry(entry, (*above, identity))
-    except OSError as error:
-        yield folder, -1, ("unreadable", error.strerror or str(error))
+def _files(folder: str) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
+    """(path, size, refusal) of every file below `folder`, through symbolic links, but in no folder twice.
+
+    Links to folders wait until all folders that lie here are listed, and then come in an order, the shortest first: so
+    the way on which a folder is listed is the same on every machine.
+    """
+    listed, folders, links = set(), [folder], []
+    while folders or links:
+        folder = folders.pop() if folders else heapq.heappop(links)[1]
+        try:
+            identity = (status := os.stat(folder)).st_dev, status.st_ino
+            if identity in listed:
+                yield folder, -1, ("unreadable", "symbolic link to a folder that is listed already")
+                continue
+            listed.add(identity)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not _is_folder(entry):
+                        yield _file(entry)
+                    elif entry.is_symlink():
+                        heapq.heappush(links, (entry.path.count("/"), entry.path))
+                    else:
+                        folders.append(entry.path)
+        except OSError as error:
+            yield folder, -1, ("unreadable", error.strerror or str(error))
 
 
-def _entry(entry: os.DirEntry, above: tuple) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
+def _is_folder(entry: os.DirEntry) -> bool:
     try:
-        if entry.is_dir():
-            yield from _files(entry.path, above)
-        elif entry.is_file():
-            yield entry.path, entry.stat().st_size, None
-        else:
-            yield entry.path, -1, ("unreadable", "neither a file nor a folder")
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _file(entry: os.DirEntry) -> tuple[str, int, tuple[str, str] | None]:
+    try:
+        if entry.is_file():
+            return entry.path, entry.stat().st_size, None
+        return entry.path, -1, ("unreadable", "neither a file nor a folder")
     except OSError as error:
-        yield entry.path, -1, ("unreadable", error.strerror or str(error))
+        return entry.path, -1, ("unreadable", error.strerror or str(error))

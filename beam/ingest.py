@@ -144,9 +144,9 @@ def hash_shard(group: tuple, task: shards.Task, reference) -> Iterator[duplicate
     yield from hashing.of_listing(task, split, index, _names(names), reference)
 
 
-def by_hash(row: duplicates.Row) -> tuple[int, duplicates.Row]:
+def by_hash(row: duplicates.Row) -> tuple[int, tuple]:
     """Keyed by perceptual hash."""
-    return row.perceptual, row
+    return row.perceptual, tuple(row)
 
 
 def only(tagged: tuple[str, object], tag: str) -> Iterator:
@@ -157,7 +157,7 @@ def only(tagged: tuple[str, object], tag: str) -> Iterator:
 
 def place_pair(pair: duplicates.Pair, task: shards.Task) -> tuple:
     """((split, shard), pair): to where the pair's first image is written."""
-    return shards.place(pair.image.key, task), pair
+    return shards.place(pair.image.key, task), pair.plain()
 
 
 def every_shard(_, task: shards.Task) -> Iterator[tuple]:

@@ -8,6 +8,7 @@ import warnings
 
 import apache_beam as beam
 import tensorflow as tf
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions, TestOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> int:
         start = time.monotonic()
         parsed = options.parse(argv)
         build = parsed.view_as(BuildOptions)
+        FileSystems.set_options(parsed)  # the source is looked at before Beam's pipeline says the same
         if parsed.view_as(TestOptions).dry_run:
             print(dry_run(build))
             return 0

@@ -14,18 +14,22 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 _BATCH = 4096  # rows of a Parquet file in memory at once
 
 
-def items(path: str) -> Iterator[Item]:
+def items(path: str, root: str) -> Iterator[Item]:
     """The items of the list at `path`; a row that cannot be used becomes an item that is refused.
+
+    Args:
+      path: the list.
+      root: the folder, with the slash behind it, by which keys name images whose paths are relative.
 
     Raises:
       BuildError: the list is empty, unreadable, or lacks a column.
     """
-    folder = files.folder_of(path)
+    folder, within = files.folder_of(path), path.removeprefix(root).rpartition("/")[0]
     for number, row in rows(path):
+        key = str(row.get("key") or files.join(within, str(row.get("path") or f"{path} row {number}")))
         try:
-            yield _item(row, folder)
+            yield _item(row, key, folder)
         except (TypeError, ValueError) as error:
-            key = str(row.get("key") or row.get("path") or f"{path} row {number}")
             yield Item(key.encode("utf-8", "backslashreplace"), b"", refusal=("bad_row", f"row {number}: {error}"))
 
 
@@ -34,13 +38,12 @@ def is_multi_label(path: str) -> bool:
     return "labels" in next(rows(path))[1]
 
 
-def _item(row: dict, folder: str) -> Item:
+def _item(row: dict, key: str, folder: str) -> Item:
     name = row.get("path")
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"path is {name!r:.80}; expected a file's path")
     path = files.join(folder, name)
-    key = str(row.get("key") or name).encode("utf-8", "surrogateescape")
-    item = Item(key, path.encode("utf-8", "surrogateescape"), labels=(), weights=())
+    item = Item(key.encode("utf-8", "surrogateescape"), path.encode("utf-8", "surrogateescape"), labels=(), weights=())
     names, weights = labels(row)
     item = item._replace(labels=names, weights=weights)
     if not names:
@@ -139,11 +142,21 @@ def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
         if "path" not in columns:
             columns = table.schema_arrow.names
         for batch in table.iter_batches(_BATCH, columns=columns):
-            for row in batch.to_pylist():
+            for row in _rows_of(batch):
                 number += 1
                 yield number, row
     except pa.ArrowException as error:
         raise OSError(error) from error
+
+
+def _rows_of(batch) -> list[dict]:
+    """The rows of a batch; one whose text is not UTF-8 has no value."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [dict.fromkeys(batch.schema.names)]
+        return [row for number in range(len(batch)) for row in _rows_of(batch.slice(number, 1))]
 
 
 _READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -30,7 +30,11 @@ class BuildOptions(PipelineOptions):
         )
         parser.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
         parser.add_argument(
-            "--shard_mib", type=int, default=0, help="Choose the number of shards so that each is about so large."
+            "--shard_mib",
+            type=int,
+            default=0,
+            help="Choose the number of shards so that each is about so large, by the sizes of the source's images. "
+            "With --resize they come out smaller: give the number that --dry_run plans as --shards.",
         )
         parser.add_argument(
             "--retry_rejected",
@@ -46,6 +50,9 @@ class BuildOptions(PipelineOptions):
         parser.add_argument("--min_side", type=int, default=8, help="Refuse images with a shorter side below this.")
         parser.add_argument(
             "--max_pixels", type=int, default=100_000_000, help="Refuse images with more pixels than this, undecoded."
+        )
+        parser.add_argument(
+            "--max_bytes", type=int, default=1 << 30, help="Refuse images of more bytes than this, unread."
         )
         parser.add_argument(
             "--animated", choices=("first_frame", "refuse"), default="first_frame", help="What to do with animations."
@@ -87,6 +94,7 @@ class ImageSettings:
 
     min_side: int = 8
     max_pixels: int = 100_000_000
+    max_bytes: int = 1 << 30
     animated: str = "first_frame"
     resize: int = 0
     jpeg_quality: int = 95
@@ -150,6 +158,7 @@ def _check(options: BuildOptions) -> None:
         ("dry_run_images", 0, sys.maxsize),
         ("min_side", 1, sys.maxsize),
         ("max_pixels", 1, (1 << 29) // 3),  # TensorFlow decodes no more than 2**29 bytes
+        ("max_bytes", 1, 1 << 30),  # a record is a protocol buffer, which takes less than 2**31 bytes
         ("resize", 0, 1 << 15),
         ("jpeg_quality", 1, 100),
         ("duplicate_distance", -1, 16),

@@ -193,7 +193,7 @@ def _rows(path: str | None, count: int) -> list[dict]:
 
 def _from_place(path: str, offset: int, size: int, task: shards.Task) -> Image.Image | None:
     try:
-        return _thumbnail(files.read(text(name_bytes(path)), offset, size), task)
+        return _thumbnail(files.read(text(name_bytes(path)), offset, size, task.images.max_bytes), task)
     except (OSError, ValueError):
         return None
 

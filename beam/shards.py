@@ -71,8 +71,8 @@ def place(key: bytes, task: Task) -> tuple[str, int]:
 
 
 def in_order(names: Iterable[Name]) -> list[Name]:
-    """The names of a shard in the order of its records."""
-    return sorted(names, key=lambda name: (position(name.key), repr(name)))
+    """The names of a shard in the order of its records; of one key, those first that the listing accepts."""
+    return sorted(names, key=lambda name: (position(name.key), name.key, name.refusal is not None, repr(name)))
 
 
 def path_of(task: Task, split: str, index: int) -> str:
@@ -104,7 +104,7 @@ def fingerprint(
     return digest.hexdigest()
 
 
-_LIMITS = ("min_side", "max_pixels", "animated")
+_LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")
 
 
 def whole(path: str) -> dict | None:

@@ -12,7 +12,11 @@ from beam.options import BuildError
 
 
 class Source(NamedTuple):
-    """A source after a look at it: its parts, kind of labels, and class names if it has an order of its own."""
+    """A source after a look at it: its parts, kind of labels, and class names if it has an order of its own.
+
+    fields: of TFDS, the names of what is used of a record. root: of lists and tar shards, the folder that holds them
+    all, by which those of several folders have different keys.
+    """
 
     kind: str
     path: str
@@ -20,15 +24,19 @@ class Source(NamedTuple):
     is_multi_label: bool
     classes: list[str] | None
     fields: tuple = ()
+    root: str = ""
 
 
 def look(path: str) -> Source:
     """Looks at the source before any work.
 
     Raises:
-      BuildError: it is missing, empty, or not as it should be.
+      BuildError: it is missing, empty, out of reach, or not as it should be.
     """
-    source = _look(path)
+    try:
+        source = _look(path)
+    except OSError as error:
+        raise BuildError(f"--input={path} is out of reach: {error}") from error
     return source._replace(parts=[name_bytes(part) for part in source.parts])
 
 
@@ -41,11 +49,12 @@ def _look(path: str) -> Source:
         parts = files.match(path)
         if not parts:
             raise BuildError(f"--input={path} does not exist: expected a list, a tar shard, or a pattern for several.")
+        root = files.common_folder(parts)
         if path.endswith(archives.TAR):
-            return Source("tar", path, parts, archives.tar_is_multi_label(parts[0]), None)
+            return Source("tar", path, parts, archives.tar_is_multi_label(parts[0]), None, root=root)
         for part in parts:
             next(lists.rows(part))
-        return Source("list", path, parts, lists.is_multi_label(parts[0]), None)
+        return Source("list", path, parts, lists.is_multi_label(parts[0]), None, root=root)
     if not files.exists(path):
         raise BuildError(
             f"--input={path} does not exist: expected a folder of class folders, a list (.csv, .jsonl, .parquet), "
@@ -61,9 +70,9 @@ def items(part: bytes, source: Source) -> Iterator[Item]:
     if source.kind == "folder":
         return folders.items(source.path, part)
     if source.kind == "list":
-        return lists.items(part)
+        return lists.items(part, source.root)
     if source.kind == "tar":
-        return archives.tar_items(part)
+        return archives.tar_items(part, source.root)
     return archives.tfds_items(part, source.fields, source.classes)
 
 

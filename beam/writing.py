@@ -71,6 +71,7 @@ def _kept(task, path: str, old: dict, names, pairs, reference) -> dict[bytes, by
     looser = (
         settings.min_side <= before.min_side
         and settings.max_pixels >= before.max_pixels
+        and settings.max_bytes >= before.max_bytes
         and (settings.animated == before.animated or before.animated == "refuse")
     )
     rejected = _rejected(old)
@@ -176,7 +177,7 @@ def outcomes(names: list[Name], function: Callable) -> Iterator[tuple[Name, obje
             yield from zip(names[first : first + _CHUNK], found, strict=True)
 
 
-_AGAIN = images.Refused("duplicate_key", "listed more than once; another entry was taken")
+_AGAIN = images.Refused("duplicate_key", "listed more than once; one entry is looked at, if possible one without fault")
 
 
 def _ahead(pool, function: Callable, arguments: Iterable, depth: int) -> Iterator[tuple]:
@@ -196,7 +197,7 @@ def checked(name: Name, task: Task, reference) -> images.Encoded | images.Refuse
     try:
         if name.refusal:
             raise images.Refused(*name.refusal)
-        encoded = images.normalise(_read(name), task.images)
+        encoded = images.normalise(_read(name, task.images.max_bytes), task.images)
     except images.Refused as refused:
         return refused
     if reference and (pair := reference.find(row_of(name, encoded.data))):
@@ -216,8 +217,10 @@ def duplicate(pair: duplicates.Pair) -> images.Refused:
     return refused
 
 
-def _read(name: Name) -> bytes:
+def _read(name: Name, limit: int) -> bytes:
     try:
-        return files.read(text(name.path), name.offset, name.size)
+        return files.read(text(name.path), name.offset, name.size, limit)
+    except files.TooLarge as error:
+        raise images.Refused("too_many_bytes", str(error)) from error
     except (OSError, ValueError) as error:
         raise images.Refused("unreadable", getattr(error, "strerror", None) or str(error)) from error

@@ -235,6 +235,15 @@ def test_every_bad_row_of_a_list_is_accounted_for(tree, tmp_path):
         assert collections.Counter(json.loads(line)["reason"] for line in file) == split.rejected
 
 
+def test_of_two_entries_the_one_without_fault_is_taken(tree, tmp_path):
+    image = os.path.join(tree, "class_1/001.jpg")
+    row = {"path": image, "labels": ["a"], "label_weights": [1.0]}
+    rows = [{**row, "label_weights": [-1.0]}, row, {**row, "path": "/nowhere.jpg", "key": image}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    split = build(tmp_path / "list.jsonl", tmp_path / "set", "--shards=1").split("train")
+    assert (split.written, split.rejected) == (1, {"duplicate_key": 2})
+
+
 def test_names_that_are_not_text_and_links_in_circles(tmp_path):
     source = ingest_images.folder_tree(tmp_path / "source", images=4, classes=2)
     odd = os.fsencode(f"{source}/class_0/") + b"\xff\xfe na\nme.jpg"
@@ -312,7 +321,40 @@ def test_a_failed_build_leaves_no_earlier_manifest(tree, tmp_path, capsys):
     assert "does not exist" in refused
 
 
-def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
+def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path):
+    """A pipe or a device would keep its reader for ever, and a sparse file of a tebibyte all memory."""
+    source = tmp_path / "source"
+    ingest_images.write(source / "a" / "good.jpg", ingest_images.encode(ingest_images.picture(1)))
+    os.mkfifo(source / "a" / "pipe.jpg")
+    os.symlink("/dev/zero", source / "a" / "device.jpg")
+    ingest_images.write(source / "a" / "sparse.jpg", b"")
+    os.truncate(source / "a" / "sparse.jpg", 1 << 40)
+    names = ("good", "pipe", "device", "sparse")
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"source/a/{name}.jpg,a\n" for name in names))
+    for origin, folder in ((source, "a"), (tmp_path / "list.csv", "source/a")):
+        build(origin, tmp_path / "set")
+        assert refusals(tmp_path / "set") == {
+            f"{folder}/pipe.jpg": "unreadable",
+            f"{folder}/device.jpg": "unreadable",
+            f"{folder}/sparse.jpg": "too_many_bytes",
+        }
+
+
+def test_the_limit_of_bytes_is_one_that_can_be_loosened(tmp_path, capsys):
+    source = ingest_images.folder_tree(tmp_path / "source", images=8, classes=1)
+    largest = max(file.stat().st_size for file in (tmp_path / "source").rglob("*.*"))
+    build(source, tmp_path / "set", f"--max_bytes={largest - 1}")
+    assert set(refusals(tmp_path / "set").values()) == {"too_many_bytes"}
+    build(source, tmp_path / "set", f"--max_bytes={largest}", "--retry_rejected")
+    build(source, tmp_path / "fresh", f"--max_bytes={largest}")
+    assert refusals(tmp_path / "set") == {}
+    assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
+    message = failure(capsys, f"--input={source}", f"--output_dir={tmp_path}/set", "--max_bytes=2000000000")
+    assert "--max_bytes=2000000000: expected 1 to 1073741824" in message
+
+
+@pytest.mark.parametrize(("policy", "looks"), [("off", 1), ("keep_first", 2)])
+def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch, policy, looks):
     source = ingest_images.folder_tree(tmp_path / "source", images=24, classes=2)
     whole = {}
     for name in ("class_1/003.jpg", "class_0/008.jpg"):
@@ -320,16 +362,17 @@ def test_retry_takes_only_what_was_refused(tmp_path, monkeypatch):
             whole[name] = file.read()
         ingest_images.write(f"{source}/{name}", whole[name][:-200])
     ingest_images.write(f"{source}/class_0/never.jpg", b"words")
-    flags = ["--shards=2", "--validation_fraction=0.2"]
+    flags = ["--shards=2", "--validation_fraction=0.2", f"--duplicates={policy}"]
     build(source, tmp_path / "set", *flags)
     assert set(refusals(tmp_path / "set")) == {*whole, "class_0/never.jpg"}
     for name, data in whole.items():
         ingest_images.write(f"{source}/{name}", data)
 
     looked_at = []
-    monkeypatch.setattr(writing, "_read", lambda name, read=writing._read: looked_at.append(name.key) or read(name))
+    read = writing._read
+    monkeypatch.setattr(writing, "_read", lambda name, limit: looked_at.append(name.key) or read(name, limit))
     made = build(source, tmp_path / "set", *flags, "--retry_rejected")
-    assert sorted(looked_at) == sorted(name.encode() for name in (*whole, "class_0/never.jpg"))
+    assert sorted(looked_at) == sorted(looks * [name.encode() for name in (*whole, "class_0/never.jpg")])
     assert made.split("train").written + made.split("validation").written == 24
     build(source, tmp_path / "fresh", *flags)
     assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
@@ -347,6 +390,41 @@ def test_retry_with_looser_limits_equals_a_fresh_build(tmp_path):
     build(source, tmp_path / "set", "--shards=2", "--retry_rejected", "--max_pixels=2000")
     build(source, tmp_path / "strict", "--shards=2", "--max_pixels=2000")
     assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "strict")
+
+
+def test_the_report_shows_what_was_written_refused_and_found_twice(tmp_path):
+    colours = {"red": (254, 0, 0), "blue": (0, 0, 254), "none": (245, 245, 245)}
+    red, blue = (ingest_images.encode(Image.new("RGB", (side, side), c)) for side, c in ((200, "red"), (90, "blue")))
+    for name, data in {"a": red, "small": blue, "words": b"words", "red again": red}.items():
+        ingest_images.write(tmp_path / "source" / "c" / f"{name}.jpg", data)
+
+    def shown(picture: str) -> list[str]:
+        """The colour in the middle of each tile of a contact sheet of one row."""
+        sheet = np.asarray(Image.open(tmp_path / "set" / picture)).astype(int)
+        middles = sheet[68, 68::136]
+        return [min(colours, key=lambda name: np.abs(middle - colours[name]).sum()) for middle in middles]
+
+    flags = ["--duplicates=keep_first", "--shards=1", "--min_side=100"]
+    build(tmp_path / "source", tmp_path / "set", *flags)
+    assert shown("report_images.jpg") == ["red"] and shown("report_duplicates.jpg") == ["red", "red"]
+    reasons = list(refusals(tmp_path / "set").values())
+    assert dict(zip(reasons, shown("report_rejected.jpg"), strict=True)) == {
+        "duplicate": "red",
+        "too_small": "blue",
+        "undecodable": "none",
+    }
+    os.remove(tmp_path / "source" / "c" / "red again.jpg")
+    build(tmp_path / "source", tmp_path / "set", *flags)
+    assert not (tmp_path / "set" / "report_duplicates.jpg").exists()
+
+
+def test_the_report_of_thirty_thousand_classes(tree, tmp_path):
+    names = [f"class_{i}" for i in range(30_000)]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    build(tree, tmp_path / "set", f"--classes={tmp_path}/classes.txt")
+    assert "30,000 classes, 29,996 of them without an image" in (tmp_path / "set" / "report.md").read_text()
+    figure = np.asarray(Image.open(tmp_path / "set" / "report_classes.png").convert("L"))
+    assert figure.shape == (400, 700) and figure.std() > 10
 
 
 def test_shards_by_target_size(tmp_path):
@@ -383,10 +461,12 @@ def test_the_plan_is_arithmetic():
     flags = options.parse(["--input=x", "--output_dir=y", "--shard_mib=256"]).view_as(options.BuildOptions)
     planned = costs.plan(measured, 3_600_000, flags)
     assert planned["shards"] == round(1_800_000 / 256)
+    assert planned["bytes a shard"] == pytest.approx(256 << 20, rel=1e-3)
     assert planned["index bytes"] == 8 * (1_800_000 + planned["shards"])
     assert planned["shuffle bytes"] == 3_600_000 * 80
     assert planned["core hours"] == pytest.approx(1 + 10)
-    both = ["--input=x", "--output_dir=y", "--duplicates=drop", "--duplicate_distance=3"]
+    both = ["--input=x", "--output_dir=y", "--duplicates=drop", "--duplicate_distance=3", "--shards=90"]
     planned = costs.plan(measured, 3_600_000, options.parse(both).view_as(options.BuildOptions))
     assert planned["shuffle bytes"] == 2 * 3_600_000 * 80 + 1_800_000 * 200 * 11, "five bands make ten tables"
+    assert (planned["shards"], planned["bytes a shard"]) == (90, 20_000 << 20)
     assert planned["core hours"] == pytest.approx(1 + 10 + 20)

@@ -1,12 +1,13 @@
 """Duplicates: hashes, pairs and their policies, evaluation sets; compared with plain all-pairs searches."""
 
-import io
 import itertools
 import json
+import os
 
 import imagehash
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from beam import duplicates, launch
@@ -114,14 +115,31 @@ def test_the_hash_is_imagehash_of_the_picture_and_survives_small_changes():
     assert (duplicates.hashes(other)[1] ^ bits).bit_count() > 8
 
 
-def test_rows_survive_their_file():
-    rows = [row(1, 2**64 - 1), duplicates.Row(b"\xff,\n\"'", b"/a\xfe", 12, 34, bytes(range(16)), 0)]
-    file = io.StringIO(newline="")
-    duplicates.write_rows(file, rows)
-    file.seek(0)
-    assert list(duplicates.read_rows(file)) == rows
-    with pytest.raises(ValueError, match="no column"):
-        list(duplicates.read_rows(io.StringIO("a,b\n1,2\n")))
+def test_rows_survive_their_file(tmp_path):
+    names = [b"\xff,\n\"'", b"a\rb", b"a\r\nb", b"\n", b'"', "été\u2028".encode()]
+    rows = [row(1, 2**64 - 1), *(duplicates.Row(n, b"/\xfe" + n, 12, 34, bytes(range(16)), 0) for n in names)]
+    path = str(tmp_path / "rows.csv")
+    with tf.io.gfile.GFile(path, "wb") as file:
+        duplicates.write_rows(file, rows)
+    with tf.io.gfile.GFile(path, "rb") as file:
+        assert list(duplicates.read_rows(file)) == rows
+    ingest_images.write(path, b"a,b\n1,2\n")
+    with open(path, "rb") as file, pytest.raises(ValueError, match="no column"):
+        list(duplicates.read_rows(file))
+
+
+def test_names_that_are_not_text_can_be_duplicates(tmp_path):
+    source, data = os.fsencode(tmp_path / "source"), ingest_images.encode(ingest_images.picture(1))
+    names = [b"a/1.jpg", b"a/\xff.jpg", b"b/a\rb.jpg", b"b/a\nb.jpg"]
+    for name in names:
+        ingest_images.write(os.path.join(source, name), data)
+    ingest_images.write(os.path.join(source, b"b/other.jpg"), ingest_images.encode(ingest_images.picture(2)))
+    build(tmp_path / "source", tmp_path / "set", "--duplicates=keep_first")
+    found = {key.encode("utf-8", "surrogateescape"): reason for key, reason in refusals(tmp_path / "set").items()}
+    assert found == dict.fromkeys(sorted(names)[1:], "duplicate")
+    before = ingest_images.contents(tmp_path / "set")
+    build(tmp_path / "source", tmp_path / "set", "--duplicates=keep_first")
+    assert ingest_images.contents(tmp_path / "set") == before
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +226,37 @@ def test_reference_that_is_none_is_refused_clearly(tree, tmp_path, capsys):
     with pytest.raises(manifest.ManifestError):
         manifest.read(str(tmp_path / "set"))
     assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", "--duplicate_distance=99"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (f"k,{'0' * 30},{'0' * 16}", f"content is '{'0' * 30}'; expected 32 hexadecimal digits"),
+        (f"k,{'0' * 32},{'f' * 17}", f"perceptual is '{'f' * 17}'; expected 16 hexadecimal digits"),
+        (f"k,{'0' * 32},-{'0' * 15}", "perceptual is '-0"),
+        ("k", "content is None"),
+    ],
+)
+def test_a_malformed_row_of_hashes_is_named(tmp_path, row, words):
+    ingest_images.write(tmp_path / "a.csv", f"key,content,perceptual\ng,{'0' * 32},{'0' * 16}\n{row}\n".encode())
+    with open(tmp_path / "a.csv", "rb") as file, pytest.raises(ValueError, match=f"^line 3: {words}"):
+        list(duplicates.read_rows(file))
+
+
+def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, capsys):
+    (tmp_path / "hashes.csv").write_text("key,content,perceptual\nk,short,\n")
+    flags = [f"--input={tree}", f"--output_dir={tmp_path}/set", f"--remove_duplicates_of={tmp_path}/hashes.csv"]
+    message = failure(capsys, *flags)
+    assert f"--remove_duplicates_of: {tmp_path}/hashes.csv, line 2: content is 'short'; expected 32" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_reference_with_a_damaged_record_is_refused_clearly(tree, tmp_path, capsys):
+    ingest_images.write(tmp_path / "evaluation" / "e" / "a.jpg", ingest_images.encode(ingest_images.picture(1)))
+    build(tmp_path / "evaluation", tmp_path / "reference", "--shards=1")
+    (shard,) = (tmp_path / "reference").glob("*-00000-of-00001")
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    flags = [f"--input={tree}", f"--output_dir={tmp_path}/set", f"--remove_duplicates_of={tmp_path}/reference"]
+    assert f"--remove_duplicates_of: {shard}, record 0 is damaged: mend it" in failure(capsys, *flags)

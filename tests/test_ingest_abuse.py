@@ -145,13 +145,13 @@ def test_mutated_tars_and_lists_by_the_thousand(tmp_path):
     for number in range(3000):
         path = str(tmp_path / f"{number}.tar")
         ingest_images.write(path, mutated(buffer.getvalue(), rng))
-        for item in archives.tar_items(path):
+        for item in archives.tar_items(path, f"{tmp_path}/"):
             assert item.refusal or (item.offset >= 0 and item.labels)
         os.remove(path)
         path = str(tmp_path / (f"{number}.csv" if number % 2 else f"{number}.jsonl"))
         ingest_images.write(path, mutated(texts[1 - number % 2], rng))
         try:
-            for item in lists.items(path):
+            for item in lists.items(path, f"{tmp_path}/"):
                 assert item.refusal or item.labels
         except BuildError as error:
             assert path in str(error)

@@ -9,6 +9,7 @@ from io import BytesIO
 
 import apache_beam as beam
 import pytest
+from apache_beam.coders import FastPrimitivesCoder
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.environments import DockerEnvironment
 
@@ -87,8 +88,38 @@ def test_a_portable_runner_whose_workers_lack_the_repository(tree, expected, job
         f"--environment_config={WORKER}",
     ]
     assert build(tree, tmp_path / "set", *flags) == expected
+    ingest_images.write(tmp_path / "evaluation" / "class_0" / "x.jpg", ingest_images.encode(ingest_images.picture(7)))
+    assert launch.main([f"--input={tmp_path}/evaluation", f"--output_dir={tmp_path}/reference", "--shards=1"]) == 0
+    against = [f"--remove_duplicates_of={path}" for path in (tmp_path / "reference", _hashes(tmp_path))]
+    without = build(tree, tmp_path / "here", *against)
+    assert b"evaluation_duplicate" in without["rejected.jsonl"]
+    assert build(tree, tmp_path / "there", *against, *flags) == without
     assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/bad", "--validation_examples=99", *flags]) == 1
     assert "build_tfrecords.py: --validation_examples=99: the source lists only 32" in capsys.readouterr().err
+
+
+def test_what_goes_from_worker_to_worker_names_no_module_of_ours(tmp_path):
+    """The next worker may decode it before a carried function has brought the code."""
+    (crossing,) = ingest.hashing.of_part(("file", _hashes(tmp_path)))
+    row = ingest.duplicates.Row(*crossing)
+    pair = ingest.duplicates.Pair(row, row, "near_duplicate", 1)
+    task = ingest.shards.Task("images", "", "single", options.ImageSettings(), {"train": 1})
+    placed = ingest.place_pair(pair, task)
+    for value in (crossing, ingest.by_hash(row), *ingest.duplicates.tables(row, 1), placed):
+        assert b"beam" not in FastPrimitivesCoder().encode(value)
+    assert ingest.duplicates.Pair.of(placed[1]) == pair
+
+
+def test_a_name_that_a_runner_loses_fails_the_build(tree, tmp_path):
+    task = ingest.shards.Task("images", str(tmp_path), "single", options.ImageSettings(), {"train": 1})
+    source = sources.look(tree)
+    items = [item for part in source.parts for item in sources.items(part, source)]
+    indices = ingest.indices_of(["class_0", "class_1", "class_2"])
+    names = [ingest.to_name(item, task, indices)[1] for item in items]
+    result = ingest.write_shard((("train", 0), {"names": names[1:], "pairs": []}), task, None)
+    with pytest.raises(options.BuildError, match="32 images were listed, but 31 came to the shards"):
+        ingest.end(True, task, list(indices), (len(names), 0, 0), [result])
+    assert not (tmp_path / "manifest.json").exists()
 
 
 DATAFLOW = [

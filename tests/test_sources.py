@@ -13,6 +13,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.value_provider import RuntimeValueProvider
 
 from beam import files, launch, sources
 from beam.options import BuildError
@@ -30,7 +32,7 @@ def listed(path) -> dict:
 
 def content(item) -> bytes:
     """The bytes that an item points to."""
-    return files.read(item.path.decode(), item.offset, item.size)
+    return files.read(item.path.decode(), item.offset, item.size, limit=1 << 30)
 
 
 def picture(seed: int) -> bytes:
@@ -90,6 +92,17 @@ def test_parquet_without_the_columns_or_damaged(tmp_path):
         sources.look(str(tmp_path / "damaged.parquet"))
 
 
+def test_parquet_text_that_is_not_utf_8_refuses_its_row(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        ingest_images.write(tmp_path / name, b"x")
+    paths = pa.array([b"\xff.jpg", b"a.jpg", b"b.jpg"]).cast(pa.binary()).view(pa.string())
+    labels = pa.array([[b"c"], [b"c", b"\xfe"], [b"c"]], pa.list_(pa.binary())).view(pa.list_(pa.string()))
+    pq.write_table(pa.table({"path": paths, "labels": labels}), tmp_path / "list.parquet")
+    items = listed(tmp_path / "list.parquet")
+    assert items.pop("b.jpg").labels == ("c",)
+    assert [item.refusal[0] for item in items.values()] == ["bad_row", "bad_row"]
+
+
 def test_a_pattern_names_several_lists(tmp_path):
     for i in range(3):
         ingest_images.write(tmp_path / f"{i}.jpg", b"x")
@@ -97,6 +110,28 @@ def test_a_pattern_names_several_lists(tmp_path):
     assert sorted(listed(tmp_path / "part-*.csv")) == ["0.jpg", "1.jpg", "2.jpg"]
     with pytest.raises(BuildError, match="does not exist"):
         sources.look(str(tmp_path / "nothing-*.csv"))
+
+
+def test_lists_of_several_folders_have_different_keys(tmp_path):
+    ingest_images.write(tmp_path / "c.jpg", b"c")
+    for folder in ("p", "q"):
+        ingest_images.write(tmp_path / folder / "a.jpg", folder.encode())
+        rows = f"path,label,key\na.jpg,x,\n{tmp_path}/c.jpg,x,\na.jpg,x,{folder} own\n"
+        ingest_images.write(tmp_path / folder / "list.csv", rows.encode())
+    source = sources.look(f"{tmp_path}/*/list.csv")
+    items = [item for part in source.parts for item in sources.items(part, source)]
+    both = f"{tmp_path}/c.jpg".encode()
+    assert [item.key for item in items] == [b"p/a.jpg", both, b"p own", b"q/a.jpg", both, b"q own"]
+    assert content(items[0]) == b"p" and content(items[3]) == b"q"
+    assert list(listed(tmp_path / "p" / "list.csv")) == ["a.jpg", f"{tmp_path}/c.jpg", "p own"]
+
+
+def test_tars_of_several_folders_have_different_keys(tmp_path):
+    for folder in ("p", "q/deep"):
+        os.makedirs(tmp_path / "one" / folder)
+        tar(tmp_path / "one" / folder / "0.tar", [("a.jpg", b"x"), ("a.cls", b"c")])
+    assert list(listed(f"{tmp_path}/one/**/0.tar")) == ["p/0.tar/a.jpg", "q/deep/0.tar/a.jpg"]
+    assert list(listed(f"{tmp_path}/one/q/*/0.tar")) == ["0.tar/a.jpg"]
 
 
 def test_a_list_streams(tmp_path):
@@ -110,6 +145,29 @@ def test_a_list_streams(tmp_path):
     items = sources.items(source.parts[0], source)
     assert next(items).key == b"0.jpg" and next(items).key == b"1.jpg"
     items.close()
+
+
+def test_folders_as_deep_as_a_path_may_be(tmp_path):
+    deep = tmp_path / "class" / ("d/" * 600)
+    ingest_images.write(deep / "a.jpg", b"x")
+    assert list(listed(tmp_path)) == [f"class/{'d/' * 600}a.jpg"]
+
+
+def test_a_folder_is_listed_once_in_a_class_however_many_links_lead_to_it(tmp_path):
+    names = [f"c{number:02d}" for number in range(12)]
+    for name in names:
+        ingest_images.write(tmp_path / name / "z" / f"{name}.jpg", b"x")
+        for other in names:
+            os.symlink(tmp_path / other, tmp_path / name / f"to_{other}")
+    os.symlink("itself", tmp_path / "itself")
+    items = listed(tmp_path)
+    images = [key for key, item in items.items() if not item.refusal]
+    assert len(images) == 12 * 12 and len(items) < 12 * 12 * 14
+    assert sorted(key for key in images if key.startswith("c00/")) == [
+        *(f"c00/to_c{number:02d}/z/c{number:02d}.jpg" for number in range(1, 12)),
+        "c00/z/c00.jpg",
+    ]
+    assert items["c00/to_c00"].refusal == ("unreadable", "symbolic link to a folder that is listed already")
 
 
 def test_webdataset_tar_with_classes_and_json(tmp_path):
@@ -187,6 +245,86 @@ def test_a_damaged_tar_gives_what_is_whole_and_says_so(tmp_path, cut):
     assert noise.refusal[0] == "unreadable"
 
 
+SAMPLE_BYTES = 4 * 512  # of a sample with two members of less than 512 bytes
+
+
+def five_samples(path) -> bytearray:
+    """The bytes of a tar of five samples, which it also writes."""
+    tar(path, [(f"{i}.{e}", b"1" * 100) for i in range(5) for e in ("jpg", "cls")])
+    with open(path, "rb") as file:
+        return bytearray(file.read())
+
+
+def damage(items: dict) -> list[str]:
+    """Details of what could not be listed."""
+    return [item.refusal[1] for item in items.values() if item.refusal and item.refusal[0] == "unreadable"]
+
+
+@pytest.mark.parametrize("sample", range(5))
+@pytest.mark.parametrize("how", ["flipped", "cut inside", "zeros"])
+def test_what_follows_a_damaged_header_is_not_lost_silently(tmp_path, sample, how):
+    data, start = five_samples(tmp_path / "a.tar"), sample * SAMPLE_BYTES
+    if how == "flipped":
+        data[start + 3] ^= 1
+    elif how == "zeros":
+        data[start : start + 512] = bytes(512)
+    ingest_images.write(tmp_path / "a.tar", data[: start + 200] if how == "cut inside" else data)
+    items = listed(tmp_path / "a.tar")
+    (detail,) = damage(items)
+    assert detail.startswith("damaged tar") and f"from byte {start} on" in detail
+    assert [key for key, item in items.items() if not item.refusal] == [f"a.tar/{i}.jpg" for i in range(sample)]
+
+
+def test_a_tar_ends_with_zeros_or_where_a_member_ends(tmp_path):
+    data = five_samples(tmp_path / "a.tar")
+    for end in (5 * SAMPLE_BYTES, 5 * SAMPLE_BYTES + 512, 5 * SAMPLE_BYTES + 600, len(data)):
+        ingest_images.write(tmp_path / "a.tar", data[:end])
+        items = listed(tmp_path / "a.tar")
+        assert len(items) == 5 and not any(item.refusal for item in items.values())
+    ingest_images.write(tmp_path / "a.tar", data + data)
+    (detail,) = damage(listed(tmp_path / "a.tar"))
+    assert f"from byte {5 * SAMPLE_BYTES} on" in detail, "the second of two tars in one file"
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        tar_header("long", 512, tarfile.GNUTYPE_LONGNAME) + b"n" * 512,
+        tar_header("long", 1 << 70, tarfile.GNUTYPE_LONGNAME),
+        tar_header("back", -4096),
+    ],
+    ids=["chained names", "a name of 2**70 bytes", "negative size"],
+)
+def test_hostile_tar_headers_are_damage(tmp_path, header):
+    data = five_samples(tmp_path / "a.tar")[: 5 * SAMPLE_BYTES]
+    ingest_images.write(tmp_path / "a.tar", data + header * 2000)
+    items = listed(tmp_path / "a.tar")
+    assert len(items) == 6 and len(damage(items)) == 1
+
+
+def test_a_tar_member_that_claims_a_petabyte_is_refused_unread(tmp_path):
+    data = five_samples(tmp_path / "a.tar")[: 5 * SAMPLE_BYTES]
+    label = tar_header("x.cls", 1) + b"1".ljust(512, b"\0")
+    ingest_images.write(tmp_path / "a.tar", data + label + tar_header("x.jpg", 1 << 50))
+    claimed = listed(tmp_path / "a.tar")["a.tar/x.jpg"]
+    assert claimed.size == 1 << 50 and not claimed.refusal
+    with pytest.raises(files.TooLarge, match="1125899906842624 bytes; at most 1073741824"):
+        content(claimed)
+
+
+def test_nested_json_in_the_first_sample_of_a_tar_is_a_bad_sample(tmp_path):
+    nested = b"[" * 100_000
+    path = tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", nested), ("1.jpg", b"x"), ("1.cls", b"c")])
+    items = listed(path)
+    assert items["a.tar/0.jpg"].refusal[0] == "bad_sample" and items["a.tar/1.jpg"].labels == ("c",)
+
+
 def test_tfds_set_keeps_its_class_order_and_its_bytes(tmp_path):
     names = ["zebra", "ape", "mole"]
     shard = tmp_path / "animals-train.tfrecord-00000-of-00001"
@@ -238,13 +376,13 @@ class ShelfFileSystem(FileSystem):
         return "shelf"
 
     def _real(self, path):
-        return path.replace("shelf://", f"{self.root}/")
+        return path.replace(f"{self.scheme()}://", f"{self.root}/")
 
     def _list(self, dir_or_prefix):
         for folder, _, names in os.walk(self._real(dir_or_prefix)):
             for name in sorted(names):
                 path = os.path.join(folder, name)
-                yield FileMetadata(path.replace(f"{self.root}/", "shelf://"), os.path.getsize(path))
+                yield FileMetadata(path.replace(f"{self.root}/", f"{self.scheme()}://"), os.path.getsize(path))
 
     def open(self, path, mime_type=None, compression_type=None):
         try:
@@ -292,6 +430,33 @@ def test_another_file_system_holds_the_same_tree_and_list(tmp_path, monkeypatch)
     for nothing in ("shelf://nothing", "shelf://nothing.csv"):
         with pytest.raises(BuildError, match="does not exist"):
             sources.look(nothing)
+
+
+class LockerFileSystem(ShelfFileSystem):
+    """The same under `locker://`, for those who come with the pipeline's options, as `hdfs://` wants them."""
+
+    def __init__(self, pipeline_options):
+        if pipeline_options is None:
+            raise ValueError("pipeline_options is not set")
+        super().__init__(pipeline_options)
+
+    @classmethod
+    def scheme(cls):
+        return "locker"
+
+
+def test_a_file_system_has_its_flags_before_the_first_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
+    for place, name in ((FileSystems, "_pipeline_options"), (RuntimeValueProvider, "runtime_options")):
+        monkeypatch.setattr(place, name, None)  # as in a process that has run no job
+    ingest_images.write(tmp_path / "box" / "0.jpg", picture(1))
+    (tmp_path / "box" / "list.csv").write_text("path,label\n0.jpg,c\n")
+    with pytest.raises(BuildError, match=r"--input=locker://box/list\.csv is out of reach: pipeline_options is not"):
+        sources.look("locker://box/list.csv")
+    assert launch.main(["--input=locker://box/list.csv", f"--output_dir={tmp_path}/set", "--shards=1"]) == 0
+    for path in ("none://bucket/images", "none://bucket/list.csv", "none://bucket/0.tar"):
+        assert launch.main([f"--input={path}", f"--output_dir={tmp_path}/set"]) == 1
+        assert f"--input={path} is out of reach: Unable to get filesystem" in capsys.readouterr().err
 
 
 def test_class_folders_in_every_encoding(tmp_path):
