@@ -87,3 +87,14 @@ def test_ranks_need_three_checkpoints(tmp_path):
         simulated_studies.write_run(tmp_path, Trial("F0", 1.0, rate, task="t"))
     with pytest.raises(StudyError, match=r"at least 3 checkpoints .* 't', found 2"):
         analysis.ranks(runs.read(str(tmp_path)), "t")
+
+
+def test_diverged_finetunings_are_counted(tmp_path, capsys):
+    folder = simulated_studies.write(tmp_path, variants=("F0", "F1"), task="t")
+    lost = Trial("F1", 8.0, 0.8, task="t").folder(folder)
+    (pathlib.Path(lost) / runs.DIVERGED_FILE).write_text("The loss is nan at step 7.\n")
+    study = runs.read(folder)
+    figures.draw(study, analysis.analyse(study, costs.FLOPS), str(tmp_path / "figures"))
+    assert "1 fine-tunings of t diverged and are in none of its figures." in capsys.readouterr().out
+    table = rows(tmp_path / "figures" / "ranks_t.csv")
+    assert len(table) == 2 * 6 * 2 - 1

@@ -15,7 +15,7 @@ from matplotlib import ticker
 from pipeline.study import analysis, costs
 from pipeline.study.analysis import Analysis
 from pipeline.study.errors import StudyError
-from pipeline.study.runs import FINISHED, Run
+from pipeline.study.runs import DIVERGED, FINISHED, Run
 
 matplotlib.use("Agg")
 # Okabe and Ito's colours, from dark to light so that neighbours differ in grey; their yellow is too pale for paper.
@@ -56,6 +56,8 @@ def draw(all_runs: Sequence[Run], found: Analysis, directory: str) -> list[str]:
     with plt.rc_context(_RC):
         paths = [_loss(found, styles, directory), _learning_rate(found, styles, directory)]
         for task in sorted({run.trial.task for run in all_runs if run.trial.task and run.status == FINISHED}):
+            if lost := sum(run.trial.task == task and run.status == DIVERGED for run in all_runs):
+                print(f"{lost} fine-tunings of {task} diverged and are in none of its figures.")
             paths.append(_transfer(all_runs, found, task, styles, directory))
             try:
                 ranked = analysis.ranks(all_runs, task)
