@@ -33,6 +33,15 @@ def test_the_papers_budgets(core_hours, variant, epochs, rate, cores):
     assert "No study" in text and "Held-out loss" not in text
 
 
+@pytest.mark.parametrize(("core_hours", "variant"), [(400, "F0"), (5_000, "F3"), (110_000, "F7+")])
+def test_the_same_models_with_the_speeds_of_our_step(monkeypatch, core_hours, variant):
+    monkeypatch.setattr(speeds, "SPEEDS", speeds.choose_speeds(speeds.read_table(speeds.TABLE)))
+    assert all(speeds.speed(each).source.startswith("estimated by the TPU compiler") for each in planner.PAPER_VARIANTS)
+    plan = planner.from_paper(core_hours)
+    assert plan.choice.variant == variant
+    assert plan.choice.compute == pytest.approx(core_hours, rel=0.05)
+
+
 def test_model_and_epochs_grow_together():
     plans = [planner.from_paper(budget) for budget in (400, 2_000, 5_000, 20_000, 50_000, 110_000)]
     sizes = [cost.multiply_adds(plan.choice.variant, 224, 1) for plan in plans]

@@ -231,8 +231,8 @@ def _budget_remarks(budget: float, choice: Candidate, best: float, unit: str) ->
 
 
 def _paper_rates(choice: Candidate) -> tuple[float, float]:
-    """Two trials: 1.6 and half of it; halved for more than one epoch of a model beyond F1 (ours)."""
-    first = LEARNING_RATE if choice.epochs <= 1 or choice.variant in ("F0", "F1") else LEARNING_RATE / 2
+    """Two trials: 1.6 and half of it; halved from 1.5 epochs of a model beyond F1 on (ours)."""
+    first = LEARNING_RATE if choice.epochs < 1.5 or choice.variant in ("F0", "F1") else LEARNING_RATE / 2
     return first, first / 2
 
 
