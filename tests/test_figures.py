@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from pipeline.model import speeds
 from pipeline.study import analysis, costs, figures, runs
 from pipeline.study.errors import StudyError
 from pipeline.study.runs import Trial
@@ -60,7 +61,7 @@ def test_data_of_the_loss_figure(drawn):
     for row in table:
         assert float(row["validation_loss"]) == pytest.approx(best[row["variant"], float(row["epochs"])])
     f0 = next(row for row in table if (row["variant"], row["epochs"]) == ("F0", "0.25"))
-    assert float(f0["core_hours"]) == pytest.approx(400, rel=0.03)
+    assert float(f0["core_hours"]) == pytest.approx(speeds.core_hours("F0", 0.25 * 4e9), rel=0.03)
     assert sum(row["on_frontier"] == "1" for row in table) == len(found.frontier)
 
 
