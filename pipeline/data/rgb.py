@@ -38,7 +38,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def convert(image: Image.Image) -> Image.Image:
-    """The first frame, upright, as 8-bit RGB without metadata.
+    """The first frame, upright, as 8-bit RGB without metadata: `image` itself where its pixels are that already.
 
     16 bits are scaled to 8, inks go through their profile, transparency goes onto white.
 
