@@ -134,11 +134,16 @@ def tar_is_multi_label(path: str) -> bool:
 class TfdsSource:
     """A split of a TFDS data set that is on disk: `tfds:NAME/SPLIT`, or `tfds:FOLDER/SPLIT`.
 
+    Args:
+      path: such a name.
+      image, label: which of its features to take, `a/b` for one inside another; "": the only one of its kind, or the
+        one that the data set itself names for supervised learning.
+
     Raises:
-      BuildError: there is no such data set or split, or it has no image with one kind of class label.
+      BuildError: there is no such data set or split, or it has not one image with one kind of class label.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, image: str = "", label: str = ""):
         import tensorflow_datasets as tfds  # here: other sources do without it
 
         name, _, split = path.removeprefix(TFDS).rpartition("/")
@@ -150,30 +155,60 @@ class TfdsSource:
         except Exception as error:  # TFDS raises many types for what it does not find
             raise BuildError(
                 f"--input={path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; expected "
-                "tfds:NAME/SPLIT of a data set on disk (prepare it with `tfds build NAME`, say where with "
-                "the environment variable TFDS_DATA_DIR), or tfds:FOLDER/SPLIT."
+                f"tfds:NAME/SPLIT of a data set on disk ({_PREPARE}; say where with the environment variable "
+                "TFDS_DATA_DIR), or tfds:FOLDER/SPLIT."
             ) from error
+        if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise BuildError(
+                f"--input={path} is stored as {builder.info.file_format.value}; expected tfrecord, TFDS's default: "
+                "prepare it with `file_format='tfrecord'` in another folder."
+            )
         if missing := [file for file in self.files if not files.exists(file)]:
-            raise BuildError(f"--input={path}: {missing[0]} is missing: prepare the data set with `tfds build`.")
-        features = builder.info.features
-        kinds = {name: feature for name, feature in features.items()}
-        self.image = _only(path, kinds, lambda f: isinstance(f, tfds.features.Image), "Image")
-        self.label = _only(path, kinds, lambda f: _class_label(f, tfds) is not None, "ClassLabel")
-        label = _class_label(kinds[self.label], tfds)
-        self.is_multi_label = not isinstance(kinds[self.label], tfds.features.ClassLabel)
+            raise BuildError(f"--input={path}: {missing[0]} is missing: {_PREPARE}.")
+        kinds = _flat(builder.info.features, tfds.features)
+        images = [n for n, (kind, repeated) in kinds.items() if _is_photo(kind, tfds.features) and not repeated]
+        labels = [n for n, (kind, _) in kinds.items() if isinstance(kind, tfds.features.ClassLabel)]
+        usual = tf.nest.flatten(builder.info.supervised_keys)
+        self.image = _chosen(path, "image_feature", "Image", images, image, usual)
+        self.label = _chosen(path, "label_feature", "ClassLabel", labels, label, usual)
+        label_kind, self.is_multi_label = kinds[self.label]
         self.weights = "label_weights" if self.is_multi_label and "label_weights" in kinds else None
-        self.classes = [label_text(name) for name in label.names]
+        self.classes = [label_text(name) for name in label_kind.names]
 
 
-def _class_label(feature, tfds):
-    inner = getattr(feature, "feature", feature)
-    return inner if isinstance(inner, tfds.features.ClassLabel) else None
+_PREPARE = "prepare it with `tensorflow_datasets.builder(NAME).download_and_prepare()`"
 
 
-def _only(path: str, features: dict, wanted, kind: str) -> str:
-    found = [name for name, feature in features.items() if wanted(feature)]
-    if len(found) != 1:
-        raise BuildError(f"--input={path}: {len(found)} features are {kind} ({found}); expected exactly one.")
+def _flat(features, kinds, prefix: str = "", repeated: bool = False) -> dict[str, tuple[object, bool]]:
+    """Name in a record to (feature, whether it holds any number of values)."""
+    flat = {}
+    for name, feature in features.items():
+        several = repeated or isinstance(feature, kinds.Sequence)
+        inner = feature.feature if isinstance(feature, kinds.Sequence) else feature
+        if isinstance(inner, kinds.FeaturesDict):
+            flat |= _flat(inner, kinds, f"{prefix}{name}/", several)
+        else:
+            flat[f"{prefix}{name}"] = inner, several
+    return flat
+
+
+def _is_photo(feature, kinds) -> bool:
+    return isinstance(feature, kinds.Image) and not isinstance(feature, kinds.LabeledImage)
+
+
+def _chosen(path: str, flag: str, kind: str, found: list[str], wanted: str, usual: list[str]) -> str:
+    """Of the features `found`, the one that is `wanted`, or the only one, or the only `usual` one."""
+    if wanted in found:
+        return wanted
+    if wanted:
+        raise BuildError(f"--{flag}={wanted}: no {kind} of that name in {path}; there are: {', '.join(found)}.")
+    if not found:
+        raise BuildError(f"--input={path}: none of its features is {kind}; expected images with class labels.")
+    if len(found) > 1:
+        found = [name for name in found if name in usual] or found
+    if len(found) > 1:
+        names = ", ".join(found)
+        raise BuildError(f"--input={path}: several features are {kind} ({names}): choose with --{flag}={found[0]}.")
     return found[0]
 
 
@@ -193,7 +228,11 @@ def tfds_items(path: str, fields: tuple[str, str, str | None], classes: list[str
             (image,) = features[fields[0]].bytes_list.value
             labels = list(features[fields[1]].int64_list.value)
             names = tuple(classes[label] for label in labels if label >= 0)
-            weights = tuple(features[fields[2]].float_list.value) if fields[2] else (1.0,) * len(names)
+            if fields[2]:
+                weights = tuple(features[fields[2]].float_list.value)
+            else:  # the labels of an image's objects may repeat
+                names = tuple(dict.fromkeys(names))
+                weights = (1.0,) * len(names)
             if len(weights) != len(names):
                 raise ValueError(f"{len(names)} labels, but {len(weights)} weights")
         except Exception as error:  # the protocol buffer library raises a type of its own

@@ -60,7 +60,7 @@ def measure(source: sources.Source, options: BuildOptions) -> Measured:
         found = writing.checked(name, task, None)
         if isinstance(found, images.Encoded):
             values = {"image": found.data, "key": name.key, "id": 0, "label": 0}
-            records.append(len(shard.frame(record.serialize(values, record.SINGLE_LABEL))))
+            records.append(sum(map(len, shard.frame(record.serialize(values, record.SINGLE_LABEL)))))
         seconds += time.perf_counter() - start
         if isinstance(found, images.Encoded):
             start = time.perf_counter()

@@ -51,9 +51,9 @@ def items(root: str, folder: str) -> Iterator[Item]:
     if files.is_remote(root):
         yield from _remote(root)
     elif folder:
-        labels = (label_text(folder),)
+        labels, start = (label_text(folder),), len(os.path.join(root, ""))
         for file, size, refusal in _files(os.path.join(root, folder)):
-            key = name_bytes(os.path.relpath(file, root))
+            key = name_bytes(file[start:])
             yield Item(key, name_bytes(file), size=size, labels=labels, weights=(1.0,), refusal=refusal)
     else:
         with os.scandir(root) as entries:

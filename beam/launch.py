@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 def dry_run(build: BuildOptions) -> str:
     """What the build would cost, as text; see `costs`."""
-    source = sources.look(build.input)
+    source = sources.look(build.input, build.image_feature, build.label_feature)
     count = build.dry_run_images or sum(1 for part in source.parts for _ in sources.items(part, source))
     measured = costs.measure(source, build)
     return costs.text(measured, costs.plan(measured, count, build))
@@ -59,7 +59,7 @@ def run(parsed: beam.options.pipeline_options.PipelineOptions) -> dict:
       BuildError: the job could not be done as asked.
     """
     build = parsed.view_as(BuildOptions)
-    source = sources.look(build.input)
+    source = sources.look(build.input, build.image_feature, build.label_feature)
     try:
         pipeline = beam.Pipeline(runner=_runner(parsed), options=parsed)
     except ValueError as error:  # what the runner thinks of its flags

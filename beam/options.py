@@ -23,6 +23,10 @@ class BuildOptions(PipelineOptions):
             "--input",
             help="A folder of class folders; .csv, .jsonl or .parquet lists; .tar shards; or tfds:NAME/SPLIT.",
         )
+        for feature in ("image", "label"):
+            parser.add_argument(
+                f"--{feature}_feature", default="", help=f"Of a TFDS set with several, the {feature} to take."
+            )
         parser.add_argument("--output_dir", help="Where the record set goes.")
         parser.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
         parser.add_argument(
@@ -149,6 +153,9 @@ def _check(options: BuildOptions) -> None:
     for flag in ("input", "output_dir"):
         if not getattr(options, flag):
             raise BuildError(f"--{flag} is missing: say `--{flag}=...`; see --help.")
+    for flag in ("image_feature", "label_feature"):
+        if getattr(options, flag) and not options.input.startswith("tfds:"):
+            raise BuildError(f"--{flag} chooses from a TFDS set, and --input={options.input} is none: leave it out.")
     if not re.fullmatch(r"[A-Za-z]\w*", options.name):
         raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
     for flag, low, high in (

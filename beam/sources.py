@@ -27,22 +27,26 @@ class Source(NamedTuple):
     root: str = ""
 
 
-def look(path: str) -> Source:
+def look(path: str, image_feature: str = "", label_feature: str = "") -> Source:
     """Looks at the source before any work.
+
+    Args:
+      path: what `--input` says.
+      image_feature, label_feature: of a TFDS set with several, which to take; see `archives.TfdsSource`.
 
     Raises:
       BuildError: it is missing, empty, out of reach, or not as it should be.
     """
     try:
-        source = _look(path)
+        source = _look(path, image_feature, label_feature)
     except OSError as error:
         raise BuildError(f"--input={path} is out of reach: {error}") from error
     return source._replace(parts=[name_bytes(part) for part in source.parts])
 
 
-def _look(path: str) -> Source:
+def _look(path: str, image_feature: str, label_feature: str) -> Source:
     if path.startswith(archives.TFDS):
-        found = archives.TfdsSource(path)
+        found = archives.TfdsSource(path, image_feature, label_feature)
         fields = (found.image, found.label, found.weights)
         return Source("tfds", path, found.files, found.is_multi_label, found.classes, fields)
     if path.endswith((*lists.SUFFIXES, archives.TAR)):

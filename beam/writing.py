@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +91,7 @@ def _kept(task, path: str, old: dict, names, pairs, reference) -> dict[bytes, by
 
 
 def _write(task: Task, path: str, names: list[Name], pairs: dict, reference, kept: dict[bytes, bytes]) -> dict:
-    digest, ids, passed = hashlib.sha256(), [], 0
+    ids, passed = [], 0
     classes, sides, rejected = collections.Counter(), collections.Counter(), []
     found = list(pairs.values()) if task.policy == "report" else []
 
@@ -111,16 +110,14 @@ def _write(task: Task, path: str, names: list[Name], pairs: dict, reference, kep
                 if result.pair:
                     found.append(result.pair)
                 continue
-            data = _record(name, result, task.label_kind)
-            digest.update(shard.frame(data))
             ids.append(record.record_id(text(name.key)))
             classes.update(name.labels)
             sides[side_bucket(min(result.width, result.height))] += 1
             passed += result.passed
-            yield data
+            yield _record(name, result, task.label_kind)
 
     partial = f"{path}.partial-{uuid.uuid4().hex}"
-    index = shard.write_shard(partial, records())
+    index, sha256 = shard.write_shard(partial, records())
     if tf.io.gfile.exists(stats_path(path)):
         tf.io.gfile.remove(stats_path(path))  # before the shard: old statistics must not vouch for a new one
     tf.io.gfile.rename(shard.index_path(partial), shard.index_path(path), overwrite=True)
@@ -131,7 +128,7 @@ def _write(task: Task, path: str, names: list[Name], pairs: dict, reference, kep
         "listed": len(names),
         "examples": len(ids),
         "bytes": int(index[-1]),
-        "sha256": digest.hexdigest(),
+        "sha256": sha256,
         "id_checksum": manifest.checksum(ids),
         "passed": passed,
         "classes": {str(label): count for label, count in sorted(classes.items())},

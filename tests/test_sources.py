@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pathlib
 import tarfile
 
 import numpy as np
@@ -358,12 +359,87 @@ def test_tfds_set_keeps_its_class_order_and_its_bytes(tmp_path):
     assert manifest.read(str(output)).classes == tuple(names)
     with pytest.raises(BuildError, match="test"):
         sources.look(f"tfds:{tmp_path}/test")
-    with pytest.raises(BuildError, match="tfds build"):
+    with pytest.raises(BuildError, match="download_and_prepare"):
         sources.look("tfds:no_such_data_set/train")
     with open(shard, "r+b") as file:
         file.truncate(shard.stat().st_size - 700)
     last = list(listed(f"tfds:{tmp_path}/train").values())[-1]
     assert last.refusal is not None
+
+
+class TwoNames(tfds.core.GeneratorBasedBuilder):
+    """Images with a coarse and a fine label, and labels of the objects in them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = pathlib.Path(__file__).parent  # where TFDS would look for metadata
+    supervised_keys = None
+
+    def _info(self):
+        label = tfds.features.ClassLabel
+        features = {
+            "image": tfds.features.Image(),
+            "mask": tfds.features.LabeledImage(shape=(None, None, 1), labels=2),
+            "coarse": label(names=["tree", "fish"]),
+            "fine": label(names=["oak", "elm", "trout"]),
+            "objects": tfds.features.Sequence({"label": label(names=["leaf", "fin"]), "size": np.float32}),
+        }
+        features = tfds.features.FeaturesDict(features)
+        return self.dataset_info_from_configs(features=features, supervised_keys=self.supervised_keys)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, fine in enumerate((0, 1, 2, 2)):
+            pixels = np.full((20, 30, 3), 60 * i, np.uint8)
+            objects = [{"label": fine // 2, "size": 1.0}] * i
+            example = {"image": pixels, "mask": pixels[..., :1] // 255, "coarse": fine // 2, "fine": fine}
+            yield i, {**example, "objects": objects}
+
+
+class TwoNamesWithAUsualOne(TwoNames):
+    supervised_keys = ("image", "fine")
+
+
+def test_a_tfds_set_with_several_labels_is_chosen_from(tmp_path):
+    builder = TwoNames(data_dir=str(tmp_path))
+    builder.download_and_prepare()
+    path = f"tfds:{builder.data_dir}/train"
+    with pytest.raises(BuildError, match=r"several .* ClassLabel \(.*fine.*\): choose with --label_feature="):
+        sources.look(path)
+    with pytest.raises(BuildError, match="--label_feature=family: no ClassLabel of that name .*objects/label"):
+        sources.look(path, label_feature="family")
+    with pytest.raises(BuildError, match="--image_feature=mask: no Image of that name"):
+        sources.look(path, image_feature="mask", label_feature="fine")
+    output = tmp_path / "coarse"
+    flags = [f"--input={path}", f"--output_dir={output}", "--shards=1", "--image_feature=image"]
+    assert launch.main([*flags, "--label_feature=coarse"]) == 0
+    made = manifest.read(str(output))
+    assert made.classes == ("tree", "fish") and made.label_kind == "single" and made.splits["train"].written == 4
+    source = sources.look(path, label_feature="objects/label")
+    (items,) = [list(sources.items(part, source)) for part in source.parts]
+    found = sorted((item.labels, item.weights, item.refusal is None) for item in items)
+    assert source.is_multi_label
+    assert found == [((), (), False), (("fin",), (1.0,), True), (("fin",), (1.0,), True), (("leaf",), (1.0,), True)]
+
+
+def test_a_tfds_set_that_names_its_label_needs_no_choice(tmp_path):
+    builder = TwoNamesWithAUsualOne(data_dir=str(tmp_path))
+    builder.download_and_prepare()
+    labels = [item.labels for item in listed(f"tfds:{builder.data_dir}/train").values()]
+    assert sorted(labels) == [("elm",), ("oak",), ("trout",), ("trout",)]
+
+
+def test_a_tfds_set_in_another_format_is_refused_with_what_to_do(tmp_path):
+    builder = TwoNames(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    with pytest.raises(BuildError, match="stored as array_record; expected tfrecord.*file_format='tfrecord'"):
+        sources.look(f"tfds:{builder.data_dir}/train")
+
+
+def test_features_are_chosen_from_tfds_sets_alone(tmp_path, capsys):
+    assert launch.main([f"--input={tmp_path}", f"--output_dir={tmp_path}/set", "--label_feature=fine"]) == 1
+    assert "--label_feature chooses from a TFDS set" in capsys.readouterr().err
 
 
 class ShelfFileSystem(FileSystem):

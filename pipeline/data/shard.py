@@ -4,6 +4,7 @@ The index `SHARD.index` holds little-endian int64: the offset of each record and
 It makes any range of records one contiguous read; the TFRecord file stays what every other tool reads.
 """
 
+import hashlib
 import struct
 from collections.abc import Iterable
 
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 bytes
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
+_AT_ONCE = 1 << 20  # bytes to hash and write at once: for each, other threads take Python's lock
 
 
 class DamagedRecordError(ValueError):
@@ -34,28 +36,38 @@ def _masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame(record: bytes) -> bytes:
-    """A record as it stands in a TFRecord file: length, CRC, payload, CRC."""
+def frame(record: bytes) -> tuple[bytes, bytes, bytes]:
+    """A record as it stands in a TFRecord file: length and its CRC, payload, CRC of the payload."""
     length = struct.pack("<Q", len(record))
-    return b"".join((length, _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))))
+    return length + _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))
 
 
-def framed_size(record: bytes) -> int:
-    """Bytes that `record` takes in a shard."""
-    return _HEADER.size + len(record) + _FOOTER.size
+def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
+    """Writes `records` and their index.
 
+    Returns:
+      The index, int64 [records + 1], and the SHA-256 of the shard in hexadecimal digits.
+    """
+    offsets, digest, waiting, size = [0], hashlib.sha256(), [], 0
+    with _opened(path, "wb") as file:
 
-def write_shard(path: str, records: Iterable[bytes]) -> np.ndarray:
-    """Writes `records` and their index; returns the index, int64 [records + 1]."""
-    offsets = [0]
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(b"")  # makes the file, also when no record follows
+        def write():
+            data = b"".join(waiting)
+            digest.update(data)
+            file.write(data)
+            waiting.clear()
+
         for record in records:
-            file.write(frame(record))
-            offsets.append(offsets[-1] + framed_size(record))
+            framed = frame(record)
+            waiting.extend(framed)
+            offsets.append(offsets[-1] + sum(map(len, framed)))
+            if offsets[-1] - size >= _AT_ONCE:
+                write()
+                size = offsets[-1]
+        write()  # makes the file, also where there is no record
     index = np.asarray(offsets, "<i8")
     write_index(path, index)
-    return index
+    return index, digest.hexdigest()
 
 
 def write_index(path: str, index: np.ndarray) -> None:
@@ -93,16 +105,19 @@ def read_records(path: str, index: np.ndarray, first: int, count: int) -> list[b
       A payload for each record; None where its bytes are damaged or missing.
     """
     start, end = int(index[first]), int(index[first + count])
-    with _opened(path) as file:
+    with _opened(path, "rb") as file:
         file.seek(start)
         data = memoryview(file.read(end - start))
     offsets = index[first : first + count + 1] - start
     return [_unframe(data[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 
-def _opened(path: str):
-    """A file to read at any place. Of a local one, TensorFlow reads half a megabyte at each place, needed or not."""
-    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")
+def _opened(path: str, mode: str):
+    """A file of bytes: through TensorFlow only where it is remote.
+
+    It reads half a megabyte at each place, needed or not, and writes without letting other Python threads run.
+    """
+    return tf.io.gfile.GFile(path, mode) if "://" in path else open(path, mode)
 
 
 def _unframe(data: memoryview) -> bytes | None:
