@@ -407,7 +407,7 @@ def test_a_tfds_set_with_several_labels_is_chosen_from(tmp_path):
     path = f"tfds:{builder.data_dir}/train"
     with pytest.raises(BuildError, match=r"several .* ClassLabel \(.*fine.*\): choose with --label_feature="):
         sources.look(path)
-    with pytest.raises(BuildError, match="--label_feature=family: no ClassLabel of that name .*objects/label"):
+    with pytest.raises(BuildError, match=r"--label_feature=family: no ClassLabel of that name .*objects/label"):
         sources.look(path, label_feature="family")
     with pytest.raises(BuildError, match="--image_feature=mask: no Image of that name"):
         sources.look(path, image_feature="mask", label_feature="fine")
@@ -433,7 +433,7 @@ def test_a_tfds_set_that_names_its_label_needs_no_choice(tmp_path):
 def test_a_tfds_set_in_another_format_is_refused_with_what_to_do(tmp_path):
     builder = TwoNames(data_dir=str(tmp_path), file_format="array_record")
     builder.download_and_prepare()
-    with pytest.raises(BuildError, match="stored as array_record; expected tfrecord.*file_format='tfrecord'"):
+    with pytest.raises(BuildError, match=r"stored as array_record; expected tfrecord.*file_format='tfrecord'"):
         sources.look(f"tfds:{builder.data_dir}/train")
 
 
