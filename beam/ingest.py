@@ -14,6 +14,9 @@ from beam.options import BuildError, BuildOptions
 from pipeline.data import manifest, record
 
 
+_LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
+
+
 def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source) -> None:
     """Adds the whole build to `pipeline`."""
     given = read_classes(options.classes) if options.classes else source.classes
@@ -86,6 +89,8 @@ def indices_of(classes: list[str]) -> dict:
 def to_name(item: Item, task: shards.Task, indices: dict) -> tuple:
     """((split, shard), name): class names become indices, the key's hashes say where it goes."""
     labels, refusal = (), item.refusal
+    if len(item.key) > _LONGEST_KEY:
+        refusal = refusal or ("bad_row", f"a key of {len(item.key):,} bytes; at most {_LONGEST_KEY:,}")
     try:
         labels = tuple(indices[label] for label in item.labels)
     except KeyError as error:

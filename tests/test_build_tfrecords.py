@@ -218,14 +218,15 @@ def test_every_bad_row_of_a_list_is_accounted_for(tree, tmp_path):
         "{not json",
         json.dumps({"path": "\ud800.jpg", "label": "a"}),
         json.dumps({"path": "a\0b.jpg", "label": "a"}),
+        json.dumps({"path": good, "label": "a", "key": "k" * 200_000}),
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(rows) + "\n")
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    made = build(tmp_path / "list.jsonl", tmp_path / "set", f"--classes={tmp_path}/classes.txt")
+    made = build(tmp_path / "list.jsonl", tmp_path / "set", f"--classes={tmp_path}/classes.txt", "--duplicates=report")
     split = made.split("train")
-    assert (split.listed, split.written) == (10, 1)
+    assert (split.listed, split.written) == (11, 1)
     assert split.rejected == {
-        "bad_row": 5,
+        "bad_row": 6,
         "duplicate_key": 1,
         "no_label": 1,
         "unknown_label": 1,
