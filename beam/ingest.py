@@ -13,7 +13,6 @@ from beam.items import Item
 from beam.options import BuildError, BuildOptions
 from pipeline.data import manifest, record
 
-
 _LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
 
 
