@@ -11,7 +11,6 @@ memory, in no order.
 """
 
 import argparse
-import hashlib
 import json
 import operator
 import os
@@ -56,8 +55,8 @@ def make(directory: str, examples: int) -> None:
             values = {"image": files[i % DISTINCT], "key": str(i), "id": ids[-1], "label": i % 1000}
             records.append(record.serialize(values, record.SINGLE_LABEL))
         name = shard.shard_name("photographs", "train", number, SHARDS)
-        index = shard.write_shard(os.path.join(directory, name), records)
-        shards.append(manifest.Shard(name, len(records), int(index[-1]), hashlib.sha256(index).hexdigest()))
+        index, sha256 = shard.write_shard(os.path.join(directory, name), records)
+        shards.append(manifest.Shard(name, len(records), int(index[-1]), sha256))
     split = manifest.Split(examples, examples, {}, manifest.checksum(ids), tuple(shards))
     classes = tuple(str(i) for i in range(1000))
     manifest.write(manifest.Manifest("photographs", classes, record.SINGLE_LABEL, {"train": split}), directory)

@@ -1,6 +1,5 @@
 """Small real record sets for tests, written with the project's own writer."""
 
-import hashlib
 import io
 import os
 
@@ -44,8 +43,6 @@ def _split(directory, split: str, examples: int, classes: int, shards: int) -> m
             records.append(record.serialize(values, record.SINGLE_LABEL))
         name = shard.shard_name("demo", split, number, shards)
         path = os.path.join(directory, name)
-        index = shard.write_shard(path, records)
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        written.append(manifest.Shard(name, len(records), int(index[-1]), digest))
+        index, sha256 = shard.write_shard(path, records)
+        written.append(manifest.Shard(name, len(records), int(index[-1]), sha256))
     return manifest.Split(examples, examples, {}, manifest.checksum(ids), tuple(written))

@@ -108,7 +108,7 @@ def test_records_of_several_labels_keep_them_in_order(tmp_path):
         ids.append(record.record_id(key))
         fields = {"image": b"", "key": key, "id": ids[-1], "labels": values, "label_weights": [0.5 * v for v in values]}
         records.append(record.serialize(fields, record.MULTI_LABEL))
-    index = shard.write_shard(os.path.join(tmp_path, "many"), records)
+    index, _ = shard.write_shard(os.path.join(tmp_path, "many"), records)
     split = manifest.Split(40, 40, {}, manifest.checksum(ids), (manifest.Shard("many", 40, int(index[-1]), "0" * 64),))
     manifest.write(manifest.Manifest("many", ("a", "b", "c"), record.MULTI_LABEL, {"train": split}), str(tmp_path))
     records = reader.RecordSet(str(tmp_path), "train")

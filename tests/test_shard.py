@@ -1,3 +1,4 @@
+import hashlib
 import pathlib
 
 import numpy as np
@@ -25,6 +26,15 @@ def test_index_holds_the_offsets_that_tensorflow_takes(path):
     reader = tf_record.tf_record_random_reader(path)
     index = shard.read_index(path, len(RECORDS))
     assert [reader.read(int(offset)) for offset in index[:-1]] == list(zip(RECORDS, index[1:], strict=True))
+
+
+def test_a_shard_of_several_writes_is_what_its_index_and_digest_say(tmp_path):
+    path, records = str(tmp_path / "large.tfrecord"), [bytes([n]) * (300_000 * n) for n in range(9)]
+    index, sha256 = shard.write_shard(path, iter(records))
+    assert [r.numpy() for r in tf.data.TFRecordDataset(path)] == records
+    assert sha256 == hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    assert index[-1] == pathlib.Path(path).stat().st_size
+    assert shard.read_records(path, shard.read_index(path, 9), 0, 9) == records
 
 
 def test_any_range_is_one_read(path):
