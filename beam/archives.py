@@ -204,8 +204,7 @@ def _chosen(path: str, flag: str, kind: str, found: list[str], wanted: str, usua
         raise BuildError(f"--{flag}={wanted}: no {kind} of that name in {path}; there are: {', '.join(found)}.")
     if not found:
         raise BuildError(f"--input={path}: none of its features is {kind}; expected images with class labels.")
-    if len(found) > 1:
-        found = [name for name in found if name in usual] or found
+    found = [name for name in found if name in usual] or found
     if len(found) > 1:
         names = ", ".join(found)
         raise BuildError(f"--input={path}: several features are {kind} ({names}): choose with --{flag}={found[0]}.")

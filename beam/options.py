@@ -153,9 +153,6 @@ def _check(options: BuildOptions) -> None:
     for flag in ("input", "output_dir"):
         if not getattr(options, flag):
             raise BuildError(f"--{flag} is missing: say `--{flag}=...`; see --help.")
-    for flag in ("image_feature", "label_feature"):
-        if getattr(options, flag) and not options.input.startswith("tfds:"):
-            raise BuildError(f"--{flag} chooses from a TFDS set, and --input={options.input} is none: leave it out.")
     if not re.fullmatch(r"[A-Za-z]\w*", options.name):
         raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
     for flag, low, high in (

@@ -49,6 +49,9 @@ def _look(path: str, image_feature: str, label_feature: str) -> Source:
         found = archives.TfdsSource(path, image_feature, label_feature)
         fields = (found.image, found.label, found.weights)
         return Source("tfds", path, found.files, found.is_multi_label, found.classes, fields)
+    for flag, given in (("image_feature", image_feature), ("label_feature", label_feature)):
+        if given:
+            raise BuildError(f"--{flag} chooses from a TFDS set, and --input={path} is none: leave it out.")
     if path.endswith((*lists.SUFFIXES, archives.TAR)):
         parts = files.match(path)
         if not parts:
