@@ -114,17 +114,7 @@ def _check(task, classes, classes_given, results, splits, listed: int) -> None:
 def _write_tfds(task: shards.Task, classes: list[str], splits: dict[str, manifest.Split]) -> None:
     import tensorflow_datasets as tfds  # here: one worker needs it, once
 
-    label = tfds.features.ClassLabel(names=classes)
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "key": tfds.features.Text(),
-        "id": tfds.features.Scalar(tf.int64),
-    }
-    if task.label_kind == record.SINGLE_LABEL:
-        features["label"] = label
-    else:
-        features["labels"] = tfds.features.Sequence(label)
-        features["label_weights"] = tfds.features.Sequence(tf.float32)
+    features = record.tfds_features(task.label_kind, classes)
     template = tfds.core.ShardedFileTemplate(
         data_dir=task.output_dir,
         dataset_name=task.name,
@@ -133,7 +123,7 @@ def _write_tfds(task: shards.Task, classes: list[str], splits: dict[str, manifes
     )
     tfds.folder_dataset.write_metadata(
         data_dir=task.output_dir,
-        features=tfds.features.FeaturesDict(features),
+        features=features,
         filename_template=template,
         split_infos=[
             tfds.core.SplitInfo(

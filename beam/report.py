@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from beam import files, images, shards
 from beam.items import name_bytes, text
 from pipeline.data import manifest, shard
+from pipeline.files import write_atomically
 
 FILE = "report.md"
 _TILE = 128  # pixels
@@ -54,7 +55,8 @@ def write(
         elif tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)
     there = {name for name, data in pictures.items() if data}
-    shards.write_whole(os.path.join(task.output_dir, FILE), _text(task, classes, counts, results, splits, there))
+    text_of_report = _text(task, classes, counts, results, splits, there)
+    write_atomically(os.path.join(task.output_dir, FILE), text_of_report, several_writers=True)
 
 
 def _text(task, classes, counts, results, splits, pictures: set[str]) -> str:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import tensorflow as tf
 from beam import duplicates
 from beam.items import text
 from beam.options import ImageSettings
+from pipeline import files
 from pipeline.data import record, shard
 
 TRAIN, VALIDATION = "train", "validation"
@@ -113,8 +113,8 @@ def whole(path: str) -> dict | None:
         with tf.io.gfile.GFile(stats_path(path)) as file:
             stats = json.load(file)
         sizes = stats["bytes"], 8 * (stats["examples"] + 1)
-        files = path, shard.index_path(path)
-        if stats["format"] == FORMAT and sizes == tuple(tf.io.gfile.stat(file).length for file in files):
+        names = path, shard.index_path(path)
+        if stats["format"] == FORMAT and sizes == tuple(tf.io.gfile.stat(name).length for name in names):
             return stats
     except (tf.errors.OpError, ValueError, KeyError, TypeError):
         pass
@@ -123,12 +123,4 @@ def whole(path: str) -> dict | None:
 
 def commit(path: str, stats: dict) -> None:
     """Puts the statistics of the shard at `path` into place, which commits it."""
-    write_whole(stats_path(path), json.dumps(stats, sort_keys=True) + "\n")
-
-
-def write_whole(path: str, content: str) -> None:
-    """Writes a text file whole or not at all."""
-    partial = f"{path}.partial-{uuid.uuid4().hex}"
-    with tf.io.gfile.GFile(partial, "w") as file:
-        file.write(content)
-    tf.io.gfile.rename(partial, path, overwrite=True)
+    files.write_atomically(stats_path(path), json.dumps(stats, sort_keys=True) + "\n", several_writers=True)

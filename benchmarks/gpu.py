@@ -29,10 +29,10 @@ def trace(arguments: argparse.Namespace) -> None:
     """Writes the step of an experiment, and with --values arguments and results, to an .npz file."""
     import tensorflow as tf
 
-    from pipeline import experiments
+    from pipeline import registry
     from pipeline.tpu import program
 
-    experiment = experiments.configured(arguments.gin_file, arguments.gin_param)
+    experiment = registry.configured(arguments.gin_file, arguments.gin_param)
     known = program.facts(experiment, arguments.images)
     step, _ = program.training_step(experiment, known, unset=not arguments.values, device="gpu")
     batch = program.example_batch(experiment, known, arguments.batch)

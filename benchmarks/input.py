@@ -112,7 +112,7 @@ def views(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
 def ours(directory: str, view, batch: int, **sizes: int) -> tf.data.Dataset:
     """The trainer's input."""
     records = reader.RecordSet(directory, "train")
-    return reader.dataset(records, orders.Budget(records.order(batch, seed=0, **sizes), batch, 100), view)
+    return reader.dataset(records, orders.EpochBudget(records.order(batch, seed=0, **sizes), batch, 100), view)
 
 
 def plain(directory: str, view, batch: int) -> tf.data.Dataset:
@@ -190,7 +190,7 @@ def seconds_to_first_batch(directory: str, share: float, flags: argparse.Namespa
     """From nothing open to the first batch, at `share` of the first epoch: seconds and seconds of processor time."""
     started, processor_started = time.perf_counter(), time.process_time()
     records = reader.RecordSet(directory, "train")
-    budget = orders.Budget(records.order(flags.batch, seed=0), flags.batch, 1)
+    budget = orders.EpochBudget(records.order(flags.batch, seed=0), flags.batch, 1)
     view = views(flags.size)["crop"]
     next(iter(reader.dataset(records, budget, view, first_step=int(budget.steps * share))))
     return time.perf_counter() - started, time.process_time() - processor_started

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data import order as orders
+from pipeline.data.batch_shape import BatchShape
 
 SIZES = ((4, 16), (8, 16), (16, 16), (16, 64), (64, 256))
 
@@ -70,7 +71,7 @@ def table(examples: int, batch: int, classes: int) -> Table:
     for column in ("block", "window", "neighbours in one batch", "within ten", "commonest class", "pairs of a class"):
         shown.add_column(column, justify="right")
     rows = [
-        (str(block), str(window), epoch(orders.Order(examples, orders.lanes_for(batch), block=block, window=window)))
+        (str(block), str(window), epoch(orders.Order(examples, BatchShape(batch).lanes, block=block, window=window)))
         for block, window in SIZES
     ]
     rows.append(("uniform", "", np.random.default_rng(0).permutation(examples)))

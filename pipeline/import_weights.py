@@ -34,16 +34,16 @@ def main(argv: list[str]) -> int:
         raise app.UsageError("Give what to write: --output_dir, --export_deepmind or --export_timm.")
     logging.set_verbosity(logging.WARNING)
     from pipeline.model import public_files, weights  # TensorFlow takes seconds: flags are checked first
-    from pipeline.train import checkpoint, imported
+    from pipeline.train import checkpoint, public_weights
 
     try:
         if _FILE.value:
-            model = imported.from_file(_FILE.value, _SOURCE.value, _VARIANT.value)
+            model = public_weights.from_file(_FILE.value, _SOURCE.value, _VARIANT.value)
         else:
-            model = imported.from_checkpoint(_CHECKPOINT.value, _VARIANT.value)
+            model = public_weights.from_checkpoint(_CHECKPOINT.value, _VARIANT.value)
         if _OUTPUT_DIR.value:
             origin = _FILE.value or _CHECKPOINT.value
-            print(f"Wrote {imported.save(model, _OUTPUT_DIR.value, origin)}; fine-tune from it with")
+            print(f"Wrote {public_weights.save(model, _OUTPUT_DIR.value, origin)}; fine-tune from it with")
             print(f"  --gin_param='INITIAL_CHECKPOINT=\"{_OUTPUT_DIR.value}\"'")
         for source, path in exports.items():
             public_files.write(path, weights.extract(model, source), source)

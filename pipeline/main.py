@@ -19,15 +19,15 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     logging.set_verbosity(logging.WARNING)
-    from pipeline import configure, experiments  # TensorFlow takes seconds: flags are checked first
+    from pipeline import configure, registry  # TensorFlow takes seconds: flags are checked first
 
     name = os.path.splitext(os.path.basename(_GIN_FILE.value[-1]))[0]
     model_dir = _MODEL_DIR.value or os.path.join("runs", name)
     try:
-        experiments.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value)
-    except experiments.EXPECTED_ERRORS as error:
+        registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value)
+    except registry.EXPECTED_ERRORS as error:
         print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr)
-        return 143 if isinstance(error, experiments.Preempted) else 1
+        return 143 if isinstance(error, registry.Preempted) else 1
     return 0
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import tensorflow as tf
 from tqdm import tqdm
 
+from pipeline.files import write_atomically
+
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "run.json"
 
@@ -74,7 +76,7 @@ class Metrics:
         self.lines = [line for line in read_metrics(directory) if line["step"] <= resume_step]
         self._path = os.path.join(directory, METRICS_FILE) if write else None
         if self._path:
-            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
@@ -102,7 +104,7 @@ def read_metrics(directory: str) -> list[dict]:
 def write_summary(directory: str, summary: Mapping[str, object]) -> str:
     """Writes `run.json`, whole or not at all; returns its path."""
     path = os.path.join(directory, SUMMARY_FILE)
-    write_whole(path, json.dumps(summary, indent=1) + "\n")
+    write_atomically(path, json.dumps(summary, indent=1) + "\n")
     return path
 
 
@@ -113,10 +115,3 @@ def find_summary(directory: str) -> dict | None:
         return None
     with tf.io.gfile.GFile(path) as file:
         return json.load(file)
-
-
-def write_whole(path: str, content: str) -> None:
-    """Writes a text file, whole or not at all."""
-    with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
-        file.write(content)
-    tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)

@@ -50,16 +50,16 @@ def main(argv: list[str]) -> int:
         compiler.versions()  # before TensorFlow, which takes seconds
     except (chips.TopologyError, compiler.CompilerError, OSError) as error:
         return _stop(error)
-    from pipeline import configure, experiments
+    from pipeline import configure, registry
     from pipeline.tpu import check, report
 
     try:
-        configured = functools.partial(experiments.configured, _GIN_FILE.value, _GIN_PARAM.value)
+        configured = functools.partial(registry.configured, _GIN_FILE.value, _GIN_PARAM.value)
         experiment = configured()
         found, hlo = check.check(
             configured, topology, _REPLICA_BATCH.value, _IMAGES.value, _SEARCH.value, report.Progress()
         )
-    except (*experiments.EXPECTED_ERRORS, compiler.CompilerError) as error:
+    except (*registry.EXPECTED_ERRORS, compiler.CompilerError) as error:
         return _stop(error, configure.message(error))
     report.show(found, check.advice(found, experiment))
     for path, text in ((_JSON.value, report.as_json(found)), (_HLO.value, hlo)):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from examples import ablation
-from pipeline import configure, experiments
+from pipeline import configure, registry
 
 
 def load(gin_file, trial):
@@ -14,8 +14,8 @@ def load(gin_file, trial):
     words = ablation.command(gin_file, {**ablation.SMALL, "SEED": 1, **trial.settings}, pathlib.Path("run"))
     params = [word.removeprefix("--gin_param=") for word in words if word.startswith("--gin_param=")]
     (file,) = [word.removeprefix("--gin_file=") for word in words if word.startswith("--gin_file=")]
-    experiments.register()
-    configure.load([str(ablation.ROOT / file)], params, entry="main", tasks=experiments.TASKS)
+    registry.register()
+    configure.load([str(ablation.ROOT / file)], params, entry="main", tasks=registry.TASKS)
     return configure.get("Experiment")()
 
 

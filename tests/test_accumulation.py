@@ -45,8 +45,3 @@ def test_parts_are_taken_in_order_each_with_its_own_seed():
     np.testing.assert_array_equal(sums[:, 0], [0, 0, 2, 2, 4, 4])
     assert len({tuple(row) for row in sums[::2, 1:]}) == 3
     assert set(map(tuple, seen)) == {(2,)}
-
-
-def test_a_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(ValueError, match="over 4 parts needs a batch on each replica that 4 divides; it is 6"):
-        accumulation.sum_over_parts(lambda part, seed: 0, {"x": tf.range(6)}, tf.constant([1, 2]), 4, 0)

@@ -18,6 +18,13 @@ def encode(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+def views(augmentation: augment.Augmentation, encoded: bytes, seeds, size: int) -> list[np.ndarray]:
+    """The varied views of one encoded image under each of the seeds."""
+    seeds = tf.data.Dataset.from_tensor_slices(np.asarray(seeds, np.int32))
+    examples = augmentation.examples(seeds.map(lambda seed: {"image": encoded, "seed": seed}), size)
+    return [example["image"] for example in examples.as_numpy_iterator()]
+
+
 def coordinates(height: int, width: int) -> np.ndarray:
     """An image whose red is the column and whose green is the row, both as shares of 255."""
     y, x = np.mgrid[:height, :width]
@@ -94,9 +101,8 @@ def test_random_crops_keep_to_their_limits(kind, options):
     height, width = 160, 200
     encoded = encode(coordinates(height, width), kind, **options)
     augmentation = augment.Augmentation(min_area=0.2, max_area=0.6, min_ratio=0.8, max_ratio=1.25)
-    seeds = tf.data.Dataset.from_tensor_slices(np.arange(400, dtype=np.int32).reshape(200, 2))
-    views = seeds.map(lambda seed: augmentation.view(encoded, seed, 32)).as_numpy_iterator()
-    high, wide, mirrored = np.array([window(view, height, width) for view in views]).T
+    found = views(augmentation, encoded, np.arange(400).reshape(200, 2), 32)
+    high, wide, mirrored = np.array([window(view, height, width) for view in found]).T
     area, ratio = high * wide / (height * width), wide / high
     assert area.min() > 0.17 and area.max() < 0.64 and area.std() > 0.08
     assert ratio.min() > 0.75 and ratio.max() < 1.35 and ratio.std() > 0.08
@@ -105,28 +111,28 @@ def test_random_crops_keep_to_their_limits(kind, options):
 
 def test_jpeg_window_is_the_window_of_the_decoded_image():
     jpeg = encode(np.kron(noise(12, 15), np.ones((12, 12, 1), np.uint8)), "JPEG", quality=95, subsampling=0)
-    png = tf.io.encode_png(tf.io.decode_jpeg(jpeg))
-    for number in range(5):
-        views = [augment.Augmentation().view(image, tf.constant([number, 1]), 48) for image in (jpeg, png)]
-        np.testing.assert_allclose(*views, atol=1e-5)
+    png = tf.io.encode_png(tf.io.decode_jpeg(jpeg)).numpy()
+    seeds = [[number, 1] for number in range(5)]
+    both = [views(augment.Augmentation(), image, seeds, 48) for image in (jpeg, png)]
+    np.testing.assert_allclose(*both, atol=1e-5)
 
 
 def test_view_depends_on_the_seed_alone():
     encoded = encode(noise(60, 80), "JPEG")
     augmentation = augment.Augmentation(randaugment=RandAugment(2, 5), erasing=0.5)
-    view = tf.function(lambda seed: augmentation.view(encoded, seed, 24))
-    assert np.array_equal(view(SEED), view(SEED))
-    assert not np.array_equal(view(SEED), view(tf.constant([4, 3])))
+    first, again, other = views(augmentation, encoded, [[3, 4], [3, 4], [4, 3]], 24)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_without_any_variation_the_view_is_the_whole_image():
     image = noise(40, 40)
     plain = augment.Augmentation(min_area=1.0, min_ratio=1.0, max_ratio=1.0, flip=False)
     expected = cubic_resize(image, 56)
-    found = plain.view(encode(image), SEED, 56)
+    (found,) = views(plain, encode(image), [[3, 4]], 56)
     np.testing.assert_allclose(found * augment.STDDEV_RGB + augment.MEAN_RGB, expected, atol=0.3)
     inverted = plain.__class__(**{**plain.__dict__, "randaugment": RandAugment(1, 5, operations=("Invert",))})
-    found = augment.denormalize(inverted.view(encode(image), SEED, 56)).astype(int)
+    (found,) = augment.denormalize(views(inverted, encode(image), [[3, 4]], 56)).astype(int)
     np.testing.assert_allclose(found, 255 - expected, atol=1)
 
 
@@ -173,8 +179,8 @@ def collect(dataset: tf.data.Dataset) -> dict[str, np.ndarray]:
 def test_examples_without_mixing_are_the_views_in_order():
     augmentation = augment.Augmentation(randaugment=RandAugment(2, 5), erasing=0.3)
     found = collect(augmentation.examples(parsed(6), 24))
-    views = parsed(6).map(lambda example: augmentation.view(example["image"], example["seed"], 24))
-    np.testing.assert_array_equal(found["image"], list(views.as_numpy_iterator()))
+    alone = [views(augmentation, e["image"], [e["seed"]], 24)[0] for e in parsed(6).as_numpy_iterator()]
+    np.testing.assert_array_equal(found["image"], alone)
     assert np.array_equal(found["id"], np.arange(6) * 11)
     assert "seed" not in found
 
@@ -217,17 +223,6 @@ def test_groups_make_mixing_independent_of_the_share():
     hosts = [collect(augmentation.examples(parsed(16).skip(8 * host).take(8), 24)) for host in range(2)]
     for name in whole:
         np.testing.assert_array_equal(whole[name], np.concatenate([host[name] for host in hosts]))
-
-
-def test_batches_that_do_not_fit():
-    augment.Augmentation(repeats=4).check_batch(8)
-    with pytest.raises(ValueError, match="batch of 6 images cannot hold 4 views of each example"):
-        augment.Augmentation(repeats=4).check_batch(6)
-    augment.Augmentation(mixing=Mixing(), repeats=2).check_batch(16)
-    with pytest.raises(ValueError, match="batch of 12 images does not divide into groups of 8"):
-        augment.Augmentation(mixing=Mixing(), repeats=2).check_batch(12)
-    with pytest.raises(ValueError, match="batch of 7 images does not divide into groups of 2"):
-        augment.Augmentation(mixing=Mixing(cutmix=False)).check_batch(7)
 
 
 @pytest.mark.parametrize(

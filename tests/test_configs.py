@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline import configure, experiments
+from pipeline import configure, registry
 from pipeline.model import cost, nfnet
 from pipeline.train import experiment, schedule
 
@@ -17,8 +17,8 @@ STUDY = ("f0", "f1", "f3", "f3plus", "f7", "f7plus")
 
 def load(file, *params):
     """The experiment that a gin file and bindings describe."""
-    experiments.register()
-    configure.load([str(ROOT / file)], params, entry="main", tasks=experiments.TASKS)
+    registry.register()
+    configure.load([str(ROOT / file)], params, entry="main", tasks=registry.TASKS)
     return configure.get("Experiment")()
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline import experiments, report
+from pipeline import registry, report
 from pipeline.serve import client
 from pipeline.train import checkpoint, journal
 
@@ -36,7 +36,7 @@ def command(*words):
 def run(task, gin_file, model_dir, *params):
     """What `pipeline/main.py` does, in this process."""
     files, bindings = [str(ROOT / "gin" / gin_file)], [*SMALL, *params, f"RUN=@{task}"]
-    experiments.run_configured(files, bindings, str(model_dir))
+    registry.run_configured(files, bindings, str(model_dir))
     return report.find_summary(str(model_dir))
 
 
@@ -223,4 +223,4 @@ def test_going_on_under_another_configuration_is_refused(records, pretrained):
 
 
 def test_preemption_is_an_expected_error():
-    assert issubclass(journal.Preempted, experiments.EXPECTED_ERRORS)
+    assert issubclass(journal.Preempted, registry.EXPECTED_ERRORS)

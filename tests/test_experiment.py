@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline import objective
 from pipeline.data import reader
 from pipeline.data.augment import Augmentation
+from pipeline.data.input import Data
 from pipeline.data.mixing import Mixing
-from pipeline.train import loss as losses
 from pipeline.train import run
-from pipeline.train.experiment import Data
-from pipeline.train.settings import Loop
+from pipeline.train.run_config import Loop
 from tests import record_sets, tiny_runs
 
 CLASSES = 6
@@ -59,7 +59,7 @@ def parsed(*label_sets):
 def dense(example):
     """Targets as the loss sees them, before it normalises."""
     labels, weights = example["labels"][None], example["label_weights"][None]
-    return losses.targets(labels, weights, CLASSES)[0].numpy()
+    return objective.dense_targets(labels, weights, CLASSES)[0].numpy()
 
 
 # Two records whose weights add up to 1 and to 8, mixed with each other.
@@ -67,7 +67,7 @@ UNEQUAL = ({0: 1.0}, {1: 6.0, 2: 2.0})
 
 
 def mixed_pairs(loss):
-    view = data(2, augmentation={"mixing": Mixing(mixup_alpha=1.0, cutmix=False)}).training_view(0, loss)
+    view = data(2, augmentation={"mixing": Mixing(mixup_alpha=1.0, cutmix=False)}).training_view(0, objective.get(loss))
     return [dense(example) for example in view(parsed(*UNEQUAL))]
 
 
@@ -85,25 +85,27 @@ def test_in_a_mixed_softmax_target_each_record_has_the_share_of_its_image():
 
 
 def test_sigmoid_keeps_the_weights_of_a_record():
-    (example,) = data(1).training_view(0, "sigmoid")(parsed({1: 0.5, 2: 1.0, 4: 0.75}))
+    (example,) = data(1).training_view(0, objective.SIGMOID)(parsed({1: 0.5, 2: 1.0, 4: 0.75}))
     np.testing.assert_array_equal(dense(example), [0, 0.5, 1, 0, 0.75, 0])
 
 
 def test_softmax_targets_without_mixing_sum_to_one_and_a_record_without_weight_stays_empty():
-    heavy, empty = data(1).training_view(0, "softmax")(parsed({1: 3.0, 2: 1.0}, {3: 0.0}))
+    heavy, empty = data(1).training_view(0, objective.SOFTMAX)(parsed({1: 3.0, 2: 1.0}, {3: 0.0}))
     np.testing.assert_allclose(dense(heavy), [0, 0.75, 0.25, 0, 0, 0])
     np.testing.assert_array_equal(dense(empty), np.zeros(CLASSES))
 
 
 def test_a_single_label_weighs_one_in_training_and_in_evaluation():
-    for view in (data(1).training_view(0), data(1).evaluation_view):
+    for view in (data(1).training_view(0, objective.SOFTMAX), data(1).evaluation_view(objective.SOFTMAX)):
         (example,) = view(parsed(4))
         assert example["labels"].numpy().tolist() == [4]
         assert example["label_weights"].numpy().tolist() == [1.0]
 
 
 def test_labels_are_padded_to_one_length_and_cut_after_the_first_ones():
-    few, many = data(1, max_labels=3).evaluation_view(parsed({5: 2.0}, {1: 1.0, 2: 0.5, 3: 0.25, 4: 9.0}))
+    few, many = data(1, max_labels=3).evaluation_view(objective.SIGMOID)(
+        parsed({5: 2.0}, {1: 1.0, 2: 0.5, 3: 0.25, 4: 9.0})
+    )
     assert few["labels"].numpy().tolist() == [5, 0, 0]
     assert few["label_weights"].numpy().tolist() == [2.0, 0.0, 0.0]  # class 0 gets nothing from the padding
     np.testing.assert_array_equal(dense(few), [0, 0, 0, 0, 0, 2])
@@ -112,65 +114,26 @@ def test_labels_are_padded_to_one_length_and_cut_after_the_first_ones():
 
 
 def test_labels_beyond_max_labels_take_no_share_of_a_softmax_target():
-    (example,) = data(1, max_labels=2).training_view(0)(parsed({1: 1.0, 2: 3.0, 3: 100.0}))
+    (example,) = data(1, max_labels=2).training_view(0, objective.SOFTMAX)(parsed({1: 1.0, 2: 3.0, 3: 100.0}))
     np.testing.assert_allclose(dense(example), [0, 0.25, 0.75, 0, 0, 0])
 
 
 def test_a_view_depends_on_seed_epoch_and_record_alone():
     def images(seed):
-        return [example["image"].numpy() for example in data(1).training_view(seed)(parsed(1, 1))]
+        return [example["image"].numpy() for example in data(1).training_view(seed, objective.SOFTMAX)(parsed(1, 1))]
 
     first, again, other = images(0), images(0), images(1)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_a_step_takes_a_batch_of_views():
-    assert data(32).examples_per_step == 32
-    assert data(32, augmentation={"repeats": 4}).examples_per_step == 8
-
-
-@pytest.mark.parametrize(
-    ("augmentation", "batch", "message"),
-    [
-        ({"repeats": 4}, 30, "30 images cannot hold 4 views of each example"),
-        ({"mixing": Mixing()}, 30, "groups of 4 that are mixed with each other"),
-        ({"mixing": Mixing(), "repeats": 4}, 24, "groups of 16"),
-        ({"mixing": Mixing(cutmix=False)}, 7, "groups of 2"),
-    ],
-)
-def test_a_batch_that_cuts_groups_is_refused(augmentation, batch, message):
-    with pytest.raises(ValueError, match=message):
-        _ = data(batch, augmentation=augmentation).examples_per_step
-
-
-@pytest.mark.parametrize(
-    ("augmentation", "replicas", "fits"),
-    [
-        ({}, 32, True),
-        ({"repeats": 4}, 8, True),
-        ({"repeats": 4}, 16, False),
-        ({"mixing": Mixing()}, 8, True),
-        ({"mixing": Mixing()}, 16, False),
-        ({"mixing": Mixing(), "repeats": 4}, 2, True),
-        ({"mixing": Mixing(), "repeats": 4}, 4, False),
-    ],
-)
-def test_a_replica_takes_whole_groups(augmentation, replicas, fits):
-    made = data(32, augmentation=augmentation)
-    if fits:
-        made.check_replicas(replicas)
-        return
-    message = f"Each of {replicas} replicas takes {32 // replicas} images of the global batch of 32. .*multiple of"
-    with pytest.raises(ValueError, match=message):
-        made.check_replicas(replicas)
-
-
 def test_a_run_is_refused_before_any_work_where_a_replica_would_cut_a_group(records, monkeypatch):
     experiment = tiny_runs.experiment(records, augmentation=Augmentation(repeats=4))
     monkeypatch.setattr(Loop, "create_strategy", lambda self: tf.distribute.MirroredStrategy(["CPU:0"]))
     monkeypatch.setattr(tf.distribute.MirroredStrategy, "num_replicas_in_sync", 8)
-    with pytest.raises(ValueError, match=r"Each of 8 replicas takes 2 images of the global batch of 16"):
+    with pytest.raises(
+        ValueError, match=r"batch of 16 images.*each of 8 replicas 2 images.*groups of 4.*multiple of 32"
+    ):
         run.assemble(experiment, Loop())
 
 
@@ -178,11 +141,11 @@ def test_hosts_and_replicas_together_see_the_images_of_one(records):
     settings = {"mixing": Mixing(), "repeats": 2}
     experiment = tiny_runs.experiment(records, augmentation=Augmentation(**settings), epochs=1)
     opened = experiment.data.training_records()
-    budget = experiment.budget(opened)
+    budget = experiment.budget(opened.examples, opened.manifest.digest)
     assert (budget.batch, experiment.data.batch) == (8, 16)
 
     def images(host, hosts, replica_batch):
-        view = experiment.data.training_view(experiment.seed)
+        view = experiment.data.training_view(experiment.seed, experiment.objective)
         made = reader.dataset(opened, budget, view, host=host, hosts=hosts, replica_batch=replica_batch)
         batches = [(batch["image"].numpy(), batch["id"].numpy()) for batch in made]
         assert all(len(batch) == replica_batch for batch, _ in batches)
@@ -198,24 +161,23 @@ def test_hosts_and_replicas_together_see_the_images_of_one(records):
 
 def test_classes_are_the_record_sets_or_more(records):
     experiment = tiny_runs.experiment(records)
-    opened = experiment.data.training_records()
-    assert experiment.classes(opened) == CLASSES
-    assert dataclasses.replace(experiment, num_classes=1000).classes(opened) == 1000
-    assert dataclasses.replace(experiment, num_classes=CLASSES).classes(opened) == CLASSES
+    assert experiment.classes(CLASSES) == CLASSES
+    assert dataclasses.replace(experiment, num_classes=1000).classes(CLASSES) == 1000
+    assert dataclasses.replace(experiment, num_classes=CLASSES).classes(CLASSES) == CLASSES
 
 
 def test_too_few_classes_are_refused(records):
     experiment = tiny_runs.experiment(records, num_classes=CLASSES - 1)
     with pytest.raises(ValueError, match=f"has {CLASSES} classes, but num_classes is {CLASSES - 1}"):
-        experiment.classes(experiment.data.training_records())
+        experiment.classes(CLASSES)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "hinge"}, r"Experiment.loss is 'hinge'; expected one of \('softmax', 'sigmoid'\)"),
+        ({"loss": "hinge"}, r"Experiment.loss is 'hinge'; expected one of softmax, sigmoid"),
         ({"precision": "float16"}, "Experiment.precision is 'float16'"),
-        ({"gradient_parts": 0}, "Experiment.gradient_parts is 0; expected 1 or more"),
+        ({"accumulation_steps": 0}, "Experiment.accumulation_steps is 0; expected 1 or more"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

@@ -7,7 +7,7 @@ import tf_keras
 from official.vision.configs import image_classification, retinanet
 from official.vision.modeling import factory
 
-from pipeline import experiments
+from pipeline import registry
 from pipeline.model import garden, graph_cost, nfnet, weights
 from tests import record_sets
 
@@ -83,7 +83,7 @@ def test_a_transformer_trains_resumes_and_exports_through_gin(tmp_path):
     sizes = ["TRAIN_SIZE=32", "EVAL_SIZE=32", "GLOBAL_BATCH=16", "EPOCHS=2", "Experiment.ema_decay=0.9"]
     params = [f'DATA_DIR="{tmp_path / "records"}"', *sizes]
     for more in (["Experiment.max_steps=5"], [], ["RUN=@export"]):
-        experiments.run_configured(["gin/vit_demo.gin"], [*params, *more], str(tmp_path / "run"), force_resume=True)
+        registry.run_configured(["gin/vit_demo.gin"], [*params, *more], str(tmp_path / "run"), force_resume=True)
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
     assert summary["variant"] == "vit"
     assert [epoch["exactly_once"] for epoch in summary["ledger"]] == [True, True]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from pipeline.data.input import Data
 from pipeline.model import nfnet, public_files, weights
-from pipeline.train import checkpoint, experiment, imported, optimizer, run, schedule, settings
+from pipeline.train import checkpoint, experiment, optimizer, public_weights, run, run_config, schedule
 from tests import record_sets
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -37,8 +38,8 @@ def public_file(request, tmp_path, model):
 
 def test_imported_weights_are_the_files_and_come_back_from_the_checkpoint(public_file, model, tmp_path):
     source, path = public_file
-    imported.save(imported.from_file(path, source, "nano"), str(tmp_path / "run"), path)
-    again = imported.from_checkpoint(str(tmp_path / "run"), "nano")
+    public_weights.save(public_weights.from_file(path, source, "nano"), str(tmp_path / "run"), path)
+    again = public_weights.from_checkpoint(str(tmp_path / "run"), "nano")
     for ours, theirs in zip(model.variables, again.variables, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
     facts = checkpoint.find(str(tmp_path / "run")).facts
@@ -64,7 +65,7 @@ def test_a_file_of_another_variant_is_named(public_file):
     with pytest.raises(
         ValueError, match=r"is not tiny; it looks like nano\.\n.*\n.*\n  of another shape: .* and \d+ more"
     ):
-        imported.from_file(path, source, "tiny")
+        public_weights.from_file(path, source, "tiny")
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.999])
@@ -75,7 +76,7 @@ def test_a_truncated_file_is_refused(public_file, keep):
     with open(path, "wb") as file:
         file.write(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(public_files.WeightsFileError, match=r"is not a whole .*: download it again"):
-        imported.from_file(path, source, "nano")
+        public_weights.from_file(path, source, "nano")
 
 
 def test_bytes_changed_at_random_are_read_or_refused_but_never_crash(public_file):
@@ -149,13 +150,13 @@ def test_a_runs_folder_is_not_overwritten(tmp_path, model):
     state = {"model": weights.named(model)}
     checkpoint.Writer(str(tmp_path / "checkpoints"), state).save(7, {})
     with pytest.raises(checkpoint.CheckpointError, match="holds a run"):
-        imported.save(model, str(tmp_path), "x.pkl")
+        public_weights.save(model, str(tmp_path), "x.pkl")
 
 
 def test_a_checkpoint_of_another_variant_is_not_exported(tmp_path, model):
-    imported.save(model, str(tmp_path), "x.pkl")
+    public_weights.save(model, str(tmp_path), "x.pkl")
     with pytest.raises(checkpoint.CheckpointError, match=r"\(variant nano\) does not fit this model"):
-        imported.from_checkpoint(str(tmp_path), "tiny")
+        public_weights.from_checkpoint(str(tmp_path), "tiny")
 
 
 def test_the_command_imports_and_exports(tmp_path, model):
@@ -185,11 +186,11 @@ def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
     model = nfnet.create("nano", 5)
     path = str(tmp_path / "weights.pkl")
     public_files.write(path, weights.extract(model, "deepmind"), "deepmind")
-    imported.save(imported.from_file(path, "deepmind", "nano"), str(tmp_path / "imported"), path)
+    public_weights.save(public_weights.from_file(path, "deepmind", "nano"), str(tmp_path / "imported"), path)
 
     setup = experiment.Experiment(
         model=functools.partial(nfnet.create, "nano"),
-        data=experiment.Data(str(tmp_path / "records"), batch=12, train_size=32, eval_size=32),
+        data=Data(str(tmp_path / "records"), batch=12, train_size=32, eval_size=32),
         optimizer=optimizer.SGD,
         schedule=functools.partial(schedule.constant, peak=1e-6),
         epochs=1,
@@ -197,13 +198,13 @@ def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
         frozen=("stem/*",),
     )
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    whole = settings.Context(str(tmp_path / "imported"), "", {}, "")
+    whole = run_config.RunContext(str(tmp_path / "imported"), "", {}, "")
     served = run.trained_model(whole, setup)
     np.testing.assert_allclose(served(images), model(images), rtol=1e-5, atol=1e-6)
     assert run.evaluate(whole, setup)["validation_loss"] == pytest.approx(math.log(5), rel=0.5)
 
     tuned = dataclasses.replace(setup, initial_checkpoint=str(tmp_path / "imported"))
-    summary = run.train(settings.Context(str(tmp_path / "tuned"), "", {}, ""), tuned)
+    summary = run.train(run_config.RunContext(str(tmp_path / "tuned"), "", {}, ""), tuned)
     assert summary["variant"] == "nano"
     arrays = checkpoint.arrays(checkpoint.find(str(tmp_path / "tuned")), "model")
     for name, variable in weights.named(model).items():

@@ -10,21 +10,28 @@ from tools import build_file
 # Folder or file -> the parts of the project that it may import, besides itself. Entry points in
 # pipeline/ and everything in tests/, tools/, benchmarks/ and examples/ may import what they like.
 ARROWS = {
-    "pipeline/data/": (),
-    "pipeline/model/": (),
-    "pipeline/train/": ("pipeline/data/", "pipeline/model/", "pipeline/report.py"),
-    "pipeline/serve/": ("pipeline/model/", "pipeline/data/augment.py", "pipeline/data/rgb.py"),
-    "pipeline/study/": ("pipeline/model/cost.py", "pipeline/model/speeds.py"),
+    "pipeline/files.py": (),
+    "pipeline/objective.py": (),
+    "pipeline/data/": ("pipeline/files.py", "pipeline/objective.py"),
+    "pipeline/model/": ("pipeline/files.py",),
+    "pipeline/train/": (
+        "pipeline/data/",
+        "pipeline/model/",
+        "pipeline/files.py",
+        "pipeline/objective.py",
+        "pipeline/report.py",
+    ),
+    "pipeline/serve/": (
+        "pipeline/model/",
+        "pipeline/data/augment.py",
+        "pipeline/data/rgb.py",
+        "pipeline/objective.py",
+    ),
+    "pipeline/study/": ("pipeline/model/cost.py", "pipeline/model/speeds.py", "pipeline/files.py"),
     "pipeline/tpu/": ("pipeline/train/", "pipeline/model/", "pipeline/data/"),
     "pipeline/": ("pipeline/",),
-    "beam/batch_predict.py": (
-        "beam/",
-        "pipeline/data/record.py",
-        "pipeline/data/shard.py",
-        "pipeline/data/manifest.py",
-        "pipeline/serve/",
-    ),
     "beam/": (
+        "pipeline/files.py",
         "pipeline/data/record.py",
         "pipeline/data/shard.py",
         "pipeline/data/manifest.py",
@@ -43,7 +50,6 @@ FORBIDDEN = [
     ("pipeline/train/step.py", "pipeline/tpu/program.py"),
     ("pipeline/study/costs.py", "pipeline/tpu/chips.py"),
     ("beam/images.py", "pipeline/serve/export.py"),
-    ("beam/batch_predict.py", "pipeline/model/nfnet.py"),
 ]
 
 

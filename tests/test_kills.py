@@ -19,7 +19,7 @@ from pipeline.data import manifest
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, run
 from pipeline.train.journal import Journal
-from pipeline.train.settings import Context, Loop
+from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.trainer import Evaluator, Trainer
 from tests import record_sets, tiny_runs
 from tests.test_resume import assert_same
@@ -63,7 +63,7 @@ def live(records, model_dir, phases) -> None:
     output = os.open(f"{model_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    what, context = tiny_runs.experiment(records), Context(str(model_dir))
+    what, context = tiny_runs.experiment(records), RunContext(str(model_dir))
     run.train(context, what, LOOP)
     if not (model_dir / "saved_model/1").exists():
         classes = manifest.read(str(records)).classes
@@ -177,7 +177,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
     record_sets.make(tmp_path / "records", examples=100, validation=20)
     what = tiny_runs.experiment(tmp_path / "records", max_steps=12)
     loop = Loop(strategy="one_device", steps_per_loop=2, checkpoint_every=4)
-    run.train(Context(str(tmp_path / "undisturbed")), what, loop)
+    run.train(RunContext(str(tmp_path / "undisturbed")), what, loop)
     original, (soft, hard) = Journal.after_loop, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def after_loop(self, output):
@@ -189,10 +189,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Journal, "after_loop", after_loop)
     try:
         with pytest.raises(checkpoint.CheckpointError, match=r"step-00000008: .*File too large.* room .*same command"):
-            run.train(Context(str(tmp_path / "full")), what, loop)
+            run.train(RunContext(str(tmp_path / "full")), what, loop)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.undo()
     assert os.listdir(tmp_path / "full/checkpoints") == ["step-00000004"]
-    run.train(Context(str(tmp_path / "full")), what, loop)
+    run.train(RunContext(str(tmp_path / "full")), what, loop)
     assert_same(tmp_path / "full", tmp_path / "undisturbed")

@@ -68,7 +68,8 @@ def test_unknown_split_lists_those_there_are(directory):
 )
 def test_a_manifest_that_lies_is_refused(directory, tmp_path, change, message):
     with pytest.raises(manifest.ManifestError, match=message):
-        manifest.read(rewrite(directory, tmp_path, change))
+        copy = rewrite(directory, tmp_path, change)
+        manifest.check_shards(manifest.read(copy), copy, "train")
 
 
 def test_half_a_manifest_is_damaged(directory, tmp_path):

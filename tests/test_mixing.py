@@ -126,19 +126,11 @@ def test_same_seed_same_result_inside_a_data_set():
 
 
 def test_odd_batches():
-    """One way of mixing takes any batch of two or more; half and half wants an even one."""
+    """One way of mixing takes any batch of two or more."""
     for size in (2, 3, 5):
         _, labels, _ = arrays(Mixing(cutmix=False)(batch(size), [0, 0]))
         assert sorted(labels[:, 1]) == list(range(size))
         assert np.all(labels[:, 0] != labels[:, 1])
-    with pytest.raises(ValueError, match=r"batch of 7 images.*half by mixup and half by cutmix.*multiple of 2"):
-        Mixing()(batch(7), [0, 0])
-    with pytest.raises(ValueError, match=r"batch of 2 images.*at least 4"):
-        Mixing()(batch(2), [0, 0])
-    with pytest.raises(ValueError, match=r"batch of 1 images.*by mixup.*at least 2"):
-        Mixing(cutmix=False)(batch(1), [0, 0])
-    with pytest.raises(ValueError, match="batch of 8 images, 3 of each example"):
-        Mixing()(batch(8), [0, 0], repeats=3)
 
 
 @pytest.mark.parametrize("arguments", [{"mixup_alpha": -1.0}, {"mixup_alpha": 0.0, "cutmix": False}])

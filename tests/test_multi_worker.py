@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import report
 from pipeline.train import checkpoint, distribution, run
-from pipeline.train.settings import Context, Loop
+from pipeline.train.run_config import Loop, RunContext
 from tests import record_sets, tiny_runs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def train(model_dir, records, replicas):
     """Without dropout, whose noise is each replica's own; the images' noise is the records' own."""
     experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise, epochs=1.5)
     strategy = {"strategy": "mirrored", "cpu_replicas": replicas} if replicas > 1 else {"strategy": "one_device"}
-    run.train(Context(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
+    run.train(RunContext(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
@@ -65,9 +65,9 @@ def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
 def test_replicas_resume_in_the_same_bits(records, tmp_path):
     experiment = tiny_runs.experiment(records, epochs=1)
     loop = Loop(strategy="mirrored", cpu_replicas=2, steps_per_loop=2, checkpoint_every=2)
-    whole = run.train(Context(str(tmp_path / "whole")), experiment, loop)
-    run.train(Context(str(tmp_path / "parts")), dataclasses.replace(experiment, max_steps=4), loop)
-    parts = run.train(Context(str(tmp_path / "parts")), experiment, loop)
+    whole = run.train(RunContext(str(tmp_path / "whole")), experiment, loop)
+    run.train(RunContext(str(tmp_path / "parts")), dataclasses.replace(experiment, max_steps=4), loop)
+    parts = run.train(RunContext(str(tmp_path / "parts")), experiment, loop)
     assert parts["weights_digest"] == whole["weights_digest"]
     assert_exactly_once(tmp_path / "parts", [100])
 
@@ -76,7 +76,7 @@ def test_a_batch_that_the_replicas_do_not_divide_is_refused(records, tmp_path):
     experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise)
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=18))
     with pytest.raises(ValueError, match="batch of 18 cannot be divided over 4 replicas: use a multiple of 4"):
-        run.train(Context(str(tmp_path)), experiment, Loop(strategy="mirrored", cpu_replicas=4))
+        run.train(RunContext(str(tmp_path)), experiment, Loop(strategy="mirrored", cpu_replicas=4))
 
 
 @pytest.mark.parametrize(

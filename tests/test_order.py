@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import order as orders
+from pipeline.data.batch_shape import BatchShape
 
 JFT = 4_000_000_000
 
@@ -101,7 +102,7 @@ def test_class_sorted_storage_is_mixed_into_batches():
 
 
 def budget(examples=1000, batch=64, epochs=1.0):
-    return orders.Budget(orders.Order(examples, orders.lanes_for(batch)), batch, epochs)
+    return orders.EpochBudget(orders.Order(examples, BatchShape(batch).lanes), batch, epochs)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +137,3 @@ def test_a_quarter_epoch_of_jft():
 def test_an_empty_budget_is_refused(bad):
     with pytest.raises(ValueError, match="must be greater than 0"):
         budget(epochs=bad)
-
-
-def test_hosts_own_all_lanes_between_them():
-    for hosts in (1, 2, 4, 64):
-        owned = [lane for host in range(hosts) for lane in orders.host_lanes(64, host, hosts)]
-        assert owned == list(range(64))
-
-
-def test_hosts_that_do_not_divide_the_lanes_are_refused():
-    with pytest.raises(ValueError, match="3 hosts cannot share 64 lanes"):
-        orders.host_lanes(64, 0, 3)

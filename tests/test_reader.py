@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
+from pipeline.data.input import Data
 from tests import record_sets
 
 BATCH = 16
@@ -24,7 +25,7 @@ def view(examples):
 
 
 def budget(records, epochs=1.0, batch=BATCH, **settings):
-    return orders.Budget(records.order(batch, seed=0, **{"block": 4, "window": 16, **settings}), batch, epochs)
+    return orders.EpochBudget(records.order(batch, seed=0, **{"block": 4, "window": 16, **settings}), batch, epochs)
 
 
 def read(records, plan, view=view, **settings):
@@ -122,7 +123,7 @@ def test_records_of_several_labels_keep_them_in_order(tmp_path):
 
 def test_evaluation_order_is_storage_order_and_complete(directory):
     records = reader.RecordSet(directory, "validation")
-    plan = orders.Budget(records.order(8, seed=0, shuffle=False), 8, 1)
+    plan = orders.EpochBudget(records.order(8, seed=0, shuffle=False), 8, 1)
     batches = read(records, plan)
     assert sum(b["weight"].sum() for b in batches) == 21
     assert {len(b["id"]) for b in batches} == {8}
@@ -163,7 +164,7 @@ def test_a_damaged_record_can_be_masked_counted_and_named(directory, tmp_path):
 def test_a_truncated_shard_is_refused_before_any_work(directory, tmp_path):
     copy = damaged_copy(directory, tmp_path, lambda file, index: file.truncate(int(index[-1]) - 5))
     with pytest.raises(manifest.ManifestError, match=r"00001-of-00003 has \d+ bytes; the manifest says"):
-        reader.RecordSet(copy, "train")
+        Data(copy, 8, 16, 16).training_records()
 
 
 def test_an_empty_split_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline import configure, experiments
+from pipeline import configure, registry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,8 +62,8 @@ def test_programs_exist_and_know_the_flags_shown(names):
 def test_gin_commands_parse(page, words):
     files = [word.split("=", 1)[1] for word in words if word.startswith("--gin_file=")]
     params = [word.split("=", 1)[1] for word in words if word.startswith("--gin_param=")]
-    experiments.register()
-    configure.load([str(ROOT / file) for file in files], params, entry="main", tasks=experiments.TASKS)
+    registry.register()
+    configure.load([str(ROOT / file) for file in files], params, entry="main", tasks=registry.TASKS)
 
 
 def test_links_lead_somewhere():

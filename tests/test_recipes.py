@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from pipeline import configure, experiments
+from pipeline import configure, registry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = (ROOT / "docs/recipes.md").read_text()
@@ -90,7 +90,7 @@ def test_a_command_passes_all_checks(words, monkeypatch):
     files = [word.removeprefix("--gin_file=") for word in words if word.startswith("--gin_file=")]
     params = [word.removeprefix("--gin_param=") for word in words if word.startswith("--gin_param=")]
     assert len(words) == 2 + len(files) + len(params) + sum(word.startswith("--model_dir=") for word in words)
-    experiments.register()
-    configure.load(files, params, entry="main", tasks=experiments.TASKS)
+    registry.register()
+    configure.load(files, params, entry="main", tasks=registry.TASKS)
     made = configure.get("Experiment")()
     assert made.data.examples_per_step > 0

@@ -21,7 +21,7 @@ from pipeline.data.randaugment import RandAugment
 from pipeline.model import nfnet
 from pipeline.train import checkpoint, distribution, ledger, run
 from pipeline.train.journal import Journal, Preempted
-from pipeline.train.settings import Context, Loop
+from pipeline.train.run_config import Loop, RunContext
 from tests import record_sets, tiny_runs
 
 LOOP = Loop(strategy="one_device", steps_per_loop=2, checkpoint_every=4, evaluate_every_epochs=1, keep=2)
@@ -43,7 +43,7 @@ def experiment(records):
 @pytest.fixture(scope="module")
 def undisturbed(experiment, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed")
-    run.train(Context(str(path)), experiment, LOOP)
+    run.train(RunContext(str(path)), experiment, LOOP)
     return path
 
 
@@ -83,11 +83,13 @@ def test_dropout_and_stochastic_depth_and_augmentation_are_on(experiment, undist
     """Or bit-exactness would prove little: other noise, other weights."""
     loop = dataclasses.replace(LOOP, evaluate_every_epochs=None)
     short = {"max_steps": 4, "epochs": 2.5}
-    digest = run.train(Context(str(tmp_path / "a")), dataclasses.replace(experiment, **short), loop)["weights_digest"]
+    digest = run.train(RunContext(str(tmp_path / "a")), dataclasses.replace(experiment, **short), loop)[
+        "weights_digest"
+    ]
     plain = tiny_runs.experiment(experiment.data.directory, augmentation=Augmentation(1, 1, 1, 1, flip=False), **short)
-    assert run.train(Context(str(tmp_path / "b")), plain, loop)["weights_digest"] != digest
+    assert run.train(RunContext(str(tmp_path / "b")), plain, loop)["weights_digest"] != digest
     still = tiny_runs.experiment(experiment.data.directory, model=tiny_runs.without_noise, **short)
-    assert run.train(Context(str(tmp_path / "c")), still, loop)["weights_digest"] != digest
+    assert run.train(RunContext(str(tmp_path / "c")), still, loop)["weights_digest"] != digest
 
 
 class Killed(Exception):
@@ -128,8 +130,8 @@ def test_interrupted_anywhere_ends_in_the_same_bits(experiment, undisturbed, tmp
     monkeypatch.setattr(Journal, name, dies_at(getattr(Journal, name), before))
     for _ in steps:
         with pytest.raises(Killed):
-            run.train(Context(str(tmp_path)), experiment, LOOP)
-    run.train(Context(str(tmp_path)), experiment, LOOP)
+            run.train(RunContext(str(tmp_path)), experiment, LOOP)
+    run.train(RunContext(str(tmp_path)), experiment, LOOP)
     assert not pending
     assert_same(tmp_path, undisturbed)
 
@@ -149,18 +151,18 @@ def test_sigterm_saves_stops_and_goes_on_in_the_same_bits(experiment, undisturbe
 
     loop = dataclasses.replace(LOOP, steps_per_loop=1)  # of two evaluation steps, the first is a look too
     plain = tmp_path / "plain"
-    run.train(Context(str(plain)), experiment, loop)
+    run.train(RunContext(str(plain)), experiment, loop)
     interrupted = tmp_path / "interrupted"
     monkeypatch.setattr(Journal, "after_loop", signalling(Journal.after_loop))
     with pytest.raises(Preempted, match=r"stopped at step 6 of 18; the checkpoint in .* is whole"):
-        run.train(Context(str(interrupted)), experiment, loop)
+        run.train(RunContext(str(interrupted)), experiment, loop)
     assert checkpoint.latest(str(interrupted / "checkpoints")).step == 6
     monkeypatch.undo()
     monkeypatch.setattr(Journal, "after_evaluation_step", signalling(Journal.after_evaluation_step))
     with pytest.raises(Preempted, match="stopped at step 14 of 18"):
-        run.train(Context(str(interrupted)), experiment, loop)
+        run.train(RunContext(str(interrupted)), experiment, loop)
     assert not any(line["step"] == 14 and "validation_loss" in line for line in report.read_metrics(str(interrupted)))
-    run.train(Context(str(interrupted)), experiment, loop)
+    run.train(RunContext(str(interrupted)), experiment, loop)
     assert_same(interrupted, plain)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -174,11 +176,11 @@ def test_the_nfnet_resumes_in_the_same_bits(records, tmp_path, monkeypatch):
         max_steps=4,
     )
     loop = Loop(strategy="one_device", steps_per_loop=2, checkpoint_every=2)
-    run.train(Context(str(tmp_path / "whole")), experiment, loop)
+    run.train(RunContext(str(tmp_path / "whole")), experiment, loop)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
     (tmp_path / "cut/run.json").unlink()
-    run.train(Context(str(tmp_path / "cut")), experiment, loop)
+    run.train(RunContext(str(tmp_path / "cut")), experiment, loop)
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -196,7 +198,7 @@ def test_a_changed_configuration_is_refused_with_the_difference(experiment, half
     facts = json.loads((half_done / "checkpoints/step-00000016/checkpoint.json").read_text())
     facts["facts"]["bindings"] = {"Experiment.seed": "0", "cosine.peak": "0.2", "sgd.momentum": "0.9"}
     (half_done / "checkpoints/step-00000016/checkpoint.json").write_text(json.dumps(facts))
-    context = Context(str(half_done), bindings={"Experiment.seed": "1", "cosine.peak": "0.2", "Data.block": "8"})
+    context = RunContext(str(half_done), bindings={"Experiment.seed": "1", "cosine.peak": "0.2", "Data.block": "8"})
     with pytest.raises(checkpoint.CheckpointError) as error:
         run.train(context, experiment, LOOP)
     text = str(error.value)
@@ -213,22 +215,22 @@ def test_other_data_is_refused(half_done, tmp_path):
     other = tmp_path / "other"
     record_sets.make(other, examples=100, validation=20, shards=2)
     with pytest.raises(checkpoint.CheckpointError, match=r"records in .*other are not the ones it was trained on"):
-        run.train(Context(str(half_done)), tiny_runs.experiment(other), LOOP)
+        run.train(RunContext(str(half_done)), tiny_runs.experiment(other), LOOP)
 
 
 def test_a_truncated_checkpoint_costs_its_steps_and_no_more(experiment, undisturbed, half_done, capfd):
     data = half_done / "checkpoints/step-00000016/variables.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:-100])
     with pytest.raises(checkpoint.CheckpointError, match="holds no whole checkpoint"):
-        run.evaluate(Context(str(half_done)), experiment, LOOP)
-    run.train(Context(str(half_done)), experiment, LOOP)  # from the start: it was the only one left
+        run.evaluate(RunContext(str(half_done)), experiment, LOOP)
+    run.train(RunContext(str(half_done)), experiment, LOOP)  # from the start: it was the only one left
     assert_same(half_done, undisturbed)
 
 
 def test_processes_that_see_different_checkpoints_are_refused(experiment, half_done, monkeypatch):
     monkeypatch.setattr(distribution, "of_all_processes", lambda strategy, value: {value, -1})
     with pytest.raises(checkpoint.CheckpointError, match=r"steps \[-1, 16\].*must be one folder that all"):
-        run.train(Context(str(half_done)), experiment, LOOP)
+        run.train(RunContext(str(half_done)), experiment, LOOP)
 
 
 def damaged_copy(records, path, number, offset=30):
@@ -245,7 +247,7 @@ def damaged_copy(records, path, number, offset=30):
 def test_a_damaged_record_stops_the_run_and_is_named(records, tmp_path):
     damaged = damaged_copy(records, tmp_path / "damaged", 7)
     with pytest.raises(shard.DamagedRecordError, match=r"00001-of-00003 record 7 at offset \d+ is damaged"):
-        run.train(Context(str(tmp_path / "run")), tiny_runs.experiment(damaged), LOOP)
+        run.train(RunContext(str(tmp_path / "run")), tiny_runs.experiment(damaged), LOOP)
 
 
 def test_a_masked_record_is_counted_and_named_also_after_an_interruption(records, tmp_path, monkeypatch):
@@ -260,10 +262,10 @@ def test_a_masked_record_is_counted_and_named_also_after_an_interruption(records
 
     monkeypatch.setattr(Journal, "after_loop", after_loop)
     with pytest.raises(Killed):
-        run.train(Context(str(tmp_path / "run")), experiment, LOOP)
+        run.train(RunContext(str(tmp_path / "run")), experiment, LOOP)
     monkeypatch.undo()
     # The record's slot of the second epoch may lie before step 12: its name must have been kept.
-    summary = run.train(Context(str(tmp_path / "run")), experiment, LOOP)
+    summary = run.train(RunContext(str(tmp_path / "run")), experiment, LOOP)
     (name,) = summary["damaged_records"]
     assert "00001-of-00003 record 7 at offset" in name
     assert [(e["examples"], e["expected"], e["exactly_once"]) for e in summary["ledger"]] == [(99, 100, False)] * 2
@@ -277,7 +279,7 @@ def test_a_masked_record_of_the_validation_split_is_named_too(records, tmp_path)
     content[40] ^= 1
     path.write_bytes(content)
     experiment = tiny_runs.experiment(damaged, data={"on_damage": "mask"}, max_steps=1)
-    summary = run.train(Context(str(tmp_path / "run")), experiment, LOOP)
+    summary = run.train(RunContext(str(tmp_path / "run")), experiment, LOOP)
     assert ["validation" in name for name in summary["damaged_records"]] == [True]
     assert summary["ledger"][0]["examples"] == 16
 
@@ -293,7 +295,7 @@ def test_a_manifest_with_a_wrong_checksum_is_found_at_the_epochs_end(records, tm
     shutil.copytree(records, tmp_path / "lie")
     rewrite_manifest(tmp_path / "lie", lambda split: split.update(id_checksum="0" * 16))
     with pytest.raises(ledger.LedgerError, match=r"epoch 0: NOT exactly once .* checksum differs"):
-        run.train(Context(str(tmp_path / "run")), tiny_runs.experiment(tmp_path / "lie"), LOOP)
+        run.train(RunContext(str(tmp_path / "run")), tiny_runs.experiment(tmp_path / "lie"), LOOP)
 
 
 def test_a_manifest_with_wrong_counts_is_refused(records, tmp_path):
@@ -305,7 +307,7 @@ def test_a_manifest_with_wrong_counts_is_refused(records, tmp_path):
     shutil.copytree(records, tmp_path / "lie")
     rewrite_manifest(tmp_path / "lie", one_more)
     with pytest.raises(ValueError, match=r"tfrecord-00000-of-00003.index is not the index of 35 records"):
-        run.train(Context(str(tmp_path / "run")), tiny_runs.experiment(tmp_path / "lie"), LOOP)
+        run.train(RunContext(str(tmp_path / "run")), tiny_runs.experiment(tmp_path / "lie"), LOOP)
 
 
 GIN = """

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from pipeline import configure, experiments, scaling_study
+from pipeline import configure, registry, scaling_study
 from pipeline.model import speeds
 from pipeline.study import analysis, costs, runs
 from pipeline.study.runs import Trial
@@ -113,8 +113,8 @@ def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
     work = [speeds.training_flops(variant, 48, 44) * epochs for variant, epochs in study.grid]
     assert np.log10(max(work) / min(work)) > 1.5
     for file in (study.pretrain_file, *study.finetune_files):
-        experiments.register()
-        configure.load([str(ROOT / file)], [], entry="main", tasks=experiments.TASKS)
+        registry.register()
+        configure.load([str(ROOT / file)], [], entry="main", tasks=registry.TASKS)
         assert configure.get("Experiment")().data.train_size == 48
     words = ["run", f"--gin_file={ROOT / 'gin/study/demo.gin'}", "--print_commands"]
     assert scaling_study.main([*words, f'--gin_param=Study.directory="{tmp_path}"']) == 0

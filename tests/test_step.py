@@ -46,7 +46,7 @@ def plain():
 
 def test_accumulated_gradients_step_as_the_whole_batch_does(plain):
     before, after, output = plain
-    _, accumulated, accumulated_output = _step_once(before, parts=4)
+    _, accumulated, accumulated_output = _step_once(before, accumulation_steps=4)
     for name, value in after.items():
         np.testing.assert_allclose(accumulated[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
     assert float(accumulated_output[0]) == pytest.approx(float(output[0]), rel=1e-5)
@@ -55,7 +55,7 @@ def test_accumulated_gradients_step_as_the_whole_batch_does(plain):
 
 def test_sam_steps_elsewhere_and_reports_the_loss_where_it_stands(plain):
     before, after, output = plain
-    _, sharp, sharp_output = _step_once(before, sam=sam.SAM(0.5), parts=2)
+    _, sharp, sharp_output = _step_once(before, sam=sam.SAM(0.5), accumulation_steps=2)
     assert not np.allclose(sharp["linear/kernel"], after["linear/kernel"], rtol=1e-3)
     assert float(sharp_output[0]) == pytest.approx(float(output[0]), rel=1e-5)
 

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline import experiments
+from pipeline import registry
 from pipeline.data.augment import Augmentation
 from pipeline.data.mixing import Mixing
 from pipeline.model import cost
@@ -54,7 +54,7 @@ def run(*flags, **environment):
 @pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "gin").glob("*_*.gin")))
 def test_gin_files_tell_what_it_takes_without_data(file, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where no data are, whatever this checkout has
-    experiment = experiments.configured([str(ROOT / "gin" / file)], [])
+    experiment = registry.configured([str(ROOT / "gin" / file)], [])
     if "_jft" in file:
         assert program.facts(experiment) == program.Facts(30_000, 4_000_000_000)
     elif "_imagenet" in file:
@@ -86,10 +86,10 @@ def test_a_batch_must_suit_the_experiment(tmp_path):
     with pytest.raises(program.ProgramError, match=r"batch is 0 images"):
         program.check_batch(tiny_runs.experiment(tmp_path), 0)
     repeated = tiny_runs.experiment(tmp_path, augmentation=Augmentation(repeats=4))
-    with pytest.raises(program.ProgramError, match=r"cannot take 6 images.*Augmentation.repeats = 4"):
+    with pytest.raises(program.ProgramError, match=r"cannot take 6 images.*4 views of each example"):
         program.check_batch(repeated, 6)
-    with pytest.raises(program.ProgramError, match=r"8 images cannot be taken in 3 parts"):
-        program.check_batch(tiny_runs.experiment(tmp_path, gradient_parts=3), 8)
+    with pytest.raises(program.ProgramError, match=r"8 images, which cannot be taken in 3 parts"):
+        program.check_batch(tiny_runs.experiment(tmp_path, accumulation_steps=3), 8)
 
 
 def test_the_step_is_the_experiments_own(tmp_path):
@@ -97,14 +97,15 @@ def test_the_step_is_the_experiments_own(tmp_path):
     experiment = tiny_runs.experiment(
         tmp_path,
         sam=SAM(0.1),
-        gradient_parts=2,
+        accumulation_steps=2,
         loss="sigmoid",
         seed=3,
         augmentation=Augmentation(repeats=2, mixing=Mixing()),
         epochs=3,
     )
     step, budget = program.training_step(experiment, KNOWN)
-    assert (step.sam, step.parts, step.loss, step.seed, step.repeats) == (SAM(0.1), 2, "sigmoid", 3, 2)
+    assert (step.sam, step.accumulation_steps, step.objective.name) == (SAM(0.1), 2, "sigmoid")
+    assert (step.seed, step.repeats) == (3, 2)
     assert step.label_smoothing == experiment.label_smoothing
     assert budget.examples == 3000 and budget.batch == tiny_runs.BATCH // 2
     batch = program.example_batch(experiment, KNOWN, 8)
@@ -197,7 +198,7 @@ def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path, signal, words):
 def killed_in_another_process():
     if multiprocessing.parent_process():
         os.kill(os.getpid(), signal.SIGKILL)
-    return experiments.configured(["gin/f0_jft.gin"], SMALL)
+    return registry.configured(["gin/f0_jft.gin"], SMALL)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def refused(batch=32, **changes) -> estimate.Estimate:
 
 def experiment(parts=1, repeats=1, batch=4096):
     data = SimpleNamespace(augmentation=Augmentation(repeats=repeats), batch=batch)
-    return SimpleNamespace(data=data, gradient_parts=parts)
+    return SimpleNamespace(data=data, accumulation_steps=parts)
 
 
 def test_cycles_are_the_sum_over_the_entry_computation():
@@ -154,11 +154,11 @@ def test_a_refusal_is_an_answer():
 def test_advice_names_bindings():
     assert check.advice(recorded_estimate(), experiment()) == []
     text = "\n".join(check.advice(refused(512), experiment()))
-    assert "Experiment.gradient_parts=4" in text  # 40.5 GiB of 15.25 is 2.7 times too much
+    assert "Experiment.accumulation_steps=4" in text  # 40.5 GiB of 15.25 is 2.7 times too much
     assert "nfnet.recompute_stages" in text and "GLOBAL_BATCH" in text and "--replica_batch=192" in text
-    assert "gradient_parts" not in "\n".join(check.advice(refused(6), experiment()))  # four parts do not divide it
+    assert "accumulation_steps" not in "\n".join(check.advice(refused(6), experiment()))  # four parts do not divide it
     alone = "\n".join(check.advice(refused(parameter_bytes=15 * 2**30), experiment()))
-    assert "megacore" in alone and "gradient_parts" not in alone
+    assert "megacore" in alone and "accumulation_steps" not in alone
 
 
 def test_predictions_of_the_largest_batch():

@@ -6,9 +6,10 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline.data.augment import Augmentation
+from pipeline.data.input import Data
 from pipeline.model import layers, variants
 from pipeline.train import optimizer, schedule
-from pipeline.train.experiment import Data, Experiment
+from pipeline.train.experiment import Experiment
 
 BATCH = 16
 

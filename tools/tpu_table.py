@@ -46,11 +46,11 @@ KEPT = (
 
 def compile_variant(name: str) -> dict:
     """The row of a variant: `KEPT` of its estimate."""
-    from pipeline import experiments
+    from pipeline import registry
     from pipeline.tpu import check, report
 
     gin_file, batch = VARIANTS[name]
-    configured = functools.partial(experiments.configured, [gin_file], [])
+    configured = functools.partial(registry.configured, [gin_file], [])
     topology = chips.topology(TOPOLOGY, CONFIGURATION)
     found, _ = check.check(configured, topology, replica_batch=batch, progress=report.Progress())
     if not found.fits:

@@ -102,38 +102,11 @@ class Augmentation:
         """Images that are varied together; a replica's batch holds whole groups."""
         return self.mixing.group(self.repeats) if self.mixing else self.repeats
 
-    def check_batch(self, batch: int) -> None:
-        """Raises ValueError if `batch` images, those of one replica, do not hold whole groups."""
-        if batch % self.repeats:
-            raise ValueError(
-                f"A batch of {batch} images cannot hold {self.repeats} views of each example: choose a batch that "
-                f"is a multiple of Augmentation.repeats = {self.repeats}."
-            )
-        if batch % self.group:
-            raise ValueError(
-                f"A batch of {batch} images does not divide into groups of {self.group} that are mixed with each "
-                f"other: choose a batch that is a multiple of {self.group}, or mix one way only."
-            )
-
     def crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
         """The random crop of an encoded image, resized and perhaps mirrored: float32 [size, size, 3] in [0, 255]."""
         crop_seed, flip_seed, _, _ = tf.unstack(tf.random.split(seed, 4))
         image = _resize(self._random_crop(encoded, crop_seed), size)
         return tf.image.stateless_random_flip_left_right(image, flip_seed) if self.flip else image
-
-    def view(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-        """A varied view of one encoded image, without mixing.
-
-        Args:
-          encoded: string [], a JPEG, PNG, GIF or BMP.
-          seed: int32 [2]; one seed always gives the same view.
-          size: pixels a side.
-
-        Returns:
-          float32 [size, size, 3], normalised.
-        """
-        image = self.crop(encoded, seed, size)
-        return self._erase(normalize(self._randaugment(image, seed)), seed)
 
     def examples(self, encoded: tf.data.Dataset, size: int, parallel_calls: int = tf.data.AUTOTUNE) -> tf.data.Dataset:
         """Varies a data set of examples, in order, with everything that is set.

@@ -1,5 +1,6 @@
-"""`manifest.json`: what a record set holds, written last by the Beam job and believed by nobody unchecked."""
+"""`manifest.json`: what a record set holds, written last by the Beam job."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -8,10 +9,12 @@ import os
 
 import tensorflow as tf
 
+from pipeline import files
 from pipeline.data import record
 
 FILE = "manifest.json"
 FORMAT = 1
+_REQUESTS_AT_ONCE = 32
 
 
 class ManifestError(ValueError):
@@ -94,17 +97,15 @@ def write(manifest: Manifest, directory: str) -> str:
     """Writes `manifest.json` into `directory`, whole or not at all; returns its path."""
     path = os.path.join(directory, FILE)
     content = {"format": FORMAT, **dataclasses.asdict(manifest)}
-    with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
-        file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+    files.write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return path
 
 
 def read(directory: str) -> Manifest:
-    """Reads and checks the manifest of the record set in `directory`, and that its shards are there.
+    """Reads the manifest of the record set in `directory`; its shards are not looked at (see `check_shards`).
 
     Raises:
-      ManifestError: no such directory, no manifest, a damaged one, or a shard missing or of another size.
+      ManifestError: no such directory, no manifest, or a damaged one.
     """
     path = os.path.join(directory, FILE)
     if not tf.io.gfile.exists(path):
@@ -125,20 +126,43 @@ def read(directory: str) -> Manifest:
         manifest = Manifest(splits=splits, **{**content, "classes": tuple(content["classes"])})
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{path} is damaged ({type(error).__name__}: {error}): build the records again.") from error
-    _check_shards(manifest, directory)
     return manifest
 
 
-def _check_shards(manifest: Manifest, directory: str) -> None:
-    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(directory)} if os.path.isdir(directory) else None
-    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-        path = os.path.join(directory, shard.file)
-        if sizes is not None:
-            size = sizes.get(shard.file)
-        else:
-            size = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
+def is_local(directory: str) -> bool:
+    """Whether the record set is on this machine's disk, where looking at every shard costs one listing."""
+    return not files.is_remote(directory)
+
+
+def check_shards(manifest: Manifest, directory: str, split: str) -> None:
+    """Checks that the shards of a split are there, with the size that the manifest says.
+
+    One listing where the records are on this machine's disk; a request for each shard, many at a time, elsewhere.
+
+    Raises:
+      ManifestError: there is no such split, or one of its shards is missing or of another size.
+    """
+    names = [shard.file for shard in manifest.split(split).shards]
+    for shard, size in zip(manifest.split(split).shards, _sizes(directory, names), strict=True):
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise ManifestError(
-                f"{path} {found}; the manifest says {shard.bytes} bytes: restore it, or build the records again."
+                f"{os.path.join(directory, shard.file)} {found}; the manifest says {shard.bytes} bytes: restore it, or "
+                "build the records again."
             )
+
+
+def _sizes(directory: str, names: list[str]) -> list[int | None]:
+    """Size in bytes of each file, None where it is missing."""
+    if is_local(directory):
+        found = {entry.name: entry.stat().st_size for entry in os.scandir(directory)}
+        return [found.get(name) for name in names]
+
+    def size(name: str) -> int | None:
+        try:
+            return tf.io.gfile.stat(os.path.join(directory, name)).length
+        except tf.errors.NotFoundError:
+            return None
+
+    with concurrent.futures.ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(size, names))

@@ -35,17 +35,6 @@ class Mixing:
         """The fewest images that can be mixed: two examples for each way of mixing, each `repeats` times."""
         return 2 * repeats * (2 if self.mixup_alpha and self.cutmix else 1)
 
-    def check_batch(self, size: int, repeats: int = 1) -> None:
-        """Raises ValueError if a batch of `size` images cannot be mixed."""
-        both = bool(self.mixup_alpha and self.cutmix)
-        if size < self.group(repeats) or size % (repeats * (2 if both else 1)):
-            ways = "half by mixup and half by cutmix" if both else "by mixup" if self.mixup_alpha else "by cutmix"
-            raise ValueError(
-                f"A batch of {size} images, {repeats} of each example, cannot be mixed {ways}: expected a multiple "
-                f"of {repeats * (2 if both else 1)}, at least {self.group(repeats)}. Choose another batch size, or "
-                "mix one way only."
-            )
-
     def __call__(self, batch: Batch, seed: tf.Tensor, repeats: int = 1) -> Batch:
         """Mixes a batch.
 
@@ -63,7 +52,6 @@ class Mixing:
           ValueError: the batch cannot be mixed: too small or odd.
         """
         size = batch["image"].shape[0]
-        self.check_batch(size, repeats)
         share_seed, box_seed = tf.unstack(tf.random.split(seed, 2))
         first = size // 2 if self.mixup_alpha and self.cutmix else size if self.mixup_alpha else 0
         shares, partners = [], []

@@ -16,12 +16,12 @@ slots, all in its last row.
 import dataclasses
 import functools
 import hashlib
-import math
 
 import numpy as np
 import tensorflow as tf
 
-MAX_LANES = 64
+from pipeline.data.batch_shape import MAX_LANES
+
 # TensorFlow's default of 4 cipher rounds leaves neighbours correlated (0.7 over 4 billion); from 8 on it is noise.
 _CIPHER_ROUNDS = 24
 _CHUNK = 64  # slots of blocks that are computed together
@@ -92,7 +92,7 @@ class Order:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class EpochBudget:
     """How long to train: `epochs` (a fraction is allowed) in global batches of `batch` slots.
 
     Every epoch of the budget consumes each example once; a fractional last one consumes
@@ -150,25 +150,6 @@ class Budget:
         expected = self.expected
         limit = expected[epoch] if epoch < len(expected) else 0
         return rows * self.order.lanes + lane < limit
-
-
-def lanes_for(batch: int) -> int:
-    """The number of lanes of a global batch: the largest power of two up to 64 that divides it."""
-    return math.gcd(batch, MAX_LANES)
-
-
-def host_lanes(lanes: int, host: int, hosts: int) -> range:
-    """The lanes that `host` of `hosts` reads.
-
-    Raises:
-      ValueError: the hosts do not divide the lanes.
-    """
-    if lanes % hosts:
-        raise ValueError(
-            f"{hosts} hosts cannot share {lanes} lanes: use a number of hosts that divides {lanes}, or "
-            f"a global batch that is a multiple of {hosts}."
-        )
-    return range(host * lanes // hosts, (host + 1) * lanes // hosts)
 
 
 def _permuted_blocks(order: Order, epoch: int, slots: np.ndarray) -> np.ndarray:

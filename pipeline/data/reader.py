@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipeline.data import manifest as manifests
 from pipeline.data import order as orders
 from pipeline.data import record, shard
+from pipeline.data.batch_shape import BatchShape
 
 ON_DAMAGE = ("stop", "mask")
 _LANES_OF_A_THREAD = 8  # each hand-over of an example between threads costs as much as reading it
@@ -36,20 +37,21 @@ class RecordSet:
     """One split of a record set, readable at any position.
 
     Args:
-      directory: where `manifest.json` lies.
+      directory: of `manifest.json`.
       split: name of the split.
       on_damage: 'stop' raises at a record that cannot be read; 'mask' leaves its slot empty and remembers its
         name in `damaged`.
+      made: the set's manifest, read from the directory where None.
 
     Raises:
-      ManifestError: the record set is missing or incomplete, or has no such split, or the split is empty.
+      ManifestError: the record set is missing, or has no such split, or the split is empty.
     """
 
-    def __init__(self, directory: str, split: str, on_damage: str = "stop"):
+    def __init__(self, directory: str, split: str, on_damage: str = "stop", made: manifests.Manifest | None = None):
         if on_damage not in ON_DAMAGE:
             raise ValueError(f"on_damage is {on_damage!r}; expected one of {ON_DAMAGE}.")
         self.directory = directory
-        self.manifest = manifests.read(directory)
+        self.manifest = made or manifests.read(directory)
         self.split = self.manifest.split(split)
         self.examples = self.split.written
         self.damaged: set[str] = set()
@@ -59,12 +61,12 @@ class RecordSet:
         if not self.examples:
             raise manifests.ManifestError(f"Split {split!r} of {directory!r} holds no examples.")
         self._index = functools.lru_cache(maxsize=1024)(self._read_index)
-        self._placeholder = _placeholder(self.manifest.label_kind)
+        self._placeholder = record.placeholder(self.manifest.label_kind)
 
     def order(self, batch: int, seed: int, shuffle: bool = True, **sizes: int) -> orders.Order:
         """The order of this split for global batches of `batch` slots; `sizes` are `block` and `window`."""
         return orders.Order(
-            self.examples, orders.lanes_for(batch), seed, self.manifest.digest, shuffle=shuffle, **sizes
+            self.examples, BatchShape(batch).lanes, seed, self.manifest.digest, shuffle=shuffle, **sizes
         )
 
     def read(self, positions: np.ndarray) -> tuple[list[bytes | None], list[str]]:
@@ -111,7 +113,7 @@ class RecordSet:
         cuts = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shards) != 0)) + 1
         return zip(np.split(places, cuts), np.split(ordered, cuts), strict=True)
 
-    def slots(self, budget: orders.Budget, lane: int, first: int, end: int) -> Slots:
+    def slots(self, budget: orders.EpochBudget, lane: int, first: int, end: int) -> Slots:
         """The slots of rows [first, end) of `lane`; rows count through all epochs and lie in one window."""
         order = budget.order
         epoch, row = divmod(first, order.rows)
@@ -126,20 +128,12 @@ class RecordSet:
         return Slots(records, names, np.full(len(rows), epoch, np.int32), filled)
 
 
-def _placeholder(label_kind: str) -> bytes:
-    """What stands in an empty slot: it is decoded like any record, and its weight is 0."""
-    values = {
-        "image": tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy(),
-        "key": "",
-        "id": 0,
-        "label": 0,
-        "labels": [0],
-        "label_weights": [0.0],
-    }
-    return record.serialize({field.name: values[field.name] for field in record.fields(label_kind)}, label_kind)
+def slot_fields(epochs, weights) -> dict[str, tf.Tensor]:
+    """What the slots of a batch add to the fields of their records: `epoch` int32 [n] and `weight` float32 [n]."""
+    return {"epoch": tf.cast(epochs, tf.int32), "weight": tf.cast(weights, tf.float32)}
 
 
-def _read_end(budget: orders.Budget, lane: int, row: int, end_row: int) -> int:
+def _read_end(budget: orders.EpochBudget, lane: int, row: int, end_row: int) -> int:
     """The end of the read that starts at `row` (rows of all epochs): it stays inside a window and an epoch."""
     if row >= end_row:
         return row
@@ -152,7 +146,7 @@ def _read_end(budget: orders.Budget, lane: int, row: int, end_row: int) -> int:
 
 def dataset(
     records: RecordSet,
-    budget: orders.Budget,
+    budget: orders.EpochBudget,
     view: Callable[[tf.data.Dataset], tf.data.Dataset],
     *,
     first_step: int = 0,
@@ -180,7 +174,7 @@ def dataset(
     Returns:
       A dataset of batches, in order; `weight` is 0 in empty slots.
     """
-    lanes = orders.host_lanes(budget.order.lanes, host, hosts)
+    lanes = BatchShape(budget.batch, hosts=hosts).host_lanes(host)
     replica_batch = replica_batch or budget.batch // hosts
     last_step = budget.steps if last_step is None else last_step
     first_row, end_row = first_step * budget.rows_per_step, last_step * budget.rows_per_step
@@ -197,7 +191,7 @@ def dataset(
 
     def parse(serialized, names, epochs, weights):
         examples = record.parse(serialized, names, records.manifest.label_kind)
-        return {**examples, "epoch": epochs, "weight": weights}
+        return {**examples, **slot_fields(epochs, weights)}
 
     def lane_dataset(lane):
         def read_next(row, _):

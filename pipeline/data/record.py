@@ -1,4 +1,4 @@
-"""The one table of what a record holds; writer, parser and TFDS metadata are made from it.
+"""The one table of what a record holds: writer, parser, placeholder and TFDS metadata are made from it.
 
 A record is a serialised `tf.train.Example`. A data set is either single-label (`label`) or multi-label
 (`labels` with `label_weights`); its manifest says which.
@@ -6,33 +6,94 @@ A record is a serialised `tf.train.Example`. A data set is either single-label (
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
+from PIL import Image
 
 SINGLE_LABEL = "single"
 MULTI_LABEL = "multiple"
 LABEL_KINDS = (SINGLE_LABEL, MULTI_LABEL)
 
 
+def _black_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field of a record: `repeated` fields hold any number of values, the others exactly one."""
+    """One field of a record: `repeated` fields hold any number of values, the others exactly one.
+
+    Attributes:
+      name: in the record.
+      dtype: of a value.
+      meaning: for error messages.
+      placeholder: the value in an empty slot of a batch, which is decoded like any other.
+      tfds: from the module `tfds.features` and the class names to the feature of one value.
+      repeated: whether the field holds any number of values.
+      label_kinds: of the data sets whose records have the field.
+    """
 
     name: str
     dtype: tf.DType
     meaning: str
+    placeholder: object
+    tfds: Callable
     repeated: bool = False
     label_kinds: tuple[str, ...] = LABEL_KINDS
 
 
 FIELDS = (
-    Field("image", tf.string, "encoded JPEG or PNG, 8-bit RGB, upright"),
-    Field("key", tf.string, "the example's name in its source, unique in the data set"),
-    Field("id", tf.int64, "first 8 bytes of BLAKE2b of the key, as a signed integer"),
-    Field("label", tf.int64, "class index", label_kinds=(SINGLE_LABEL,)),
-    Field("labels", tf.int64, "class indices", repeated=True, label_kinds=(MULTI_LABEL,)),
-    Field("label_weights", tf.float32, "one weight a label", repeated=True, label_kinds=(MULTI_LABEL,)),
+    Field(
+        "image",
+        tf.string,
+        "encoded JPEG or PNG, 8-bit RGB, upright",
+        placeholder=_black_png(),
+        tfds=lambda features, classes: features.Image(shape=(None, None, 3)),
+    ),
+    Field(
+        "key",
+        tf.string,
+        "the example's name in its source, unique in the data set",
+        placeholder="",
+        tfds=lambda features, classes: features.Text(),
+    ),
+    Field(
+        "id",
+        tf.int64,
+        "first 8 bytes of BLAKE2b of the key, as a signed integer",
+        placeholder=0,
+        tfds=lambda features, classes: features.Scalar(tf.int64),
+    ),
+    Field(
+        "label",
+        tf.int64,
+        "class index",
+        placeholder=0,
+        tfds=lambda features, classes: features.ClassLabel(names=list(classes)),
+        label_kinds=(SINGLE_LABEL,),
+    ),
+    Field(
+        "labels",
+        tf.int64,
+        "class indices",
+        placeholder=[0],
+        tfds=lambda features, classes: features.ClassLabel(names=list(classes)),
+        repeated=True,
+        label_kinds=(MULTI_LABEL,),
+    ),
+    Field(
+        "label_weights",
+        tf.float32,
+        "one weight a label",
+        placeholder=[0.0],
+        tfds=lambda features, classes: tf.float32,
+        repeated=True,
+        label_kinds=(MULTI_LABEL,),
+    ),
 )
 
 
@@ -76,15 +137,51 @@ def serialize(values: Mapping[str, object], label_kind: str) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
+def decode(serialized: bytes) -> dict[str, object]:
+    """Field name to value of one record, as `serialize` takes them; strings as bytes.
+
+    Raises:
+      ValueError: it is no `tf.train.Example`, or has no image and key.
+    """
+    try:
+        features = tf.train.Example.FromString(serialized).features.feature
+    except Exception as error:  # the protocol buffer library raises a type of its own
+        raise ValueError(f"not a record: {error}") from error
+    values = {}
+    for field in FIELDS:
+        if field.name in features:
+            found = list(_values(features[field.name], field))
+            values[field.name] = found if field.repeated or not found else found[0]
+    if not values.get("image") or "key" not in values:
+        raise ValueError(f"not a record: it holds {sorted(features)}")
+    return values
+
+
+def placeholder(label_kind: str) -> bytes:
+    """The record that stands in an empty slot of a batch: it is decoded like any other, and weighs nothing."""
+    return serialize({field.name: field.placeholder for field in fields(label_kind)}, label_kind)
+
+
+def tfds_features(label_kind: str, classes: Sequence[str]):
+    """The features of a record as a `tfds.features.FeaturesDict`."""
+    from tensorflow_datasets import features as kinds  # here: who reads or writes records does without it
+
+    made = {field.name: field.tfds(kinds, classes) for field in fields(label_kind)}
+    repeated = {field.name for field in fields(label_kind) if field.repeated}
+    return kinds.FeaturesDict({name: kinds.Sequence(f) if name in repeated else f for name, f in made.items()})
+
+
+def _values(feature: tf.train.Feature, field: Field):
+    """The list of the protocol buffer that holds the field's values."""
+    if field.dtype == tf.string:
+        return feature.bytes_list.value
+    return feature.int64_list.value if field.dtype == tf.int64 else feature.float_list.value
+
+
 def _fill(feature: tf.train.Feature, field: Field, values: Sequence) -> None:
     if field.dtype == tf.string:
-        feature.bytes_list.value.extend(
-            v.encode("utf-8", "surrogateescape") if isinstance(v, str) else v for v in values
-        )
-    elif field.dtype == tf.int64:
-        feature.int64_list.value.extend(values)
-    else:
-        feature.float_list.value.extend(values)
+        values = [v.encode("utf-8", "surrogateescape") if isinstance(v, str) else v for v in values]
+    _values(feature, field).extend(values)
 
 
 def _type_name(field: Field) -> str:

@@ -6,14 +6,17 @@ It makes any range of records one contiguous read; the TFRecord file stays what 
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from pipeline.files import opened
+
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 bytes
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
+_LARGEST = 1 << 31  # bytes of a payload: a protocol buffer is smaller
 _AT_ONCE = 1 << 20  # bytes to hash and write at once: for each, other threads take Python's lock
 
 
@@ -42,6 +45,31 @@ def frame(record: bytes) -> tuple[bytes, bytes, bytes]:
     return length + _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))
 
 
+def payload_offset(offset: int) -> int:
+    """Where the payload of the record at `offset` begins."""
+    return offset + _HEADER.size
+
+
+def scan(file) -> Iterator[tuple[int, bytes]]:
+    """(offset of the payload, payload) of each record of a TFRecord file, without an index and without its CRCs.
+
+    What is cut off at the file's end is an empty payload.
+
+    Args:
+      file: opened to read bytes, at the beginning of a record.
+    """
+    offset = 0
+    while header := file.read(_HEADER.size):
+        length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else -1
+        payload = file.read(length) if 0 <= length < _LARGEST else b""
+        if len(payload) != length:
+            yield payload_offset(offset), b""
+            return
+        yield payload_offset(offset), payload
+        file.read(_FOOTER.size)
+        offset += _HEADER.size + length + _FOOTER.size
+
+
 def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
     """Writes `records` and their index.
 
@@ -49,7 +77,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
       The index, int64 [records + 1], and the SHA-256 of the shard in hexadecimal digits.
     """
     offsets, digest, waiting, size = [0], hashlib.sha256(), [], 0
-    with _opened(path, "wb") as file:
+    with opened(path, "wb") as file:
 
         def write():
             data = b"".join(waiting)
@@ -72,7 +100,7 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
 
 def write_index(path: str, index: np.ndarray) -> None:
     """Writes the index of the shard at `path`: int64 [records + 1]."""
-    with tf.io.gfile.GFile(index_path(path), "wb") as file:
+    with opened(index_path(path), "wb") as file:
         file.write(np.asarray(index, "<i8").tobytes())
 
 
@@ -105,19 +133,11 @@ def read_records(path: str, index: np.ndarray, first: int, count: int) -> list[b
       A payload for each record; None where its bytes are damaged or missing.
     """
     start, end = int(index[first]), int(index[first + count])
-    with _opened(path, "rb") as file:
+    with opened(path, "rb") as file:
         file.seek(start)
         data = memoryview(file.read(end - start))
     offsets = index[first : first + count + 1] - start
     return [_unframe(data[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-
-
-def _opened(path: str, mode: str):
-    """A file of bytes: through TensorFlow only where it is remote.
-
-    It reads half a megabyte at each place, needed or not, and writes without letting other Python threads run.
-    """
-    return tf.io.gfile.GFile(path, mode) if "://" in path else open(path, mode)
 
 
 def _unframe(data: memoryview) -> bytes | None:

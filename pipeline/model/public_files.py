@@ -12,6 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from pipeline import files
+
 
 class WeightsFileError(ValueError):
     """A file of weights cannot be read; the message names it and says why."""
@@ -39,17 +41,15 @@ def read(path: str, source: str) -> dict[str, np.ndarray]:
 
 def write(path: str, arrays: Mapping[str, np.ndarray], source: str) -> None:
     """Writes arrays, named as `source` names them, as the file that its project reads; whole or not at all."""
-    partial = f"{path}.partial"
     if source == "timm":
-        safetensors.numpy.save_file(dict(arrays), partial, metadata={"format": "pt"})
+        content = safetensors.numpy.save(dict(arrays), metadata={"format": "pt"})
     else:
         tree: dict[str, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():
             module, leaf = name.rsplit("/", 1)
             tree.setdefault(module, {})[leaf] = array
-        with open(partial, "wb") as file:
-            pickle.dump(tree, file, protocol=4)
-    os.replace(partial, path)
+        content = pickle.dumps(tree, protocol=4)
+    files.write_atomically(path, content)
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from pipeline import files
 from pipeline.study import costs, law, runs
 from pipeline.study.errors import StudyError
 from pipeline.study.runs import DIVERGED, FINISHED, UNFINISHED, Cell, Run
@@ -184,9 +185,7 @@ def write(found: Analysis, directory: str) -> str:
         "unfinished": found.unfinished,
     }
     path = os.path.join(directory, LAW_FILE)
-    with open(f"{path}.partial", "w") as file:
-        json.dump(content, file, indent=1)
-    os.replace(f"{path}.partial", path)
+    files.write_atomically(path, json.dumps(content, indent=1))
     return path
 
 

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+from pipeline import files
 from pipeline.study.errors import StudyError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
@@ -105,9 +106,7 @@ def write_trial(trial: Trial, directory: str, wall_seconds: float = 0.0) -> str:
     folder = trial.folder(directory)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, TRIAL_FILE)
-    with open(f"{path}.partial", "w") as file:
-        json.dump({**dataclasses.asdict(trial), "wall_seconds": wall_seconds}, file)
-    os.replace(f"{path}.partial", path)
+    files.write_atomically(path, json.dumps({**dataclasses.asdict(trial), "wall_seconds": wall_seconds}))
     return folder
 
 

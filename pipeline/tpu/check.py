@@ -98,7 +98,7 @@ def _trace(configured: Callable[[], Experiment], known: program.Facts, batch: in
 
 def batch_multiple(experiment: Experiment) -> int:
     """What the batches of a search are multiples of: whole groups and parts, and what a TPU pads to."""
-    return math.lcm(_LANE, experiment.data.augmentation.group, experiment.gradient_parts)
+    return math.lcm(_LANE, experiment.data.augmentation.group, experiment.accumulation_steps)
 
 
 def largest_batch(found: Estimate, multiple: int, attempt: Callable[[int], Estimate]) -> int:
@@ -159,10 +159,10 @@ def advice(found: Estimate, experiment: Experiment) -> list[str]:
         ]
     lines = []
     over = (found.needed_bytes - fixed) / (found.hbm_bytes - fixed) if found.needed_bytes else 2.0
-    least = experiment.gradient_parts * 2 ** math.ceil(math.log2(max(over, 1.01)))
+    least = experiment.accumulation_steps * 2 ** math.ceil(math.log2(max(over, 1.01)))
     if found.replica_batch % least == 0 and found.replica_batch // least % experiment.data.augmentation.group == 0:
         lines.append(
-            f"--gin_param='Experiment.gradient_parts={least}': the same batch in {least} parts, at little cost."
+            f"--gin_param='Experiment.accumulation_steps={least}': the same batch in {least} parts, at little cost."
         )
     lines.append(
         f"A topology with about {math.ceil(over)} times as many chips for the same GLOBAL_BATCH "

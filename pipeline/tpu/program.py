@@ -7,7 +7,8 @@ import traceback
 
 import tensorflow as tf
 
-from pipeline.data import manifest, order
+from pipeline.data import manifest, record
+from pipeline.data.order import EpochBudget
 from pipeline.model import nfnet
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
@@ -24,11 +25,11 @@ class ProgramError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the records would tell: width of the last layer, images of the training split, labels of an image."""
+    """What the records would tell: width of the last layer, images of the training split, kind of labels."""
 
     classes: int
     images: int
-    labels: int = 1
+    label_kind: str = record.SINGLE_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,9 @@ def facts(experiment: Experiment, images: int | None = None) -> Facts:
     data = experiment.data
     try:
         found = manifest.read(data.directory)
-        classes, examples = len(found.classes), found.splits[data.train_split].written
-        labels = data.max_labels if found.label_kind == "multiple" else 1
-    except (manifest.ManifestError, KeyError):
-        classes, examples, labels = None, None, 1
+        classes, examples, label_kind = len(found.classes), found.split(data.train_split).written, found.label_kind
+    except manifest.ManifestError:
+        classes, examples, label_kind = None, None, record.SINGLE_LABEL
     classes, images = experiment.num_classes or classes, images or examples or data.images
     missing = [
         text
@@ -82,22 +82,15 @@ def facts(experiment: Experiment, images: int | None = None) -> Facts:
     ]
     if missing:
         raise ProgramError(f"There are no records in {data.directory!r}, so give " + "; and ".join(missing) + ".")
-    return Facts(classes, images, labels)
+    return Facts(classes, images, label_kind)
 
 
 def check_batch(experiment: Experiment, batch: int) -> None:
     """Raises a ProgramError where a replica cannot take its step on `batch` images."""
-    if batch < 1:
-        raise ProgramError(f"A replica's batch is {batch} images; expected 1 or more.")
     try:
-        experiment.data.augmentation.check_batch(batch)
+        experiment.data.batch_shape(batch, accumulation_steps=experiment.accumulation_steps)
     except ValueError as error:
         raise ProgramError(f"A replica cannot take {batch} images. {error}") from None
-    if batch % experiment.gradient_parts:
-        raise ProgramError(
-            f"A replica's {batch} images cannot be taken in {experiment.gradient_parts} parts "
-            "(Experiment.gradient_parts): choose a batch that is a multiple."
-        )
 
 
 def trace(experiment: Experiment, known: Facts, batch: int) -> Program:
@@ -137,33 +130,21 @@ def trace(experiment: Experiment, known: Facts, batch: int) -> Program:
 
 def training_step(
     experiment: Experiment, known: Facts, unset: bool = True, device: str = "tpu"
-) -> tuple[TrainingStep, order.Budget]:
+) -> tuple[TrainingStep, EpochBudget]:
     """The trainer's step on a kind of device, from the state of step 0, and the epoch budget.
 
     `unset` leaves large variables unwritten.
     """
-    data = experiment.data
-    lanes = order.lanes_for(data.examples_per_step)
-    epoch = order.Order(known.images, lanes, experiment.seed, block=data.block, window=data.window)
-    budget = order.Budget(epoch, data.examples_per_step, experiment.epochs)
+    budget = experiment.budget(known.images)
     with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
         state = states.create(experiment, known.classes, budget)
     return TrainingStep.of(experiment, state), budget
 
 
 def example_batch(experiment: Experiment, known: Facts, batch: int) -> dict[str, tf.Tensor]:
-    """Zeros of the shapes and dtypes of what the input gives a replica of `batch` images; mixing doubles the labels."""
-    labels = known.labels * (2 if experiment.data.augmentation.mixing else 1)
-    size = experiment.data.train_size
-    shapes = {
-        "image": ([size, size, 3], tf.float32),
-        "labels": ([labels], tf.int64),
-        "label_weights": ([labels], tf.float32),
-        "weight": ([], tf.float32),
-        "id": ([], tf.int64),
-        "epoch": ([], tf.int32),
-    }
-    return {name: tf.zeros([batch, *shape], dtype) for name, (shape, dtype) in shapes.items()}
+    """Zeros of the shapes and dtypes of what the input gives a replica of `batch` images."""
+    specs = experiment.data.training_batch(known.label_kind, batch, experiment.objective)
+    return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
 def _without_values(next_creator, **settings):

@@ -21,15 +21,12 @@ def sum_over_parts(
       compute: maps a part and its seed to tensors in any structure.
       batch: tensors [batch, ...]; each part takes the next `batch / parts` examples.
       seed: int32 [2]; a single part gets it unchanged.
-      parts: how many.
+      parts: how many; a divisor of the batch.
       zeros: where the sums start, in the structure and shapes of what `compute` returns.
-
-    Raises:
-      ValueError: `parts` does not divide the batch.
     """
     if parts == 1:
         return compute(batch, seed)
-    split = {name: _split(values, parts) for name, values in batch.items()}
+    split = {name: tf.reshape(v, [parts, v.shape[0] // parts, *v.shape[1:]]) for name, v in batch.items()}
 
     def add(index, sums):
         part = {name: values[index] for name, values in split.items()}
@@ -38,13 +35,3 @@ def sum_over_parts(
 
     # One part at a time is the point: iterations that overlap would hold the memory of several.
     return tf.while_loop(lambda index, _: index < parts, add, (0, zeros), parallel_iterations=1)[1]
-
-
-def _split(values: tf.Tensor, parts: int) -> tf.Tensor:
-    size = values.shape[0]
-    if size is None or size % parts:
-        raise ValueError(
-            f"Gradient accumulation over {parts} parts needs a batch on each replica that {parts} divides; "
-            f"it is {size}."
-        )
-    return tf.reshape(values, [parts, size // parts, *values.shape[1:]])

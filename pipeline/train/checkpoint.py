@@ -19,6 +19,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from pipeline import files
+
 FORMAT = 1
 COMMIT_FILE = "checkpoint.json"
 _PREFIX = "variables"
@@ -122,12 +124,9 @@ def _commit(path: str, step: int, facts: Mapping[str, object]) -> None:
     names = sorted(tf.io.gfile.listdir(path))
     if f"{_PREFIX}.index" not in names:  # TensorFlow writes it last
         raise OSError(f"TensorFlow left only {names or 'nothing'}")
-    files = {name: _file_facts(os.path.join(path, name)) for name in names}
-    content = {"format": FORMAT, "step": step, "time": time.time(), "facts": facts, "files": files}
-    commit = os.path.join(path, COMMIT_FILE)
-    with tf.io.gfile.GFile(f"{commit}.partial", "w") as file:
-        file.write(json.dumps(content, indent=1))
-    tf.io.gfile.rename(f"{commit}.partial", commit)
+    digests = {name: _file_facts(os.path.join(path, name)) for name in names}
+    content = {"format": FORMAT, "step": step, "time": time.time(), "facts": facts, "files": digests}
+    files.write_atomically(os.path.join(path, COMMIT_FILE), json.dumps(content, indent=1))
 
 
 def _file_facts(path: str) -> dict:
@@ -151,12 +150,12 @@ def open_checkpoint(path: str) -> Saved:
     try:
         with tf.io.gfile.GFile(commit) as file:
             content = json.load(file)
-        files, step = content["files"], content["step"]
+        digests, step = content["files"], content["step"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{commit} is damaged: {error}.") from error
     if content["format"] != FORMAT:
         raise CheckpointError(f"{commit} has format {content['format']}; this version reads format {FORMAT}.")
-    for name, expected in files.items():
+    for name, expected in digests.items():
         file_path = os.path.join(path, name)
         found = _file_facts(file_path) if tf.io.gfile.exists(file_path) else "nothing"
         if found != expected:

@@ -12,9 +12,9 @@ from pipeline import report
 from pipeline.model import cost, graph_cost, speeds, variants
 from pipeline.train import checkpoint, distribution
 from pipeline.train import state as states
-from pipeline.train.damage import DamagedRecords
+from pipeline.train.damaged_records import DamagedRecords
 from pipeline.train.ledger import Entry, LedgerError
-from pipeline.train.settings import Context, Loop
+from pipeline.train.run_config import Loop, RunContext
 
 BEST_METRIC = "validation_loss"
 
@@ -32,7 +32,7 @@ class Journal:
       resumed: the checkpoint that the run goes on from, None at its start.
     """
 
-    def __init__(self, context: Context, experiment, loop: Loop, parts, resumed: checkpoint.Saved | None):
+    def __init__(self, context: RunContext, experiment, loop: Loop, parts, resumed: checkpoint.Saved | None):
         self._context, self._experiment, self._loop, self._parts = context, experiment, loop, parts
         self._state = parts.state
         self._chief = distribution.is_chief()
@@ -181,7 +181,7 @@ class Journal:
         size = self._experiment.data.train_size
         if self._state.variant not in variants.VARIANTS:
             return 2 * graph_cost.multiply_adds(self._state.model, size)
-        num_classes = self._experiment.classes(self._parts.records)
+        num_classes = self._experiment.classes(len(self._parts.records.manifest.classes))
         return 2 * cost.multiply_adds(self._state.variant, size, num_classes)
 
     def _core_hours(self, images: int) -> float | None:

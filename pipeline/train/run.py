@@ -9,15 +9,16 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
-from pipeline import report
+from pipeline import files, report
 from pipeline.data import order, reader
+from pipeline.data.batch_shape import BatchShape
 from pipeline.train import checkpoint, distribution
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.journal import Journal
-from pipeline.train.settings import Context, Loop
+from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.step import TrainingStep
-from pipeline.train.trainer import Evaluator, Trainer, check_batch
+from pipeline.train.trainer import Evaluator, Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Parts:
     strategy: tf.distribute.Strategy
     records: reader.RecordSet
     validation: reader.RecordSet
-    budget: order.Budget
+    budget: order.EpochBudget
     last_step: int
     state: states.TrainState
 
@@ -36,17 +37,19 @@ def assemble(experiment: Experiment, loop: Loop) -> Parts:
     """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
-    check_batch(experiment.data.batch, strategy, experiment.gradient_parts)
-    experiment.data.check_replicas(strategy.num_replicas_in_sync)
-    records, validation = experiment.data.training_records(), experiment.data.validation_records()
-    num_classes, budget = experiment.classes(records), experiment.budget(records)
+    divisors = {"hosts": distribution.hosts(strategy), "replicas": strategy.num_replicas_in_sync}
+    experiment.data.batch_shape(**divisors, accumulation_steps=experiment.accumulation_steps)
+    made = experiment.data.read_manifest()
+    records, validation = experiment.data.training_records(made), experiment.data.validation_records(made)
+    num_classes = experiment.classes(len(made.classes))
+    budget = experiment.budget(records.examples, made.digest)
     with strategy.scope():
         state = states.create(experiment, num_classes, budget)
     last_step = min(budget.steps, experiment.max_steps or budget.steps)
     return Parts(strategy, records, validation, budget, last_step, state)
 
 
-def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
+def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
     """Trains to the end of the epoch budget, going on from the newest checkpoint in `context.model_dir`.
 
     Returns:
@@ -67,7 +70,7 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
         return summary
     if distribution.is_chief():
         tf.io.gfile.makedirs(context.model_dir)
-        report.write_whole(os.path.join(context.model_dir, "config.gin"), context.config)
+        files.write_atomically(os.path.join(context.model_dir, "config.gin"), context.config)
 
     jit_compile = distribution.uses_xla(parts.strategy) if loop.xla is None else loop.xla
     step = TrainingStep.of(experiment, state, jit_compile)
@@ -95,7 +98,7 @@ def train(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict
     return summary
 
 
-def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
+def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
     """Evaluates the newest checkpoint in `context.model_dir`; returns and prints its metrics."""
     parts = assemble(experiment, loop)
     saved = _restore_evaluated(context, parts)
@@ -109,14 +112,14 @@ def evaluate(context: Context, experiment: Experiment, loop: Loop = Loop()) -> d
     return metrics
 
 
-def trained_model(context: Context, experiment: Experiment) -> tf_keras.Model:
+def trained_model(context: RunContext, experiment: Experiment) -> tf_keras.Model:
     """The model that evaluation uses, with the weights of the newest checkpoint in `context.model_dir`."""
     parts = assemble(experiment, Loop(strategy="one_device"))
     _restore_evaluated(context, parts)
     return parts.state.evaluated
 
 
-def _restore_evaluated(context: Context, parts: Parts) -> checkpoint.Saved:
+def _restore_evaluated(context: RunContext, parts: Parts) -> checkpoint.Saved:
     saved = checkpoint.find(context.model_dir)
     with parts.strategy.scope():
         states.restore_evaluated(parts.state, saved)
@@ -150,7 +153,7 @@ def _validation(summary: dict) -> dict:
     return {name: value for name, value in summary.items() if name.startswith("validation_")}
 
 
-def evaluation_steps(budget: order.Budget, last_step: int, every_epochs: float | None) -> list[int]:
+def evaluation_steps(budget: order.EpochBudget, last_step: int, every_epochs: float | None) -> list[int]:
     """The steps after which to evaluate: every so many epochs, and the last."""
     if every_epochs is None:
         return [last_step]
@@ -160,11 +163,11 @@ def evaluation_steps(budget: order.Budget, last_step: int, every_epochs: float |
 
 def _evaluator(experiment: Experiment, loop: Loop, parts: Parts, after_step=lambda: None) -> Evaluator:
     batch = loop.eval_batch or experiment.data.batch
-    check_batch(batch, parts.strategy)
+    BatchShape(batch, hosts=distribution.hosts(parts.strategy), replicas=parts.strategy.num_replicas_in_sync)
     return Evaluator(parts.strategy, experiment, parts.validation, parts.state.evaluated, batch, after_step)
 
 
-def _start(context: Context, experiment: Experiment, parts: Parts) -> checkpoint.Saved | None:
+def _start(context: RunContext, experiment: Experiment, parts: Parts) -> checkpoint.Saved | None:
     """Brings the state to where the run stands: its newest checkpoint, another run's weights, or random ones."""
     saved = checkpoint.latest(context.checkpoints)
     steps = distribution.of_all_processes(parts.strategy, saved.step if saved else -1)
@@ -192,7 +195,7 @@ def _restore(saved: checkpoint.Saved, parts: Parts) -> checkpoint.Saved:
     return saved
 
 
-def _check_same_run(saved: checkpoint.Saved, context: Context, experiment: Experiment, parts: Parts) -> None:
+def _check_same_run(saved: checkpoint.Saved, context: RunContext, experiment: Experiment, parts: Parts) -> None:
     """Raises a CheckpointError where configuration or data are not those that the checkpoint was saved under."""
     before, after = saved.facts["bindings"], context.bindings
     changes = [

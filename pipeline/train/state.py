@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import tf_keras
 
-from pipeline.data.order import Budget
+from pipeline.data.order import EpochBudget
 from pipeline.model import weights
 from pipeline.train import checkpoint, freezing
 from pipeline.train.ema import AveragedModel
@@ -51,7 +51,7 @@ class TrainState:
         return {**groups, "ema": weights.named(self.averaged.model)} if self.averaged else groups
 
 
-def create(experiment: Experiment, num_classes: int, budget: Budget) -> TrainState:
+def create(experiment: Experiment, num_classes: int, budget: EpochBudget) -> TrainState:
     """Makes the state of step 0, in the strategy's scope; the same seed makes the same weights."""
     tf_keras.mixed_precision.set_global_policy(experiment.precision)
     tf_keras.utils.set_random_seed(experiment.seed)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
+from pipeline.objective import SOFTMAX, Objective, metrics
 from pipeline.train import accumulation
-from pipeline.train import loss as losses
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
 from pipeline.train.sam import SAM
@@ -29,8 +29,8 @@ class StepOutput(NamedTuple):
 class TrainingStep:
     """One optimiser step on one replica's part of a global batch; call it inside `strategy.run`.
 
-    The gradient is summed over `parts` of the batch, one after the other, and found by `sam` where there is one. The
-    batch holds `repeats` views of each example, which follow each other.
+    The gradient is summed over `accumulation_steps` parts of the batch, one after the other, and found by `sam` where
+    there is one. The batch holds `repeats` views of each example, which follow each other.
     `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
     """
 
@@ -39,9 +39,9 @@ class TrainingStep:
     ledger: Ledger
     after_update: Callable[[tf.Tensor], None] = lambda step: None
     label_smoothing: float = 0.0
-    loss: str = "softmax"
+    objective: Objective = SOFTMAX
     seed: int = 0
-    parts: int = 1
+    accumulation_steps: int = 1
     sam: SAM | None = None
     repeats: int = 1
     jit_compile: bool = False
@@ -55,9 +55,9 @@ class TrainingStep:
             ledger=state.ledger,
             after_update=state.averaged.update if state.averaged else lambda step: None,
             label_smoothing=experiment.label_smoothing,
-            loss=experiment.loss,
+            objective=experiment.objective,
             seed=experiment.seed,
-            parts=experiment.gradient_parts,
+            accumulation_steps=experiment.accumulation_steps,
             sam=experiment.sam,
             repeats=experiment.data.augmentation.repeats,
             jit_compile=jit_compile,
@@ -84,7 +84,7 @@ class TrainingStep:
 
         def gradients_of_parts():
             gradients, *sums = accumulation.sum_over_parts(
-                lambda part, part_seed: compute(part, images, part_seed), batch, seed, self.parts, zeros
+                lambda part, part_seed: compute(part, images, part_seed), batch, seed, self.accumulation_steps, zeros
             )
             return gradients, sums
 
@@ -96,13 +96,12 @@ class TrainingStep:
     def _loss_gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
         with tf.GradientTape() as tape:
             logits = self.model(batch["image"], training=True, seed=seed)
-            dense = losses.targets(batch["labels"], batch["label_weights"], logits.shape[-1])
-            loss = losses.cross_entropy(dense, logits, self.label_smoothing, self.loss)
+            of_each = metrics(self.objective, batch["labels"], batch["label_weights"], logits, self.label_smoothing)
             # Gradients are summed over replicas, so each takes its share of the global mean.
-            total = tf.reduce_sum(loss * batch["weight"])
+            total = tf.reduce_sum(of_each["loss"] * batch["weight"])
             share = total / tf.maximum(images, 1.0)
         gradients = tape.gradient(share, self.model.trainable_variables)
-        return gradients, total, tf.reduce_sum(losses.hits(dense, logits, 1) * batch["weight"])
+        return gradients, total, tf.reduce_sum(of_each["top1"] * batch["weight"])
 
 
 def _fold_in(seed: tf.Tensor, data: tf.Tensor) -> tf.Tensor:

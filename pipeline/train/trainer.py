@@ -1,6 +1,5 @@
 """The inner loops of training and evaluation, on Orbit."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -8,10 +7,10 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
-from pipeline.data import order as orders
+from pipeline import objective
+from pipeline.data import input as inputs
 from pipeline.data import reader
-from pipeline.train import distribution
-from pipeline.train import loss as losses
+from pipeline.data.order import EpochBudget
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
 
@@ -32,7 +31,7 @@ class Trainer(orbit.StandardTrainer):
     def __init__(self, strategy, experiment: Experiment, records: reader.RecordSet, step: TrainingStep):
         super().__init__(train_dataset=None)
         self.strategy = strategy
-        self.budget = experiment.budget(records)
+        self.budget = experiment.budget(records.examples, records.manifest.digest)
         self._experiment = experiment
         self._records = records
         self._step = step
@@ -48,9 +47,11 @@ class Trainer(orbit.StandardTrainer):
             metric.reset_state()
         if self.train_dataset is None:
             first = int(self._step.optimizer.iterations.numpy())
-            view = self._experiment.data.training_view(self._experiment.seed, self._experiment.loss)
-            batch = self._experiment.data.batch
-            self.train_dataset = distributed(self.strategy, self._records, self.budget, view, batch, first_step=first)
+            data = self._experiment.data
+            view = data.training_view(self._experiment.seed, self._experiment.objective)
+            self.train_dataset = inputs.distributed(
+                self.strategy, self._records, self.budget, view, data.batch, first_step=first
+            )
 
     @_plain
     def train_step(self, iterator):
@@ -104,10 +105,11 @@ class Evaluator(orbit.StandardEvaluator):
         self._records = records
         self._after_step = after_step
         order = records.order(batch, seed=0, shuffle=False)
-        self._budget = orders.Budget(order, batch, 1)
-        self._loss = experiment.loss
+        self._budget = EpochBudget(order, batch, 1)
+        self._objective = experiment.objective
         self._model = model
-        dataset = distributed(strategy, records, self._budget, experiment.data.evaluation_view, batch)
+        view = experiment.data.evaluation_view(experiment.objective)
+        dataset = inputs.distributed(strategy, records, self._budget, view, batch)
         super().__init__(eval_dataset=dataset)
 
     @property
@@ -127,9 +129,8 @@ class Evaluator(orbit.StandardEvaluator):
 
     def _replica_step(self, batch):
         logits = tf.cast(self._model(batch["image"], training=False), tf.float32)
-        dense = losses.targets(batch["labels"], batch["label_weights"], logits.shape[-1])
-        loss = losses.cross_entropy(dense, logits, kind=self._loss)
-        columns = tf.stack([loss, losses.hits(dense, logits, 1), losses.hits(dense, logits, 5), tf.ones_like(loss)])
+        metrics = objective.metrics(self._objective, batch["labels"], batch["label_weights"], logits)
+        columns = tf.stack([*metrics.values(), tf.ones_like(metrics["loss"])])
         return tf.reduce_sum(columns * batch["weight"], 1)
 
     def eval_reduce(self, state, step_outputs):
@@ -139,41 +140,9 @@ class Evaluator(orbit.StandardEvaluator):
 
     def eval_end(self, state):
         """Means over the split."""
-        loss, top1, top5, examples = state.tolist()
+        *sums, examples = state.tolist()
         missing = self._records.examples - round(examples)
         if missing and not self._records.masks_damage:
             raise RuntimeError(f"Evaluation saw {examples:.0f} examples of {self._records.examples}.")
         names = ("validation_loss", "validation_top1", "validation_top5")
-        return dict(zip(names, (loss / examples, top1 / examples, top5 / examples), strict=True))
-
-
-def distributed(strategy, records, budget, view, batch: int, first_step: int = 0) -> tf.distribute.DistributedDataset:
-    """The dataset of `reader.dataset` for every replica of `strategy`; `batch` images make a global batch."""
-
-    @_plain
-    def host_dataset(context: tf.distribute.InputContext):
-        return reader.dataset(
-            records,
-            budget,
-            view,
-            first_step=first_step,
-            host=context.input_pipeline_id,
-            hosts=context.num_input_pipelines,
-            replica_batch=context.get_per_replica_batch_size(batch),
-        )
-
-    return strategy.distribute_datasets_from_function(host_dataset)
-
-
-def check_batch(batch: int, strategy, parts: int = 1) -> None:
-    """Raises a ValueError where the global batch does not fit the hosts, the replicas or each replica's `parts`."""
-    replicas, hosts = strategy.num_replicas_in_sync, distribution.hosts(strategy)
-    if batch % (replicas * parts):
-        fit = math.lcm(replicas * parts, hosts)
-        nearest = max(fit, round(batch / fit) * fit)
-        in_parts = f" of {parts} parts each" if parts > 1 else ""
-        raise ValueError(
-            f"A global batch of {batch} cannot be divided over {replicas} replicas{in_parts}: use a multiple of {fit}, "
-            f"for example {nearest}."
-        )
-    orders.host_lanes(orders.lanes_for(batch), 0, hosts)
+        return dict(zip(names, (value / examples for value in sums), strict=True))

@@ -9,7 +9,7 @@ from pipeline.train import distribution
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class RunContext:
     """What a run is told from outside its experiment.
 
     Attributes:

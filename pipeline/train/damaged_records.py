@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from pipeline import report
+from pipeline import files
 from pipeline.data import reader
 from pipeline.train import distribution
 
@@ -30,7 +30,7 @@ class DamagedRecords:
         met = self._written.union(*(records.damaged for records in self._sets))
         if met != self._written:
             tf.io.gfile.makedirs(self._folder)
-            report.write_whole(self._path, json.dumps(sorted(met), indent=1) + "\n")
+            files.write_atomically(self._path, json.dumps(sorted(met), indent=1) + "\n")
             self._written = met
 
     def names(self) -> list[str]:

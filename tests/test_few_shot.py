@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import experiments
+from pipeline import registry
+from pipeline.data.input import Data
 from pipeline.model import nfnet
-from pipeline.train import checkpoint, experiment, imported, optimizer, probe, schedule, settings
+from pipeline.train import checkpoint, experiment, few_shot, optimizer, public_weights, run_config, schedule
 from tests import record_sets
 
 
@@ -20,7 +21,7 @@ def test_ridge_separates_what_can_be_separated():
     rng = np.random.default_rng(0)
     features, labels = _clusters(rng, 5, 0.5)
     queries, expected = _clusters(rng, 50, 0.5)
-    np.testing.assert_array_equal(probe.ridge(features, labels, queries), expected)
+    np.testing.assert_array_equal(few_shot.ridge(features, labels, queries), expected)
 
 
 @pytest.mark.parametrize(("examples", "channels"), [(12, 40), (60, 5)])
@@ -38,46 +39,46 @@ def test_the_leave_one_out_error_is_that_of_leaving_one_out(examples, channels):
         w = np.linalg.solve(xc.T @ xc + 0.7 * np.eye(channels), xc.T @ yc)
         errors.append((y[i] - ym - (x[i] - xm) @ w) ** 2)
     u, s, _ = np.linalg.svd(x, full_matrices=False)
-    assert probe._leave_one_out(u, s, y, 0.7) == pytest.approx(np.mean(errors), rel=1e-6)
+    assert few_shot._leave_one_out(u, s, y, 0.7) == pytest.approx(np.mean(errors), rel=1e-6)
 
 
 def test_chosen_examples_are_k_a_class_and_nested():
     labels = np.random.default_rng(2).integers(0, 4, 100)
-    few, more = probe.choose(labels, 3, seed=7), probe.choose(labels, 8, seed=7)
+    few, more = few_shot.choose(labels, 3, seed=7), few_shot.choose(labels, 8, seed=7)
     assert [int(np.sum(labels[more] == each)) for each in range(4)] == [8, 8, 8, 8]
     assert set(few) <= set(more)
     assert len(set(more)) == 32
-    assert set(few) != set(probe.choose(labels, 3, seed=8))
+    assert set(few) != set(few_shot.choose(labels, 3, seed=8))
     with pytest.raises(ValueError, match=r"50 examples a class are asked for; class \d has \d+"):
-        probe.choose(labels, 50, seed=7)
+        few_shot.choose(labels, 50, seed=7)
 
 
 def test_a_checkpoint_is_evaluated_on_classes_it_was_not_trained_on(tmp_path, capsys):
     record_sets.make(tmp_path / "records", examples=60, validation=30, classes=3)
-    imported.save(nfnet.create("nano", 11), str(tmp_path / "run"), "none")
+    public_weights.save(nfnet.create("nano", 11), str(tmp_path / "run"), "none")
     setup = experiment.Experiment(
         model=lambda num_classes: nfnet.create("nano", num_classes),
-        data=experiment.Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32),
+        data=Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32),
         optimizer=optimizer.SGD,
         schedule=schedule.cosine,
         epochs=1,
     )
-    results = probe.few_shot(settings.Context(str(tmp_path / "run")), setup, shots=(1, 15))
+    results = few_shot.few_shot(run_config.RunContext(str(tmp_path / "run")), setup, shots=(1, 15))
     # Classes differ in brightness, which random features tell.
     assert results["few_shot_15"] > 0.8
     assert json.loads((tmp_path / "run" / "few_shot.json").read_text())["few_shot_15"] == results["few_shot_15"]
     assert "few_shot_15" in capsys.readouterr().out
     with pytest.raises(ValueError, match="class 0 has 20"):
-        probe.few_shot(settings.Context(str(tmp_path / "run")), setup, shots=(21,))
+        few_shot.few_shot(run_config.RunContext(str(tmp_path / "run")), setup, shots=(21,))
     with pytest.raises(checkpoint.CheckpointError, match="holds no whole checkpoint"):
-        probe.few_shot(settings.Context(str(tmp_path)), setup)
+        few_shot.few_shot(run_config.RunContext(str(tmp_path)), setup)
 
 
 def test_features_come_in_the_splits_order_and_only_once(tmp_path):
     made = record_sets.make(tmp_path / "records", examples=37, validation=10, classes=3)
-    data = experiment.Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32)
+    data = Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32)
     setup = experiment.Experiment(nfnet.create, data, optimizer.SGD, schedule.cosine, 1)
-    features, labels = probe.extract(nfnet.create("nano", 3), setup, data.training_records())
+    features, labels = few_shot.extract(nfnet.create("nano", 3), setup, data.training_records())
     assert features.shape == (37, 256)
     np.testing.assert_array_equal(np.bincount(labels), np.bincount(np.arange(37) % 3))
     assert made.splits["train"].written == 37
@@ -85,7 +86,7 @@ def test_features_come_in_the_splits_order_and_only_once(tmp_path):
 
 def test_gin_can_run_it(tmp_path, monkeypatch):
     record_sets.make(tmp_path / "records", examples=60, validation=30, classes=3)
-    imported.save(nfnet.create("nano", 11), str(tmp_path / "run"), "none")
+    public_weights.save(nfnet.create("nano", 11), str(tmp_path / "run"), "none")
     params = ["RUN=@few_shot", f'DATA_DIR="{tmp_path / "records"}"', "few_shot.shots=(2,)", "EVAL_SIZE=32"]
-    experiments.run_configured(["gin/quickstart_pretrain.gin"], params, str(tmp_path / "run"))
+    registry.run_configured(["gin/quickstart_pretrain.gin"], params, str(tmp_path / "run"))
     assert "few_shot_2" in json.loads((tmp_path / "run" / "few_shot.json").read_text())

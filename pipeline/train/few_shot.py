@@ -12,18 +12,18 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from pipeline import report
+from pipeline import files, report
 from pipeline.data import order as orders
 from pipeline.data import reader
 from pipeline.train import checkpoint
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
-from pipeline.train.settings import Context
+from pipeline.train.run_config import RunContext
 
 _PENALTIES = 10.0 ** np.arange(-6, 4)  # times the mean squared singular value of the features
 
 
-def few_shot(context: Context, experiment: Experiment, shots: Sequence[int] = (1, 5, 10), seed: int = 0) -> dict:
+def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] = (1, 5, 10), seed: int = 0) -> dict:
     """Evaluates the newest checkpoint in `context.model_dir` on the record set of `experiment.data`.
 
     The classes may be others than those that the network was trained on. Prints the results and writes them to
@@ -44,8 +44,9 @@ def few_shot(context: Context, experiment: Experiment, shots: Sequence[int] = (1
     """
     saved = checkpoint.find(context.model_dir)
     model = _frozen_model(experiment, saved)
-    train = extract(model, experiment, experiment.data.training_records())
-    validation = extract(model, experiment, experiment.data.validation_records())
+    made = experiment.data.read_manifest()
+    train = extract(model, experiment, experiment.data.training_records(made))
+    validation = extract(model, experiment, experiment.data.validation_records(made))
     results = {}
     for count in shots:
         chosen = choose(train[1], count, seed)
@@ -53,7 +54,7 @@ def few_shot(context: Context, experiment: Experiment, shots: Sequence[int] = (1
         results[f"few_shot_{count}"] = float(np.mean(predicted == validation[1]))
     print(f"step {saved.step} of {context.model_dir} on {experiment.data.directory}: {report.describe(results)}")
     content = {"step": saved.step, "data": experiment.data.directory, "seed": seed, **results}
-    report.write_whole(os.path.join(context.model_dir, "few_shot.json"), json.dumps(content, indent=1))
+    files.write_atomically(os.path.join(context.model_dir, "few_shot.json"), json.dumps(content, indent=1))
     return results
 
 
@@ -64,10 +65,10 @@ def extract(model: tf_keras.Model, experiment: Experiment, records: reader.Recor
       ValueError: the examples have several labels.
     """
     batch = experiment.data.batch
-    budget = orders.Budget(records.order(batch, seed=0, shuffle=False), batch, 1)
+    budget = orders.EpochBudget(records.order(batch, seed=0, shuffle=False), batch, 1)
     compute = tf.function(lambda images: model.features(images, training=False))
     features, labels = [], []
-    for examples in reader.dataset(records, budget, experiment.data.evaluation_view):
+    for examples in reader.dataset(records, budget, experiment.data.evaluation_view(experiment.objective)):
         if np.count_nonzero(examples["label_weights"], axis=1).max() > 1:
             raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
         real = examples["weight"].numpy() > 0

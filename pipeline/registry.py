@@ -5,19 +5,20 @@ from collections.abc import Callable, Sequence
 
 from pipeline import configure
 from pipeline.data import augment, manifest, mixing, randaugment
+from pipeline.data import input as inputs
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
 from pipeline.train import (
     checkpoint,
     distribution,
     experiment,
+    few_shot,
     ledger,
     optimizer,
-    probe,
     run,
+    run_config,
     sam,
     schedule,
-    settings,
     trainer,
 )
 from pipeline.train.journal import Preempted
@@ -39,7 +40,7 @@ def run_configured(files: Sequence[str], params: Sequence[str], model_dir: str, 
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
     bindings = configure.resolved(ignore=("main", "Loop", *TASKS))
-    context = settings.Context(model_dir, configure.text(), bindings, configure.digest(bindings), force_resume)
+    context = run_config.RunContext(model_dir, configure.text(), bindings, configure.digest(bindings), force_resume)
     configure.get("main")(context)
 
 
@@ -57,11 +58,11 @@ def register() -> None:
             "main": main,
             "train": run.train,
             "evaluate": run.evaluate,
-            "few_shot": probe.few_shot,
+            "few_shot": few_shot.few_shot,
             "export": export,
             "Experiment": experiment.Experiment,
-            "Data": experiment.Data,
-            "Loop": settings.Loop,
+            "Data": inputs.Data,
+            "Loop": run_config.Loop,
             "Augmentation": augment.Augmentation,
             "RandAugment": randaugment.RandAugment,
             "Mixing": mixing.Mixing,
@@ -77,12 +78,12 @@ def register() -> None:
     )
 
 
-def main(context: settings.Context, run: Callable) -> None:
+def main(context: run_config.RunContext, run: Callable) -> None:
     """Calls the task that the configuration names."""
     run(context)
 
 
-def export(context: settings.Context, experiment: experiment.Experiment, directory: str = "", top: int = 5) -> str:
+def export(context: run_config.RunContext, experiment: experiment.Experiment, directory: str = "", top: int = 5) -> str:
     """Exports the newest checkpoint of the run as a SavedModel; returns its version folder.
 
     Args:

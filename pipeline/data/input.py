@@ -1,0 +1,147 @@
+"""The input pipeline: what is read, how it is varied, and the batches that every replica gets."""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from pipeline.data import augment, manifest, reader, record
+from pipeline.data.batch_shape import BatchShape
+from pipeline.data.order import EpochBudget
+from pipeline.objective import Objective
+
+View = Callable[[tf.data.Dataset], tf.data.Dataset]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read.
+
+    Attributes:
+      directory: a record set, made by `beam/build_tfrecords.py`.
+      batch: global batch, in images: with `augmentation.repeats` views of each example, it holds fewer examples.
+      train_size, eval_size: resolution in training and evaluation, in pixels.
+      augmentation: how a training image is varied.
+      train_split, validation_split: names of the splits.
+      on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
+      check_shards: look at the start whether every shard is there and as large as the manifest says: a request for
+        each shard where the records are remote. None looks only where they are on this machine's disk.
+      block, window: sizes of the shuffle, in records (see `order.py`).
+      max_labels: labels kept of a multi-label record, its first ones.
+      images: about how many images the training split has, for estimates before the records exist.
+    """
+
+    directory: str
+    batch: int
+    train_size: int
+    eval_size: int
+    augmentation: augment.Augmentation = augment.Augmentation()  # noqa: RUF009 (frozen)
+    train_split: str = "train"
+    validation_split: str = "validation"
+    on_damage: str = "stop"
+    check_shards: bool | None = None
+    block: int = 8
+    window: int = 16
+    max_labels: int = 16
+    images: int | None = None
+
+    def batch_shape(self, images: int | None = None, **divisors: int) -> BatchShape:
+        """How a training batch divides; raises ValueError where it does not.
+
+        Args:
+          images: of the batch, the global one where None.
+          **divisors: `hosts`, `replicas` and `accumulation_steps`, 1 each where not given.
+        """
+        images = self.batch if images is None else images
+        return BatchShape(images, self.augmentation.repeats, self.augmentation.group, **divisors)
+
+    def read_manifest(self) -> manifest.Manifest:
+        """The record set's manifest; raises ManifestError where there is none, or it is damaged."""
+        return manifest.read(self.directory)
+
+    def training_records(self, made: manifest.Manifest | None = None) -> reader.RecordSet:
+        """The training split; `made` is the manifest if it has been read."""
+        return self._records(self.train_split, made)
+
+    def validation_records(self, made: manifest.Manifest | None = None) -> reader.RecordSet:
+        """The held-out split; `made` is the manifest if it has been read."""
+        return self._records(self.validation_split, made)
+
+    def _records(self, split: str, made: manifest.Manifest | None) -> reader.RecordSet:
+        made = made or self.read_manifest()
+        if self.check_shards or (self.check_shards is None and manifest.is_local(self.directory)):
+            manifest.check_shards(made, self.directory, split)
+        return reader.RecordSet(self.directory, split, self.on_damage, made)
+
+    def labels_per_image(self, label_kind: str) -> int:
+        """Labels of a training example of records of `label_kind`, before mixing."""
+        return self.max_labels if label_kind == record.MULTI_LABEL else 1
+
+    def training_view(self, seed: int, objective: Objective) -> View:
+        """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone."""
+
+        def prepare(example):
+            key = tf.constant([seed, 1], tf.int64)
+            for number in (tf.cast(example["epoch"], tf.int64), example["id"]):
+                key = tf.random.experimental.stateless_fold_in(key, number)
+            seeds = tf.random.stateless_uniform([2], key, None, None, tf.int32)
+            return {**self._example(example, objective), "seed": seeds}
+
+        def view(records):
+            prepared = records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            return self.augmentation.examples(prepared, self.train_size)
+
+        return view
+
+    def evaluation_view(self, objective: Objective) -> View:
+        """Maps records to the examples that evaluation sees."""
+
+        def prepare(example):
+            image = augment.evaluation_view(example["image"], self.eval_size)
+            return {**self._example(example, objective), "image": image}
+
+        return lambda records: records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def training_batch(self, label_kind: str, images: int, objective: Objective) -> dict[str, tf.TensorSpec]:
+        """Shapes and dtypes of a batch of `images` training images, of records of `label_kind`."""
+        placeholder = tf.constant([record.placeholder(label_kind)])
+        example = {**record.parse(placeholder, tf.constant([""]), label_kind), **reader.slot_fields([0], [0.0])}
+        view = self.training_view(0, objective)(tf.data.Dataset.from_tensor_slices(example))
+        return view.batch(images, drop_remainder=True).element_spec
+
+    def _example(self, example: dict[str, tf.Tensor], objective: Objective) -> dict[str, tf.Tensor]:
+        """The fields that training needs, with `labels` int64 [k] and `label_weights` float32 [k]."""
+        if "label" in example:
+            labels, weights = example["label"][None], tf.ones([1])
+        else:
+            labels, weights = example["labels"][: self.max_labels], example["label_weights"][: self.max_labels]
+            padding = [[0, self.max_labels - tf.size(labels)]]
+            labels = tf.ensure_shape(tf.pad(labels, padding), [self.max_labels])
+            weights = tf.ensure_shape(tf.pad(weights, padding), [self.max_labels])
+        kept = {name: example[name] for name in ("image", "id", "epoch", "weight")}
+        return {"labels": labels, "label_weights": objective.normalize_weights(weights), **kept}
+
+
+def distributed(
+    strategy: tf.distribute.Strategy,
+    records: reader.RecordSet,
+    budget: EpochBudget,
+    view: View,
+    images: int,
+    first_step: int = 0,
+) -> tf.distribute.DistributedDataset:
+    """The batches of `reader.dataset` for every replica of `strategy`; `images` make a global batch."""
+
+    @tf.autograph.experimental.do_not_convert
+    def host_dataset(context: tf.distribute.InputContext):
+        return reader.dataset(
+            records,
+            budget,
+            view,
+            first_step=first_step,
+            host=context.input_pipeline_id,
+            hosts=context.num_input_pipelines,
+            replica_batch=context.get_per_replica_batch_size(images),
+        )
+
+    return strategy.distribute_datasets_from_function(host_dataset)

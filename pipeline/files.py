@@ -1,0 +1,46 @@
+"""Files on this machine's disk or on a file system of TensorFlow's (`gs://`), written whole or not at all."""
+
+import os
+import uuid
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` has a scheme, such as `gs://`."""
+    return "://" in path
+
+
+def opened(path: str, mode: str):
+    """The file at `path`, opened for text or bytes: through TensorFlow only where it is remote.
+
+    TensorFlow reads half a megabyte at each place, needed or not, writes without letting other Python threads run, and
+    takes seconds to import.
+    """
+    if not is_remote(path):
+        return open(path, mode)
+    import tensorflow as tf
+
+    return tf.io.gfile.GFile(path, mode)
+
+
+def write_atomically(path: str, content: str | bytes, several_writers: bool = False) -> None:
+    """Writes a file, whole or not at all: what stood at `path` before stays until all of `content` is written.
+
+    Args:
+      path: where.
+      content: bytes, or text that is written as UTF-8.
+      several_writers: other processes may write the same file at the same time; the last one to finish wins.
+    """
+    partial = f"{path}.partial-{uuid.uuid4().hex}" if several_writers else f"{path}.partial"
+    with opened(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    put_in_place(partial, path)
+
+
+def put_in_place(partial: str, path: str) -> None:
+    """Renames a file that is written whole to its final name, over what stands there."""
+    if not is_remote(path):
+        os.replace(partial, path)
+        return
+    import tensorflow as tf
+
+    tf.io.gfile.rename(partial, path, overwrite=True)
