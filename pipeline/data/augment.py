@@ -112,11 +112,11 @@ class Augmentation:
         """Varies a data set of examples, in order, with everything that is set.
 
         Images are mixed within groups of `group` consecutive ones, by the seed of the group's first: the result
-        does not depend on how the images are batched or shared out, as long as nobody cuts a group.
+        does not depend on how the images are batched or shared out, as long as no group is cut.
 
         Args:
           encoded: examples with `image` (string []), `seed` (int32 [2]), `labels` int64 [k], `label_weights` float32
-            [k], `weight` float32 [], and whatever else shall pass through. Their number times `repeats` must be a
+            [k], `weight` float32 [], and other fields, which pass through. Their number times `repeats` must be a
             multiple of `group`, or the last ones are left out.
           size: pixels a side.
           parallel_calls: parallel calls of each stage.

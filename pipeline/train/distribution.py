@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 class PeerLostError(RuntimeError):
-    """Another process of a cluster is gone; this one cannot go on without it."""
+    """Another process of a cluster is gone; this one cannot continue without it."""
 
 
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
