@@ -37,11 +37,16 @@ EXPECTED_ERRORS = (
 
 def run_configured(files: Sequence[str], params: Sequence[str], model_dir: str, force_resume: bool = False) -> None:
     """Parses and checks the configuration, then does what `main.run` names, in `model_dir`."""
+    resolved = bindings(files, params)
+    context = run_config.RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
+    configure.get("main")(context)
+
+
+def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
+    """Parses and checks the configuration; returns what decides the result of a run, by `configurable.parameter`."""
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
-    bindings = configure.resolved(ignore=("main", "Loop", *TASKS))
-    context = run_config.RunContext(model_dir, configure.text(), bindings, configure.digest(bindings), force_resume)
-    configure.get("main")(context)
+    return configure.resolved(ignore=("main", "Loop", *TASKS))
 
 
 def configured(files: Sequence[str], params: Sequence[str]) -> experiment.Experiment:

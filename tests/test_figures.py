@@ -9,18 +9,18 @@ from PIL import Image
 from scipy import stats
 
 from pipeline.model import speeds
-from pipeline.study import analysis, costs, figures, runs
-from pipeline.study.errors import StudyError
-from pipeline.study.runs import Trial
+from pipeline.study import StudyError, figures, run_files
+from pipeline.study.analysis import analyse, ranks
+from pipeline.study.run_files import CORE_HOURS, FLOPS, Trial
 from tests import simulated_studies
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    study = runs.read(simulated_studies.write(folder, task="imagenet"))
-    found = analysis.analyse(study, costs.CORE_HOURS)
-    return study, found, folder / "figures", figures.draw(study, found, str(folder / "figures"))
+    study = run_files.read(simulated_studies.write(folder, task="imagenet"))
+    analysis = analyse(study, CORE_HOURS)
+    return study, analysis, folder / "figures", figures.draw(study, analysis, str(folder / "figures"))
 
 
 def rows(path):
@@ -39,18 +39,18 @@ def test_each_figure_is_png_svg_and_csv(drawn):
 
 
 def test_curves_and_bands_of_the_loss_figure(drawn):
-    _, found, folder, _ = drawn
+    _, analysis, folder, _ = drawn
     table = rows(folder / "loss_laws.csv")
     assert {row["law"] for row in table} == {"line", "with floor"}
     for row in table:
-        law = found.line if row["law"] == "line" else found.saturating
+        law = analysis.line if row["law"] == "line" else analysis.saturating
         low, value, high = (float(row[name]) for name in ("new_run_low", "validation_loss", "new_run_high"))
         assert low < value < high
-        assert value == pytest.approx(law.predict([float(row[found.unit])]).value[0])
+        assert value == pytest.approx(law.predict([float(row[analysis.unit])]).value[0])
 
 
 def test_data_of_the_loss_figure(drawn):
-    study, found, folder, _ = drawn
+    study, analysis, folder, _ = drawn
     table = rows(folder / "loss.csv")
     assert len(table) == 36
     best = {
@@ -62,7 +62,7 @@ def test_data_of_the_loss_figure(drawn):
         assert float(row["validation_loss"]) == pytest.approx(best[row["variant"], float(row["epochs"])])
     f0 = next(row for row in table if (row["variant"], row["epochs"]) == ("F0", "0.25"))
     assert float(f0["core_hours"]) == pytest.approx(speeds.core_hours("F0", 0.25 * 4e9), rel=0.03)
-    assert sum(row["on_frontier"] == "1" for row in table) == len(found.frontier)
+    assert sum(row["on_frontier"] == "1" for row in table) == len(analysis.frontier)
 
 
 def test_data_of_the_other_figures(drawn):
@@ -87,15 +87,15 @@ def test_ranks_need_three_checkpoints(tmp_path):
         simulated_studies.write_run(tmp_path, Trial("F0", 1.0, rate))
         simulated_studies.write_run(tmp_path, Trial("F0", 1.0, rate, task="t"))
     with pytest.raises(StudyError, match=r"at least 3 checkpoints .* 't', found 2"):
-        analysis.ranks(runs.read(str(tmp_path)), "t")
+        ranks(run_files.read(str(tmp_path)), "t")
 
 
 def test_diverged_finetunings_are_counted(tmp_path, capsys):
     folder = simulated_studies.write(tmp_path, variants=("F0", "F1"), task="t")
     lost = Trial("F1", 8.0, 0.8, task="t").folder(folder)
-    (pathlib.Path(lost) / runs.DIVERGED_FILE).write_text("The loss is nan at step 7.\n")
-    study = runs.read(folder)
-    figures.draw(study, analysis.analyse(study, costs.FLOPS), str(tmp_path / "figures"))
+    (pathlib.Path(lost) / run_files.DIVERGED_FILE).write_text("The loss is nan at step 7.\n")
+    study = run_files.read(folder)
+    figures.draw(study, analyse(study, FLOPS), str(tmp_path / "figures"))
     assert "1 fine-tunings of t diverged and are in none of its figures." in capsys.readouterr().out
     table = rows(tmp_path / "figures" / "ranks_t.csv")
     assert len(table) == 2 * 6 * 2 - 1

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.study import law
-from pipeline.study.errors import StudyError
+from pipeline.study import StudyError, law
 
 LEVEL = 0.9
 

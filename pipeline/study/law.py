@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import optimize, stats
 
-from pipeline.study.errors import StudyError
+from pipeline.study import StudyError
 
 LEVEL = 0.9
 RESAMPLES = 400
@@ -91,7 +91,7 @@ class Saturating:
 
     Attributes:
       floor, scale, exponent: of the law, all positive.
-      lowest: the lowest fitted y, which no floor lies above.
+      lowest: the lowest fitted y, which no floor exceeds.
       center: geometric mean of the fitted x.
       level: of the intervals.
       samples: rows of (log floor, log scale, log exponent) of resampled fits, float64 [resamples, 3].
@@ -189,7 +189,7 @@ def fit_saturating(
         raise StudyError("The loss does not fall with compute, so there is no law with a floor to fit.")
     floors, exponents = y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
     starts = [(floor, np.log(np.exp(y.mean()) - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
-    best = min((_minimise(np.array(start), x, y) for start in starts), key=lambda found: found.cost)
+    best = min((_minimise(np.array(start), x, y) for start in starts), key=lambda fit: fit.cost)
     fitted = _log_saturating(best.x, x)
     residuals = (y - fitted) * np.sqrt(count / (count - 3))
     residuals -= residuals.mean()
@@ -221,7 +221,7 @@ class Growth:
 
     @property
     def agree(self) -> bool:
-        """Whether one rate for both lies within the interval of the difference."""
+        """Whether one rate for both is within the interval of the difference."""
         low, high = self.quotient.slope_interval
         return bool(low <= 0 <= high)
 
@@ -257,7 +257,7 @@ class HeldOut:
 
     @property
     def inside(self) -> bool:
-        """Whether the run lies within the prediction interval."""
+        """Whether the run is within the prediction interval."""
         return bool(self.interval[0] <= self.actual <= self.interval[1])
 
 

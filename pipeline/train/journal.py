@@ -169,6 +169,7 @@ class Journal:
             "seconds": self._seconds,
             "images_per_second": images / self._seconds if self._seconds else None,
             **{name: value for name, value in evaluation.items() if name != "step"},
+            "bindings": self._context.bindings,
             "config_digest": self._context.config_digest,
             "data_digest": self._parts.records.manifest.digest,
             "weights_digest": states.weights_digest(self._state.model),
