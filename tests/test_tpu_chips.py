@@ -17,9 +17,9 @@ from pipeline.tpu import chips
     ],
 )
 def test_replicas_of_a_topology(name, configuration, replicas, cores, hbm):
-    found = chips.topology(name, configuration)
-    assert (found.name, found.replicas, found.cores_per_replica) == (name, replicas, cores)
-    assert found.hbm_bytes == round(hbm * 2**30)
+    topology = chips.topology(name, configuration)
+    assert (topology.name, topology.replicas, topology.cores_per_replica) == (name, replicas, cores)
+    assert topology.hbm_bytes == round(hbm * 2**30)
 
 
 @pytest.mark.parametrize(

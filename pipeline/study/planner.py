@@ -22,7 +22,7 @@ ONE_EPOCH_CORE_HOURS = 5_000  # where the best budget of JFT-4B passes one epoch
 MIN_EPOCHS, MAX_EPOCHS = 0.25, 8.0  # what the paper studied
 BATCH = 4096
 LEARNING_RATE = 1.6  # best for small epoch budgets in the whole family, as reported
-SMALL_VARIANTS = ("F0", "F1")  # whose best learning rate does not fall with the epoch budget; ours
+STEADY_RATE_VARIANTS = ("F0", "F1")  # whose best learning rate does not fall with the epoch budget; ours
 
 # Shapes of TPU-v4 slices by cores, two a chip. A run's 64 lanes are shared by hosts of 4 chips, so 64 hosts at most.
 TOPOLOGIES = {64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8"}
@@ -237,7 +237,7 @@ def _budget_remarks(budget: float, choice: Candidate, best: float, unit: str) ->
 
 def _paper_rates(choice: Candidate) -> tuple[float, float]:
     """Two trials: 1.6 and half of it; halved from 1.5 epochs of a model beyond F1 on (ours)."""
-    first = LEARNING_RATE if choice.epochs < 1.5 or choice.variant in SMALL_VARIANTS else LEARNING_RATE / 2
+    first = LEARNING_RATE if choice.epochs < 1.5 or choice.variant in STEADY_RATE_VARIANTS else LEARNING_RATE / 2
     return first, first / 2
 
 
