@@ -251,6 +251,6 @@ Study.finetune_files = ('{tmp_path / "finetune.gin"}',)
         trial = json.loads((pathlib.Path(run.folder) / "trial.json").read_text())
         assert trial["bindings"] == run.summary["bindings"]
     for path in metrics:
-        assert "Going on from step" in (path.parent / "log.txt").read_text()
+        assert "Continuing from step" in (path.parent / "log.txt").read_text()
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
         assert steps == sorted(steps)
