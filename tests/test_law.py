@@ -71,7 +71,7 @@ def test_refitting_in_bulk_agrees_with_scipy():
         delta = law.HUBER_DELTA
         return np.where(size < delta, size**2 / 2, delta * (size - delta / 2)).sum()
 
-    for row, parameters in zip(y, law._refit(start, x, y), strict=True):
+    for row, parameters in zip(y, law._minimise_rows(start, x, y), strict=True):
         assert cost(parameters, row) <= 1.02 * cost(law._minimise(start, x, row).x, row)
 
 

@@ -189,13 +189,14 @@ def fit_saturating(
         raise StudyError("The loss does not fall with compute, so there is no law with a floor to fit.")
     floors, exponents = y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
     starts = [(floor, np.log(np.exp(y.mean()) - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
-    best = min((_minimise(np.array(start), x, y) for start in starts), key=lambda fit: fit.cost)
-    fitted = _log_saturating(best.x, x)
+    ends = _minimise_rows(np.array(starts), x, np.tile(y, (len(starts), 1)))
+    best = _minimise(ends[_huber(ends, x, y).argmin()], x, y).x
+    fitted = _log_saturating(best, x)
     residuals = (y - fitted) * np.sqrt(count / (count - 3))
     residuals -= residuals.mean()
     drawn = rng.choice(residuals, (resamples, count + 1))
-    samples = _refit(best.x, x, fitted + drawn[:, :-1])
-    floor, scale, exponent = np.exp(best.x)
+    samples = _minimise_rows(best, x, fitted + drawn[:, :-1])
+    floor, scale, exponent = np.exp(best)
     tail = (1 + level) / 2
     widening = stats.t.ppf(tail, count - 3) / stats.norm.ppf(tail)
     return Saturating(
@@ -297,20 +298,22 @@ def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray) -> optimize.Optim
     )
 
 
-def _refit(start: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
-    """As `_minimise` from one start, for all rows of `y` at once; float64 [rows, 3].
+def _huber(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Huber loss of log residuals of each row of parameters; float64 [rows]."""
+    size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
+    return np.where(size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)).sum(-1)
+
+
+def _minimise_rows(starts: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
+    """As `_minimise` for all rows of `y` at once, from one start or from one for each row; float64 [rows, 3].
 
     Levenberg-Marquardt on reweighted squares. SciPy takes one row at a time, and a hundred times as long.
     """
-    parameters = np.tile(start, (len(y), 1))
+    parameters = np.broadcast_to(starts, (len(y), 3)).copy()
     damping = np.full(len(y), 1e-3)
     lowest, highest = _bounds(y[0])
 
-    def cost(parameters):
-        size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
-        return np.where(size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)).sum(-1)
-
-    current = cost(parameters)
+    current = _huber(parameters, x, y)
     for _ in range(iterations):
         errors = _log_saturating(parameters.T[:, :, None], x) - y
         weights = HUBER_DELTA / np.maximum(np.abs(errors), HUBER_DELTA)
@@ -320,7 +323,7 @@ def _refit(start: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60
         scale = damping[:, None] * (np.einsum("rii->ri", curvature) + 1e-9)
         step = np.linalg.solve(curvature + scale[:, :, None] * np.eye(3), -(weighted @ errors[:, :, None]))
         moved = np.clip(parameters + step[:, :, 0], lowest, highest)
-        new = cost(moved)
+        new = _huber(moved, x, y)
         better = new < current
         parameters[better], current[better] = moved[better], new[better]
         damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
