@@ -168,7 +168,7 @@ def main() -> None:
     one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
     one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
     one.add_argument("--batch", type=int, default=64, help="images of the step")
-    one.add_argument("--images", type=int, help="of an epoch, where neither records nor gin files tell")
+    one.add_argument("--images", type=int, help="of an epoch, where neither records nor gin files have the number")
     one.add_argument("--values", action="store_true", help="keep values, to compare results")
     one.add_argument("--output", required=True, help="file to write, .npz")
     one.set_defaults(action=trace)

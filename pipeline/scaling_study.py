@@ -21,7 +21,7 @@ from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does what the command line says; returns the exit code: 0 done, 1 stopped by an error, 143 told to stop."""
+    """Runs the command; returns the exit code: 0 done, 1 stopped by an error, 143 by SIGTERM or Ctrl-C."""
     arguments = _parser().parse_args(arguments)
     try:
         arguments.action(arguments)

@@ -1,4 +1,4 @@
-"""The figures exist, their data are the study's, and what cannot be drawn is said."""
+"""The figures exist, their data are the study's, and what cannot be drawn is reported."""
 
 import contextlib
 import csv

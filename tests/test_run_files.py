@@ -80,7 +80,7 @@ def test_damaged_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["run.json", "trial.json"])
 def test_a_study_of_an_earlier_version_is_refused(tmp_path, name):
-    """Without bindings nobody can tell whether its recipe is that of other runs."""
+    """Without bindings its recipe cannot be compared."""
     folder = pathlib.Path(simulated_studies.write_run(tmp_path, Trial("F0", 1.0, 0.8)))
     content = json.loads((folder / name).read_text())
     del content["bindings"]

@@ -1,4 +1,4 @@
-"""The command line: from runs on disk to laws, figures and plans; what is wrong is said, with exit code 1."""
+"""The command line: from runs on disk to laws, figures and plans; errors, with exit code 1."""
 
 import json
 import pathlib
@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def test_fit_finds_the_known_law(tmp_path, capsys):
     study = simulated_studies.write(tmp_path)
     assert scaling_study.main(["fit", f"--study={study}"]) == 0
-    said = capsys.readouterr().out
-    assert "36 pairs of model and epoch budget" in said
+    output = capsys.readouterr().out
+    assert "36 pairs of model and epoch budget" in output
     laws = json.loads((tmp_path / "law.json").read_text())
     # Model and images improve the loss with one exponent, so neither takes all of the compute.
     growth = laws["growth"]

@@ -87,7 +87,7 @@ def test_sweep_runs_what_is_missing_and_skips_what_is_done(here, capfd):
     assert "loss nan" in (folder / "log.txt").read_text()
     output = capfd.readouterr().err
     assert "is on the lower edge: the grid is extended" in output
-    assert "time left not known yet" in output and "min left" in output
+    assert "time left unknown" in output and "min left" in output
     assert len(run(study(here, **rates, variants=("nano", "tiny")))) == 8
     assert starts(folder) == 1
     assert "5 runs are finished (1 diverged); skipping them" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""What `tpu_check` traces, what it says where it cannot, and (slow) the TPU compiler itself."""
+"""What `tpu_check` traces, its errors, and (slow) the TPU compiler itself."""
 
 import dataclasses
 import importlib.metadata
@@ -171,7 +171,7 @@ def test_tested_versions_are_the_pinned_ones():
 def test_a_bad_topology_is_refused_before_any_work():
     done = run("--gin_file=gin/f0_jft.gin", "--topology=v4:2x2")
     assert done.returncode == 1
-    assert "TopologyError: 'v4:2x2' is no topology: chips of v4 lie along 3 axes" in done.stderr
+    assert "TopologyError: 'v4:2x2' is no topology: chips of v4 have 3 axes" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -231,9 +231,9 @@ def test_a_stopped_check_leaves_nothing_running(stage):
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert any(line.startswith(stage) for line in process.stderr)
         process.terminate()
-        process.stderr.read()  # ends when nobody is left to write to it
+        process.stderr.read()  # ends when the last process that can write to it has ended
         assert process.wait() == 128 + signal.SIGTERM
-    until = time.monotonic() + 30  # the dead stay listed until init has looked at them
+    until = time.monotonic() + 30  # the dead stay listed until init has reaped them
     with pytest.raises(ProcessLookupError):
         while time.monotonic() < until:
             os.killpg(process.pid, 0)

@@ -1,4 +1,4 @@
-"""The arithmetic of `tpu_check` on a recorded compilation, and what it says where a step does not fit.
+"""The arithmetic of `tpu_check` on a recorded compilation, and its advice where a step does not fit.
 
 tests/data/tpu_v4_pico.*: NFNet-pico, 48 pixels, 32 images, 100 classes, gin/f0_jft.gin, compiled for v4:2x2x1 (legacy)
 by libtpu 0.0.51. Of the program's text the entry computation alone is kept, without its windows and paths.

@@ -60,11 +60,11 @@ class Execution:
         run_files.write_trial(dataclasses.replace(self.run, wall_seconds=seconds))
 
     def result(self) -> str:
-        """Why an ended run diverged, which its folder then says too; '' where it finished.
+        """Why an ended run diverged, which is also written into its folder; '' where it finished.
 
         Raises:
           StudyError: it failed, or left no summary; with the end of its log.
-          Stopped: somebody told it to stop.
+          Stopped: it was told to stop.
         """
         self.close()
         folder, code = self.run.folder, self._process.returncode

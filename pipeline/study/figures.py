@@ -1,6 +1,6 @@
 """The study's figures, each as PNG, SVG and the CSV behind it.
 
-Models differ in colour, marker and line style at once, so that they can be told apart in grey and in colour blindness.
+Models differ in colour, marker and line style at once, so that they can be distinguished in grey and when colour-blind.
 """
 
 import csv

@@ -96,12 +96,12 @@ class PendingTrial:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Where the search for the learning rate of one variant and budget stands.
+    """State of the search for the learning rate of one variant and budget.
 
     Attributes:
       missing: learning rates to try next, with the reason.
       best: the best learning rate, None while the search continues or where every rate diverged.
-      note: what should be known about the best one.
+      note: a warning about the best one, or ''.
     """
 
     missing: tuple[tuple[float, str], ...] = ()

@@ -148,7 +148,7 @@ def _progress_bar(study: Study, runs: Sequence[Run]) -> tqdm:
 def _announce(study: Study, pending: search.PendingTrial, runs: Sequence[Run], running: int, bar: tqdm) -> None:
     """Names the run that starts beside `running` others, and the time left."""
     seconds, trial = seconds_left(study, runs), pending.trial
-    left = "time left not known yet" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
+    left = "time left unknown" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
     name, done = f"{trial.task or 'pre-training'} {trial.name}", len(over(runs))
     bar.total = done + len(list(search.remaining(study, runs)))
     bar.set_postfix_str(f"{left}, {name}")

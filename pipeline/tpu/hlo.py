@@ -86,7 +86,7 @@ class Line:
 def by_source(step: list[Instruction], sources: Mapping[str, str], count: int) -> list[Line]:
     """The `count` most expensive lines of source; `sources` maps names of operations to lines.
 
-    Operations without a line stand for themselves, with the numbers in their names left out so that like ones count
+    Operations without a line are their own source, with the numbers in their names left out so that like ones count
     together.
     """
     groups = collections.defaultdict(list)
@@ -114,8 +114,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
 
 
 def _turns(computations: Mapping[str, list[str]], line: str) -> int:
-    """How often a loop turns: as the compiler says, or else up to the one limit that its condition compares with; 1
-    where neither tells."""
+    """Turns of a loop: the compiler's count, or else the one limit that its condition compares with; 1 without
+    either."""
     if trips := _TRIPS.search(line):
         return int(trips[1])
     condition = "\n".join(computations[_LOOP.search(line)[1]])

@@ -196,7 +196,7 @@ def _bytes(values: Iterable[tf.Tensor | tf.Variable]) -> int:
 def _sources(graph: tf.Graph) -> dict[str, str]:
     """Operation name to `file:line function` of this project, for `graph` and the graphs of its functions.
 
-    The gradient of an operation has the line of that operation, and says so.
+    The gradient of an operation has the line of that operation, with ', gradient' after it.
     """
     sources, gradients = {}, []
     for operation in (operation for each in _graphs(graph) for operation in each.get_operations()):
