@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -87,7 +87,15 @@ def write_run(
     return run.folder
 
 
-def write(directory, variants=PAPER, epochs=(0.25, 0.5, 1, 2, 4, 8), rates=(1.6, 0.8), task="", sigma=0.002, **options):
+def write(
+    directory: str | os.PathLike,
+    variants: Sequence[str] = PAPER,
+    epochs: Sequence[float] = (0.25, 0.5, 1, 2, 4, 8),
+    rates: Sequence[float] = (1.6, 0.8),
+    task: str = "",
+    sigma: float = 0.002,
+    **options,
+) -> str:
     """Writes a whole study with noise of `sigma`, and the fine-tuning of every run where `task` is given."""
     rng = np.random.default_rng(0)
     for variant in variants:

@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 
 from pipeline.study import StudyError
 from pipeline.study.analysis import Analysis, ranks
@@ -219,7 +221,7 @@ def _styles(analysis: Analysis) -> dict[str, dict]:
     }
 
 
-def _plain_ticks(axis, percent: bool = False) -> None:
+def _plain_ticks(axis: Axis, percent: bool = False) -> None:
     """Labels a logarithmic axis that spans less than a decade or two with plain numbers."""
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.set_major_formatter(ticker.PercentFormatter(1, None) if percent else ticker.FormatStrFormatter("%g"))
@@ -229,7 +231,7 @@ def _plain_ticks(axis, percent: bool = False) -> None:
         axis.set_major_locator(ticker.MaxNLocator(5))
 
 
-def _save(figure, directory: str, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
+def _save(figure: Figure, directory: str, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
     path = os.path.join(directory, name)
     _write_csv(f"{path}.csv", head, rows)
     figure.savefig(f"{path}.svg", metadata={"Date": None})

@@ -8,7 +8,7 @@ Compute may be in any unit; nothing here knows which.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from scipy import optimize, stats
@@ -134,7 +134,7 @@ class Saturating:
         prediction = self._interval(log_value, refitted + self.residuals[:, None])
         return Prediction(np.exp(log_value), confidence, prediction)
 
-    def _interval(self, log_value, samples) -> tuple[np.ndarray, np.ndarray]:
+    def _interval(self, log_value: float | np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Percentiles of `samples`, moved away from `log_value` by `widening`, as values."""
         ends = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
         return _exp(log_value + self.widening * (end - log_value) for end in ends)
@@ -352,6 +352,6 @@ def _positive(x: Sequence[float], y: Sequence[float], least: int, what: str) -> 
     return x, y
 
 
-def _exp(ends) -> tuple[np.ndarray, np.ndarray]:
+def _exp(ends: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.exp(end) for end in ends)
     return low, high
