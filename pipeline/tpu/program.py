@@ -11,7 +11,7 @@ import tensorflow as tf
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
 from pipeline.model import nfnet
-from pipeline.train import state as states
+from pipeline.train import state
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
 
@@ -168,8 +168,8 @@ def training_step(
     """
     budget = experiment.budget(dataset.images)
     with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
-        state = states.create(experiment, dataset.classes, budget)
-    return TrainingStep.of(experiment, state), budget
+        train_state = state.create(experiment, dataset.classes, budget)
+    return TrainingStep.of(experiment, train_state), budget
 
 
 def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> dict[str, tf.Tensor]:
