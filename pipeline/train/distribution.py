@@ -113,9 +113,9 @@ def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
     for what, folder in folders.items():
         if not files.is_remote(folder):
             raise ValueError(
-                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which "
-                "read and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, set "
-                "Loop.shared_folders = True."
+                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which read "
+                "and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, "
+                "set Loop.shared_folders = True."
             )
 
 
@@ -149,8 +149,9 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu or os.environ.get("TPU_NAME", "local"))
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        wheel = "" if tpu_machine.has_kernels() else "; this TensorFlow has no TPU kernels, see `make setup-tpu-vm`"
         raise ValueError(
-            f"Strategy 'tpu' found no TPU ({str(error).splitlines()[0]}): set TPU_NAME, or use 'auto'."
+            f"Strategy 'tpu' found no TPU ({str(error).splitlines()[0][:200]}): set TPU_NAME, or use 'auto'{wheel}."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
