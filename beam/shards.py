@@ -103,7 +103,7 @@ def fingerprint(
     for example in examples:
         digest.update(repr(tuple(example)).encode())
     for key in sorted(pairs):
-        digest.update(repr(pairs[key]).encode())
+        digest.update(json.dumps(pairs[key].as_json()).encode())
     digest.update(reference.digest.encode() if reference else b"")
     return digest.hexdigest()
 
