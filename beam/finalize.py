@@ -87,7 +87,7 @@ def _write_rows(spec: shards.BuildSpec, results, name: str, field: str) -> str:
                         yield json.dumps(row) + "\n"
 
     path = os.path.join(spec.output_dir, name)
-    files.write_atomically(path, rows())
+    files.write_atomically(path, rows(), several_writers=True)
     return path
 
 

@@ -26,9 +26,7 @@ def main(argv: list[str]) -> int:
     """Builds the record set that the flags ask for; returns the exit status."""
     warnings.filterwarnings("ignore", module="PIL")  # about broken metadata
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)  # logs what it raises too
-    logging.getLogger("apache_beam.runners.portability.stager").setLevel(
-        logging.ERROR
-    )  # any wheel might be for another
+    logging.getLogger("apache_beam.runners.portability.stager").setLevel(logging.ERROR)  # warns of every wheel
     logging.getLogger().setLevel(logging.WARNING)
     try:
         start = time.monotonic()

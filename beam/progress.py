@@ -41,6 +41,8 @@ def shown(committed: Callable[[], int], stream=None, every: float | None = None)
                 bar.total, bar.n = _counts["listed"], _counts["done"]
             elif turn % (30 if terminal else 3) == 0:
                 bar.unit, bar.n = " shards", committed()
+            else:
+                continue
             if terminal:
                 bar.refresh()
             elif bar.n or bar.total:

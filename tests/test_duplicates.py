@@ -75,7 +75,7 @@ def test_banded_search_names_the_images_that_all_pairs_names(distance):
             assert pair.distance == (pair.image.perceptual ^ pair.other.perceptual).bit_count()
 
 
-def test_exact_only_ignores_looks():
+def test_exact_only_ignores_perceptual_hashes():
     rows = [image(0, 5, b"same"), image(1, 5, b"same"), image(2, 5, b"other")]
     assert set(found_pairs(rows, duplicates.EXACT_ONLY, both=False)) == {b"001"}
     assert set(found_pairs(rows, duplicates.EXACT_ONLY, both=True)) == {b"000", b"001"}
