@@ -18,25 +18,25 @@ DUPLICATES = "duplicates.jsonl"
 
 
 def finalize(
-    classes_given: bool,
-    spec: shards.BuildSpec,
-    classes: list[str],
     listing_size: tuple[int, int, int],
+    spec: shards.BuildSpec,
+    indices: dict[str, int],
+    classes_given: bool,
     results: Iterable[tuple[str, int, dict]],
 ) -> None:
     """Writes what makes committed shards a record set, `manifest.json` last.
 
     Args:
-      classes_given: the user named the classes: then some may have no image.
-      spec: the build.
-      classes: class names in label order.
       listing_size: see `planning.listing_size`.
+      spec: the build.
+      indices: class name to label, in label order.
+      classes_given: the user named the classes: then some may have no image.
       results: (split, shard number, summary) of every shard, with the summary as `summary` makes it.
 
     Raises:
       BuildError: images got lost, nothing was written, or a class has no image.
     """
-    results = sorted(results, key=lambda result: result[:2])
+    results, classes = sorted(results, key=lambda result: result[:2]), list(indices)
     rejected = _write_rows(spec, results, REJECTED, "rejected")
     has_pairs = any(stats["pairs"] for _, _, stats in results)
     pairs = _write_rows(spec, results, DUPLICATES, "pairs") if has_pairs else None

@@ -32,28 +32,20 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source) -> Non
     if given is None:
         labels = listed | "Labels" >> beam.FlatMap(labels_of)
         names = labels | "Class names" >> beam.combiners.ToSet()
-        classes = names | "Classes" >> beam.Map(lister.label_order)
+        indices = AsSingleton(names | "Classes" >> beam.Map(to_indices, lister))
     else:
-        classes = pipeline | "Classes" >> beam.Create([list(given)])
-    indices = classes | "Indices" >> beam.Map(indices_of)
+        indices = AsSingleton(pipeline | "Classes" >> beam.Create([{name: i for i, name in enumerate(given)}]))
     listing_size = planning.listing_size(listed)
-    spec = AsSingleton(planning.build_spec(listed, listing_size, options, source.is_multi_label))
-    placed = listed | "Place" >> beam.Map(to_shard, spec, AsSingleton(indices))
-    every = pipeline | "One" >> beam.Create([None]) | "Shards" >> beam.FlatMap(every_shard, spec)
-    examples = (placed, every) | "Examples" >> beam.Flatten()
+    specs = planning.build_spec(listed, listing_size, options, source.is_multi_label)
+    spec = AsSingleton(specs)
+    placed = listed | "Place" >> beam.Map(to_shard, spec, indices)
+    every = specs | "Shards" >> beam.FlatMap(every_shard)
+    shuffled = {"examples": (placed, every) | "Examples" >> beam.Flatten()}
     reference = _reference(pipeline, options)
-    pairs = _pairs(examples, spec, options, reference)
-    results = (
-        {"examples": examples, "pairs": pairs}
-        | "Shuffle names" >> beam.CoGroupByKey()
-        | "Write" >> beam.Map(shard_summary, spec, reference)
-    )
-    (
-        pipeline
-        | "End" >> beam.Create([given is not None])
-        | "Finalize"
-        >> beam.Map(finalize.finalize, spec, AsSingleton(classes), AsSingleton(listing_size), AsList(results))
-    )
+    if options.duplicates != "off":
+        shuffled["pairs"] = _pairs(shuffled["examples"], spec, options, reference)
+    results = shuffled | "Shuffle names" >> beam.CoGroupByKey() | "Write" >> beam.Map(shard_summary, spec, reference)
+    listing_size | "Finalize" >> beam.Map(finalize.finalize, spec, indices, given is not None, AsList(results))
 
 
 def read_classes(path: str) -> list[str]:
@@ -80,9 +72,9 @@ def labels_of(example: SourceExample) -> Iterable[str]:
     return example.labels
 
 
-def indices_of(classes: list[str]) -> dict[str, int]:
-    """Class name to label."""
-    return {name: index for index, name in enumerate(classes)}
+def to_indices(names: set[str], source: Source) -> dict[str, int]:
+    """Class name to label, in label order."""
+    return {name: index for index, name in enumerate(source.label_order(names))}
 
 
 def to_shard(example: SourceExample, spec: shards.BuildSpec, indices: dict[str, int]) -> tuple[tuple[str, int], tuple]:
@@ -116,8 +108,6 @@ def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | 
 
 def _pairs(examples, spec: AsSingleton, options: BuildOptions, reference) -> beam.PCollection:
     """((split, shard number), pair) for every image that is a duplicate of another in the set."""
-    if options.duplicates == "off":
-        return examples.pipeline | "No pairs" >> beam.Create([])
     distance, both = options.duplicate_distance, options.duplicates == "drop"
     alike = (
         examples
@@ -161,7 +151,7 @@ def place_pair(pair: duplicates.Pair, spec: shards.BuildSpec) -> tuple[tuple[str
     return shards.shard_of(pair.image.key, spec), pair
 
 
-def every_shard(_, spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], None]]:
+def every_shard(spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], None]]:
     """((split, shard number), None) for every shard, so that those without an example are written too."""
     for split, count in spec.shards.items():
         for index in range(count):
@@ -171,7 +161,7 @@ def every_shard(_, spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], No
 def shard_summary(group: tuple, spec: shards.BuildSpec, reference) -> tuple[str, int, dict]:
     """Writes one shard; returns (split, shard number, what the end of the build needs of it)."""
     (split, index), values = group
-    stats = writing.commit_shard(spec, split, index, _examples(values["examples"]), values["pairs"], reference)
+    stats = writing.commit_shard(spec, split, index, _examples(values["examples"]), values.get("pairs", ()), reference)
     return split, index, finalize.summary(stats)
 
 

@@ -40,17 +40,20 @@ def build_spec(
         duplicate_distance=options.duplicate_distance,
         retry_rejected=options.retry_rejected,
     )
-    asked = options.validation_examples, options.validation_fraction, options.shard_mib
-    start = listed.pipeline | "Flags" >> beam.Create([flags])
-    return start | "Task" >> beam.Map(
-        complete, *asked, AsSingleton(_held_out(listed, options)), AsSingleton(listing_size)
-    )
+    examples, fraction = options.validation_examples, options.validation_fraction
+    held_out = AsSingleton(_bound(listed, examples)) if examples else int(fraction * _ALL)
+    return listing_size | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
 
 
 def complete(
-    flags: shards.BuildSpec, examples: int, fraction: float, mib: int, held_out: int, listing_size: tuple
+    listing_size: tuple[int, int, int],
+    flags: shards.BuildSpec,
+    examples: int,
+    fraction: float,
+    mib: int,
+    held_out: int,
 ) -> shards.BuildSpec:
-    """The spec with what the listing decides: the bound of the held-out keys, and the number of shards."""
+    """The spec of the flags, with what the listing decides: the held-out keys, and the number of shards."""
     train = flags.shards[shards.TRAIN]
     if mib:
         count, sized, size = listing_size
@@ -98,13 +101,8 @@ class Smallest(beam.CombineFn):
         return set(sorted(accumulator)[: self.count])
 
 
-def _held_out(listed: beam.PCollection, options: BuildOptions) -> beam.PCollection:
-    """One number: keys whose `split_hash` is below it are held out."""
-    count = options.validation_examples
-    if not count:
-        # The bound does not fit Beam's coder of integers, which is signed, so it is computed where it is used.
-        fraction = listed.pipeline | "Fraction" >> beam.Create([options.validation_fraction])
-        return fraction | "Held out" >> beam.Map(bound_of_fraction)
+def _bound(listed: beam.PCollection, count: int) -> beam.PCollection:
+    """One number: `count` keys have a `split_hash` below it."""
     return (
         listed
         | "Split hashes" >> beam.Map(split_hash_of)
@@ -113,17 +111,12 @@ def _held_out(listed: beam.PCollection, options: BuildOptions) -> beam.PCollecti
     )
 
 
-def split_hash_of(example: SourceExample):
+def split_hash_of(example: SourceExample) -> int:
     """The hash that decides whether an example is held out."""
     return shards.split_hash(example.key)
 
 
-def bound_of_fraction(fraction: float):
-    """The hash below which `fraction` of all hashes are."""
-    return int(fraction * _ALL)
-
-
-def bound_of(smallest: list, count: int):
+def bound_of(smallest: list[int], count: int) -> int:
     """The hash below which exactly `count` keys are, of the `count + 1` smallest hashes."""
     if len(smallest) <= count:
         raise BuildError(

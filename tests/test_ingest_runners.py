@@ -131,11 +131,11 @@ def spec(folder) -> shards.BuildSpec:
 
 def test_a_name_that_a_runner_loses_fails_the_build(tree, tmp_path):
     examples, task = stream(tree), spec(tmp_path)
-    indices = ingest.indices_of(["class_0", "class_1", "class_2"])
+    indices = {f"class_{i}": i for i in range(3)}
     placed = [ingest.to_shard(example, task, indices)[1] for example in examples]
     result = ingest.shard_summary((("train", 0), {"examples": placed[1:], "pairs": []}), task, None)
     with pytest.raises(BuildError, match="32 images were listed, but 31 came to the shards"):
-        finalize.finalize(True, task, list(indices), (len(examples), 0, 0), [result])
+        finalize.finalize((len(examples), 0, 0), task, indices, True, [result])
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -169,7 +169,7 @@ def test_the_dataflow_job_graph(tree, tmp_path):
         "Source",
         "List",
         "Total",
-        "Task",
+        "Spec",
         "Shuffle names to hash",
         "Near pairs",
         "Shuffle names",
