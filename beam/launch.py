@@ -19,6 +19,7 @@ from beam.errors import BuildError
 from beam.options import BuildOptions
 from beam.sources import registry
 from beam.sources.source import Source
+from pipeline import files
 from pipeline.data import manifest
 
 
@@ -63,7 +64,7 @@ def run(parsed: PipelineOptions) -> None:
         except ValueError as error:  # flags that the runner does not accept
             raise BuildError(str(error).strip()) from error
         ingest.build(pipeline, build, source)
-        tf.io.gfile.makedirs(build.output_dir)
+        files.make_folder(build.output_dir)
         ingest.remove_manifest(build.output_dir)
         try:
             with progress.shown(lambda: len(tf.io.gfile.glob(f"{build.output_dir}/{build.name}-*.tfrecord-*.json"))):

@@ -64,15 +64,6 @@ def test_damaged_and_unfinished_shards_are_written_again_to_the_same_bytes(tree,
     assert whole.stat().st_ino == inode, "a committed shard was written again"
 
 
-def test_a_changed_image_is_read_again(tmp_path):
-    source = ingest_images.folder_tree(tmp_path / "source", images=8, classes=2)
-    build(source, tmp_path / "set")
-    new = ingest_images.encode(ingest_images.picture(99, width=60))
-    ingest_images.write(f"{source}/class_1/001.jpg", new)
-    build(source, tmp_path / "set")
-    assert new in [row["image"] for row in records(tmp_path / "set", "train")]
-
-
 def test_a_failed_build_leaves_no_earlier_manifest(copy, tmp_path, capsys):
     refused = failure(capsys, "--input=/nowhere", f"--output_dir={copy}")
     assert "does not exist" in refused
@@ -83,8 +74,15 @@ def test_a_failed_build_leaves_no_earlier_manifest(copy, tmp_path, capsys):
         manifest.read(str(copy))
 
 
-@pytest.mark.parametrize(("policy", "readings"), [("off", 1), ("keep_first", 2)])
-def test_retry_reads_only_what_was_refused(tmp_path, monkeypatch, policy, readings):
+@pytest.fixture
+def keys_read(monkeypatch):
+    """The keys of the images whose bytes are read, in a list that grows; a test clears it."""
+    keys, read = [], checks.read
+    monkeypatch.setattr(checks, "read", lambda example, limit: keys.append(example.key) or read(example, limit))
+    return keys
+
+
+def test_retry_reads_only_what_was_refused_and_a_plain_build_what_changed(tmp_path, keys_read):
     source = ingest_images.folder_tree(tmp_path / "source", images=24, classes=2)
     whole = {}
     for name in ("class_1/003.jpg", "class_0/008.jpg"):
@@ -92,23 +90,28 @@ def test_retry_reads_only_what_was_refused(tmp_path, monkeypatch, policy, readin
             whole[name] = file.read()
         ingest_images.write(f"{source}/{name}", whole[name][:-200])
     ingest_images.write(f"{source}/class_0/never.jpg", b"words")
-    flags = ["--validation_fraction=0.2", f"--duplicates={policy}"]
+    flags = ["--validation_fraction=0.2", "--duplicates=keep_first"]
     build(source, tmp_path / "set", *flags)
     assert set(refusals(tmp_path / "set")) == {*whole, "class_0/never.jpg"}
     for name, data in whole.items():
         ingest_images.write(f"{source}/{name}", data)
 
-    keys = []
-    read = checks.read
-    monkeypatch.setattr(checks, "read", lambda example, limit: keys.append(example.key) or read(example, limit))
+    keys_read.clear()
     record_set = build(source, tmp_path / "set", *flags, "--retry_rejected")
-    assert sorted(keys) == sorted(readings * [name.encode() for name in (*whole, "class_0/never.jpg")])
+    refused = [name.encode() for name in (*whole, "class_0/never.jpg")]
+    assert sorted(keys_read) == sorted(2 * refused), "once to hash, once to write"
     assert record_set.split("train").written + record_set.split("validation").written == 24
     build(source, tmp_path / "fresh", *flags)
     assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
 
+    new = ingest_images.encode(ingest_images.picture(99, width=60))
+    ingest_images.write(f"{source}/class_1/001.jpg", new)
+    build(source, tmp_path / "set", *flags)
+    written = [row["image"] for split in ("train", "validation") for row in records(tmp_path / "set", split)]
+    assert new in written and len(written) == 24
 
-def test_retry_with_looser_limits_equals_a_fresh_build_and_so_do_stricter_ones(tmp_path):
+
+def test_retry_with_looser_limits_equals_a_fresh_build_and_so_do_stricter_ones(tmp_path, keys_read):
     source = ingest_images.folder_tree(tmp_path / "source", images=12, classes=2)
     for i in range(4):
         ingest_images.write(f"{source}/class_0/large{i}.jpg", ingest_images.encode(ingest_images.picture(i, 90, 80)))
@@ -117,7 +120,10 @@ def test_retry_with_looser_limits_equals_a_fresh_build_and_so_do_stricter_ones(t
     build(source, tmp_path / "set", *strict)
     assert set(refusals(tmp_path / "set").values()) == {"too_many_pixels", "too_many_bytes"}
     expected = ingest_images.contents(tmp_path / "set")
+    refused = [name.encode() for name in refusals(tmp_path / "set")]
+    keys_read.clear()
     build(source, tmp_path / "set", "--retry_rejected")
+    assert sorted(keys_read) == sorted(refused)
     build(source, tmp_path / "fresh")
     assert set(refusals(tmp_path / "set").values()) == set()
     assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
