@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections.abc import Iterable
 
 
 def is_remote(path: str) -> bool:
@@ -32,17 +33,18 @@ def make_folder(path: str) -> None:
     tf.io.gfile.makedirs(path)
 
 
-def write_atomically(path: str, content: str | bytes, several_writers: bool = False) -> None:
+def write_atomically(path: str, content: str | bytes | Iterable[str | bytes], several_writers: bool = False) -> None:
     """Writes a file, whole or not at all: what stood at `path` before stays until all of `content` is written.
 
     Args:
       path: where.
-      content: bytes, or text that is written as UTF-8.
+      content: bytes, or text that is written as UTF-8; or pieces of it, written as they come.
       several_writers: other processes may write the same file at the same time; the last one to finish wins.
     """
     partial = f"{path}.partial-{uuid.uuid4().hex}" if several_writers else f"{path}.partial"
     with opened(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        for piece in [content] if isinstance(content, str | bytes) else content:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
     put_in_place(partial, path)
 
 

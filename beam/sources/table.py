@@ -1,64 +1,79 @@
-"""Lists of images: CSV, JSON lines and Parquet with a path and labels in each row."""
+"""Tables of images: CSV, JSON lines and Parquet with a path and labels in each row."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from beam import files
-from beam.items import Item, label_text
-from beam.options import BuildError
+from beam.errors import BuildError
+from beam.examples import SourceExample, label_text, name_bytes
+from beam.sources.source import Source, matching_files
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 _BATCH = 4096  # rows of a Parquet file in memory at once
 
 
-def items(path: str, root: str) -> Iterator[Item]:
-    """The items of the list at `path`; a row that cannot be used becomes an item that is refused.
+@dataclasses.dataclass(frozen=True)
+class TableSource(Source):
+    """Tables, each of which is a part.
 
-    Args:
-      path: the list.
-      root: the folder, with the slash behind it, by which keys name images whose paths are relative.
-
-    Raises:
-      BuildError: the list is empty, unreadable, or lacks a column.
+    Attributes:
+      root: the folder, with a slash at its end, that holds all tables: keys begin with the folder below it.
     """
-    folder, within = files.folder_of(path), path.removeprefix(root).rpartition("/")[0]
-    for number, row in rows(path):
-        key = str(row.get("key") or files.join(within, str(row.get("path") or f"{path} row {number}")))
-        try:
-            yield _item(row, key, folder)
-        except (TypeError, ValueError) as error:
-            yield Item(key.encode("utf-8", "backslashreplace"), b"", refusal=("bad_row", f"row {number}: {error}"))
+
+    name = "a table"
+    help = "tables (.csv, .jsonl, .parquet)"
+
+    root: str = ""
+
+    @classmethod
+    def recognizes(cls, path: str) -> bool:
+        return path.endswith(tuple(_READERS))
+
+    @classmethod
+    def open(cls, path: str, flags: Mapping[str, str]) -> "TableSource":
+        tables = matching_files(path)
+        first_rows = [next(_rows(table))[1] for table in tables]
+        return cls(path, tables, "labels" in first_rows[0], root=files.common_folder(tables))
+
+    def examples(self, part: str) -> Iterator[SourceExample]:
+        """The rows of a table; a row that cannot be used becomes an example with a refusal.
+
+        Raises:
+          BuildError: the table is empty, unreadable, or lacks a column.
+        """
+        folder, within = files.folder_of(part), part.removeprefix(self.root).rpartition("/")[0]
+        for number, row in _rows(part):
+            key = str(row.get("key") or files.join(within, str(row.get("path") or f"{part} row {number}")))
+            try:
+                yield _example(row, key, folder)
+            except (TypeError, ValueError) as error:
+                refusal = "bad_row", f"row {number}: {error}"
+                yield SourceExample(key.encode("utf-8", "backslashreplace"), b"", refusal=refusal)
 
 
-def is_multi_label(path: str) -> bool:
-    """Whether the list has a column `labels` rather than `label`."""
-    return "labels" in next(rows(path))[1]
-
-
-def _item(row: dict, key: str, folder: str) -> Item:
+def _example(row: dict, key: str, folder: str) -> SourceExample:
     name = row.get("path")
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"path is {name!r:.80}; expected a file's path")
     path = files.join(folder, name)
-    item = Item(key.encode("utf-8", "surrogateescape"), path.encode("utf-8", "surrogateescape"), labels=(), weights=())
-    names, weights = labels(row)
-    item = item._replace(labels=names, weights=weights)
-    if not names:
-        return item._replace(refusal=("no_label", "the list gives it no label"))
+    labels, weights = labels_and_weights(row)
+    example = SourceExample(name_bytes(key), name_bytes(path), labels=labels, weights=weights)
+    if not labels:
+        return example._replace(refusal=("no_label", "the table gives it no label"))
     try:
-        return item._replace(size=files.size_of(path))
+        return example._replace(size=files.size_of(path))
     except OSError as error:
-        return item._replace(refusal=("unreadable", error.strerror or str(error)))
+        return example._replace(refusal=("unreadable", error.strerror or str(error)))
 
 
-def labels(row: dict) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def labels_and_weights(row: dict) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Class names and weights of a row: `label`, or `labels` (a list, or text with `|`) with `label_weights`.
 
     Raises:
-      ValueError, TypeError: they make no sense.
+      ValueError, TypeError: they are of the wrong type, do not match, or are not finite.
     """
     if "labels" not in row:
         names, weights = ([] if row.get("label") in (None, "") else [row["label"]]), None
@@ -80,30 +95,25 @@ def _several(value) -> list:
     return [part for part in value.split("|") if part] if isinstance(value, str) else list(value)
 
 
-def rows(path: str) -> Iterator[tuple[int, dict]]:
-    """(number, columns) of each row, as a stream; a row that is no table row is an empty dict.
+def _rows(path: str) -> Iterator[tuple[int, dict]]:
+    """(number, columns) of each row, as a stream; a row that is not valid is an empty dict.
 
     Raises:
-      BuildError: the list is empty, unreadable, or lacks a column.
+      BuildError: the table is empty, unreadable, or lacks a column.
     """
     try:
         with files.open_to_read(path) as file:
-            found = _READERS[path[path.rindex(".") :]](file)
-            first = next(found, None)
+            rows = _READERS[path[path.rindex(".") :]](file)
+            first = next(rows, None)
             if first is None:
                 raise BuildError(f"{path} lists no image: expected a row with path and label for each.")
-            _check_columns(path, first[1])
+            if "path" not in first[1] or not {"label", "labels"} & set(first[1]):
+                columns = sorted(map(str, first[1]))
+                raise BuildError(f"{path}: found the columns {columns}; expected 'path' and 'label' (or 'labels').")
             yield first
-            yield from found
+            yield from rows
     except (OSError, csv.Error) as error:
-        raise BuildError(f"{path} cannot be read ({error}): expected a list of images.") from error
-
-
-def _check_columns(path: str, row: dict) -> None:
-    if "path" not in row or not {"label", "labels"} & set(row):
-        raise BuildError(
-            f"{path}: found the columns {sorted(map(str, row))}; expected 'path' and 'label' (or 'labels')."
-        )
+        raise BuildError(f"{path} cannot be read ({error}): expected a table of images.") from error
 
 
 def _csv_rows(file) -> Iterator[tuple[int, dict]]:
@@ -131,7 +141,7 @@ def _jsonl_rows(file) -> Iterator[tuple[int, dict]]:
 
 
 def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
-    import pyarrow as pa  # here: other sources do without it
+    import pyarrow as pa  # here: other sources do not need it
     import pyarrow.parquet as pq
 
     number = 0
@@ -142,21 +152,21 @@ def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
         if "path" not in columns:
             columns = table.schema_arrow.names
         for batch in table.iter_batches(_BATCH, columns=columns):
-            for row in _rows_of(batch):
+            for row in _batch_rows(batch):
                 number += 1
                 yield number, row
     except pa.ArrowException as error:
         raise OSError(error) from error
 
 
-def _rows_of(batch) -> list[dict]:
+def _batch_rows(batch) -> list[dict]:
     """The rows of a batch; one whose text is not UTF-8 has no value."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
         if len(batch) == 1:
             return [dict.fromkeys(batch.schema.names)]
-        return [row for number in range(len(batch)) for row in _rows_of(batch.slice(number, 1))]
+        return [row for number in range(len(batch)) for row in _batch_rows(batch.slice(number, 1))]
 
 
 _READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
