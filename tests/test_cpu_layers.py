@@ -1,4 +1,4 @@
-"""The form of the network for a CPU against the plain one: same variables, same function."""
+"""The implementation for a CPU against the plain one: same variables, same function."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def small(monkeypatch):
 
 def _pair(**settings):
     """A plain model and one for a CPU with the same variables: random kernels, gains, biases and skip gains."""
-    pair = [nfnet.create("small", 10, form=form, **settings) for form in ("plain", "cpu")]
+    pair = [nfnet.create("small", 10, implementation=each, **settings) for each in ("plain", "cpu")]
     rng = np.random.default_rng(0)
     for (name, plain), (other, ours) in zip(*(weights.named(model).items() for model in pair), strict=True):
         assert name == other
@@ -46,14 +46,14 @@ def _distances(ours, theirs):
     ("size", "settings"),
     [((48, 80), {"stochastic_depth_rate": 0.5}), ((35, 50), {"recompute_stages": (1, 2)})],
 )
-def test_logits_and_gradients_equal_the_plain_forms(size, settings):
+def test_logits_and_gradients_equal_the_plain_ones(size, settings):
     images = tf.random.stateless_normal([4, *size, 3], [1, 2])
     (plain, plain_gradients), (logits, gradients) = (_loss_gradients(model, images) for model in _pair(**settings))
     np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
     assert max(_distances(gradients, plain_gradients)) < 2e-5
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_plain_form(request):
+def test_bfloat16_is_as_near_to_float32_as_the_plain_one(request):
     images = tf.random.stateless_normal([4, 64, 64, 3], [1, 2])
     exact = _loss_gradients(_pair()[0], images)
     request.addfinalizer(lambda: tf_keras.mixed_precision.set_global_policy("float32"))
@@ -61,7 +61,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_form(request):
     plain, ours = (_loss_gradients(model, images) for model in _pair())
     for of_plain, of_ours, truth in zip(plain, ours, exact, strict=True):
         error, error_of_plain = (
-            np.mean(_distances(tf.nest.flatten(found), tf.nest.flatten(truth))) for found in (of_ours, of_plain)
+            np.mean(_distances(tf.nest.flatten(values), tf.nest.flatten(truth))) for values in (of_ours, of_plain)
         )
         assert 0 < error < 1.1 * error_of_plain
 

@@ -10,10 +10,7 @@ from tests import golden_model
 @pytest.fixture(scope="module")
 def golden():
     """The golden description and values, and F0 with the golden weights; tests must not change them."""
-    description, values = golden_model.load("nfnet_f0")
-    model = nfnet.create("F0", description["classes"], dropout_rate=0.0)
-    weights.assign(model, golden_model.arrays(description), "deepmind")
-    return description, values, model
+    return *golden_model.load(), golden_model.f0()
 
 
 def test_logits_and_pool_equal_the_authors(golden):
@@ -161,11 +158,32 @@ def test_mixed_bfloat16_keeps_float32_weights_and_logits():
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
         ({"stochastic_depth_rate": -0.1}, "stochastic_depth_rate is -0.1"),
         ({"recompute_stages": (4,)}, r"recompute_stages names \[4\]"),
+        ({"implementation": "quick"}, r"'quick'.*auto, plain, tpu, cpu"),
+        ({"target_device": "npu"}, r"'npu'.*tpu, gpu, cpu, any"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         nfnet.create(**{"variant": "nano", "num_classes": 7, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("implementation", "target_device", "chosen"),
+    [
+        ("auto", None, "plain"),
+        ("auto", "tpu", "tpu"),
+        ("auto", "cpu", "cpu"),
+        ("auto", "gpu", "plain"),
+        ("auto", "any", "plain"),
+        ("cpu", None, "cpu"),
+        ("plain", "tpu", "plain"),
+        ("cpu", "any", "plain"),
+    ],
+)
+def test_the_target_device_decides_where_gin_does_not_and_exports_are_always_plain(
+    implementation, target_device, chosen
+):
+    assert nfnet.choose_implementation(implementation, target_device) == chosen
 
 
 def _noisy():

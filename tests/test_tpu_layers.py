@@ -1,4 +1,4 @@
-"""The form of the network for a TPU against the plain one: same variables, same function."""
+"""The implementation for a TPU against the plain one: same variables, same function."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def wide(monkeypatch):
 
 def _pair(variant, **settings):
     """A plain model and one for a TPU with the same variables: random kernels, gains, biases and skip gains."""
-    pair = [nfnet.create(variant, 10, form=form, **settings) for form in ("plain", "tpu")]
+    pair = [nfnet.create(variant, 10, implementation=each, **settings) for each in ("plain", "tpu")]
     rng = np.random.default_rng(0)
     for (name, ours), (their_name, theirs) in zip(*(weights.named(model).items() for model in pair), strict=True):
         assert name == their_name
@@ -51,12 +51,12 @@ def _difference(ours, theirs):
     ("variant", "size"),
     [("nano", (64, 64)), ("nano", (48, 80)), ("wide", (64, 64)), ("wide", (60, 60)), ("nano", (35, 50))],
 )
-def test_logits_and_gradients_equal_the_plain_forms(wide, variant, size):
+def test_logits_and_gradients_equal_the_plain_ones(wide, variant, size):
     settings = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.3}
     _assert_equal(_pair(variant, **settings), tf.random.stateless_normal([4, *size, 3], [1, 2]))
 
 
-def test_recomputed_stages_equal_the_plain_forms(wide):
+def test_recomputed_stages_equal_the_plain_ones(wide):
     settings = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.3, "recompute_stages": (0, 1, 2)}
     _assert_equal(_pair("wide", **settings), tf.random.stateless_normal([2, 64, 64, 3], [1, 2]))
 
@@ -65,7 +65,7 @@ def test_recomputed_stages_equal_the_plain_forms(wide):
 @pytest.mark.parametrize(
     ("variant", "size"), [("F0", 192), ("F0", 480), ("F0+", 256), ("F1", 224), ("F3", 192), ("F3+", 192)]
 )
-def test_variants_of_the_family_equal_the_plain_forms_at_their_size(variant, size):
+def test_variants_of_the_family_equal_the_plain_ones_at_their_size(variant, size):
     _assert_equal(_pair(variant, dropout_rate=0.2), tf.random.stateless_normal([1, size, size, 3], [1, 2]))
 
 
@@ -89,9 +89,8 @@ def test_the_stem_equals_the_plain_one_at_every_resolution_of_the_family(size):
 
 
 def test_golden_logits_and_gradients_of_f0():
-    description, values = golden_model.load("nfnet_f0")
-    model = nfnet.create("F0", description["classes"], dropout_rate=0.0, form="tpu")
-    weights.assign(model, golden_model.arrays(description), "deepmind")
+    description, values = golden_model.load()
+    model = golden_model.f0("tpu")
     images, labels = golden_model.batch(description)
     np.testing.assert_allclose(model(images), values["logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.features(images), values["pool"], rtol=1e-4, atol=1e-4)
@@ -109,7 +108,7 @@ def test_golden_logits_and_gradients_of_f0():
 
 
 @pytest.mark.parametrize("variant", ["nano", "wide"])
-def test_bfloat16_is_as_near_to_float32_as_the_plain_form_is(wide, variant):
+def test_bfloat16_is_as_near_to_float32_as_the_plain_one(wide, variant):
     images = tf.random.stateless_normal([8, 64, 64, 3], [1, 2])
     exact = _loss_gradients(_pair(variant, dropout_rate=0.0)[0], images)
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
@@ -167,7 +166,7 @@ def test_standardization_keeps_its_digits_where_the_mean_is_far_above_the_deviat
     np.testing.assert_allclose(ours, (double - double.mean((0, 1, 2))) / deviation * gain.numpy(), atol=1e-4)
 
 
-def test_a_constant_kernel_has_the_plain_forms_gradient():
+def test_a_constant_kernel_has_the_plain_gradient():
     kernel, gain = tf.fill([3, 3, 8, 2], 0.25) + 1e-5 * tf.random.stateless_normal([3, 3, 8, 2], [1, 2]), tf.ones([2])
     upstream = tf.random.stateless_normal([3, 3, 8, 2], [3, 4])
     gradients = []
@@ -178,8 +177,3 @@ def test_a_constant_kernel_has_the_plain_forms_gradient():
         gradients.append(tape.gradient(result, [kernel, gain], output_gradients=upstream))
     for plain, ours in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-3)
-
-
-def test_an_unknown_form_is_named_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"'quick'.*plain.*tpu"):
-        nfnet.create("nano", 10, form="quick")

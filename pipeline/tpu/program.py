@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
-from pipeline.model import nfnet
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
@@ -38,7 +37,7 @@ class Program:
 
     Attributes:
       hlo: serialised HLO module; its parameters are the batch's tensors and the variables.
-      model: name of the model, or of its variant.
+      model: name of the model's variant.
       batch: images of the replica.
       steps: of the whole epoch budget.
       parameters: trainable parameters.
@@ -114,7 +113,7 @@ def trace(experiment: Experiment, known: Facts, batch: int) -> Program:
     averaged = [] if experiment.ema_decay is None else step.model.variables
     return Program(
         hlo=hlo,
-        model=getattr(step.model, "variant", step.model.name),
+        model=step.model.variant,
         batch=batch,
         steps=budget.steps,
         parameters=sum(variable.shape.num_elements() for variable in trained),
@@ -136,8 +135,8 @@ def training_step(
     `unset` leaves large variables unwritten.
     """
     budget = experiment.budget(known.images)
-    with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
-        state = states.create(experiment, known.classes, budget)
+    with tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
+        state = states.create(experiment, known.classes, budget, device)
     return TrainingStep.of(experiment, state), budget
 
 

@@ -85,9 +85,16 @@ def _gathering(strategy: tf.distribute.Strategy):
     return run
 
 
+def device(strategy: tf.distribute.Strategy) -> str:
+    """Kind of device of the replicas: 'tpu', 'gpu' or 'cpu'."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "tpu"
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     """Whether the step is compiled by default: on TPUs (always) and GPUs; on CPUs XLA is 4 to 5 times slower."""
-    return isinstance(strategy, tf.distribute.TPUStrategy) or bool(tf.config.list_physical_devices("GPU"))
+    return device(strategy) != "cpu"
 
 
 def check_cpu_kernels() -> None:

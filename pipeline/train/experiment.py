@@ -8,6 +8,7 @@ import tf_keras
 from pipeline import objective
 from pipeline.data.input import Data
 from pipeline.data.order import EpochBudget, Order
+from pipeline.model import classifier
 from pipeline.train.sam import SAM
 
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -18,7 +19,7 @@ class Experiment:
     """What is trained, and how.
 
     Attributes:
-      model: called with `num_classes`, returns a `tf_keras.Model` from images to logits.
+      model: called with `num_classes` and `target_device` (see `pipeline/model/classifier.py`), creates the model.
       data: what is read.
       optimizer: called with a learning rate schedule, returns the optimiser.
       schedule: called with (steps, steps an epoch), returns the learning rate schedule.
@@ -36,7 +37,7 @@ class Experiment:
       initial_checkpoint: start from the weights of this run, checkpoint or import; '' from random ones.
     """
 
-    model: Callable[..., tf_keras.Model]
+    model: Callable[..., classifier.Classifier]
     data: Data
     optimizer: Callable[..., tf_keras.optimizers.Optimizer]
     schedule: Callable[..., tf_keras.optimizers.schedules.LearningRateSchedule]

@@ -15,6 +15,7 @@ import tf_keras
 from pipeline import files, report
 from pipeline.data import order as orders
 from pipeline.data import reader
+from pipeline.model import classifier
 from pipeline.train import checkpoint
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
@@ -58,7 +59,9 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
     return results
 
 
-def extract(model: tf_keras.Model, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
+def extract(
+    model: classifier.Classifier, experiment: Experiment, records: reader.RecordSet
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the model's features, float32 [examples, channels], and labels [examples], of a split in its order.
 
     Raises:
@@ -120,10 +123,11 @@ def _leave_one_out(u, s, y, penalty) -> float:
     return float(np.mean((residuals / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2))
 
 
-def _frozen_model(experiment: Experiment, saved: checkpoint.Saved) -> tf_keras.Model:
+def _frozen_model(experiment: Experiment, saved: checkpoint.Saved) -> classifier.Classifier:
     """The checkpoint's network, with the classes that it was trained on."""
     arrays = states.evaluated_weights(saved)
     tf_keras.mixed_precision.set_global_policy(experiment.precision)
-    model = experiment.model(num_classes=len(arrays.get("linear/bias", [0])))
+    num_classes = classifier.num_classes(arrays)
+    model = experiment.model(num_classes=num_classes, target_device=classifier.ANY_DEVICE)
     states.assign(model, arrays, saved)
     return model

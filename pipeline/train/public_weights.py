@@ -5,15 +5,14 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-import tf_keras
 
-from pipeline.model import nfnet, public_files, variants, weights
+from pipeline.model import classifier, nfnet, public_files, variants, weights
 from pipeline.train import checkpoint, state
 
 _SHOWN = 5
 
 
-def from_file(path: str, source: str, variant: str) -> tf_keras.Model:
+def from_file(path: str, source: str, variant: str) -> classifier.Classifier:
     """Returns the model with the weights of a public file; its number of classes is the file's.
 
     Raises:
@@ -21,7 +20,7 @@ def from_file(path: str, source: str, variant: str) -> tf_keras.Model:
     """
     variants.get(variant)
     arrays = public_files.read(path, source)
-    bias = weights.their_names(["linear/bias"], source)["linear/bias"]
+    (bias,) = weights.their_names([classifier.HEAD + "bias"], source).values()
     if bias not in arrays or arrays[bias].ndim != 1:
         raise ValueError(
             f"{path} has no vector {bias}, so it is not an NFNet of {source}. It holds {len(arrays)} arrays: "
@@ -39,7 +38,7 @@ def from_file(path: str, source: str, variant: str) -> tf_keras.Model:
     return model
 
 
-def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
+def from_checkpoint(path: str, variant: str) -> classifier.Classifier:
     """Returns the model of a run or checkpoint, with its averaged weights where it kept some.
 
     Raises:
@@ -47,12 +46,12 @@ def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
     """
     saved = checkpoint.find(path)
     arrays = state.evaluated_weights(saved)
-    model = nfnet.create(variant, len(arrays.get("linear/bias", [0])))
+    model = nfnet.create(variant, classifier.num_classes(arrays))
     state.assign(model, arrays, saved)
     return model
 
 
-def save(model: tf_keras.Model, directory: str, origin: str) -> str:
+def save(model: classifier.Classifier, directory: str, origin: str) -> str:
     """Writes the model as the checkpoint of step 0 in `directory`; returns the checkpoint's folder.
 
     Args:

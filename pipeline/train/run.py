@@ -12,6 +12,7 @@ import tf_keras
 from pipeline import files, report
 from pipeline.data import order, reader
 from pipeline.data.batch_shape import BatchShape
+from pipeline.model import classifier
 from pipeline.train import checkpoint, distribution
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
@@ -33,7 +34,7 @@ class Parts:
     state: states.TrainState
 
 
-def assemble(experiment: Experiment, loop: Loop) -> Parts:
+def assemble(experiment: Experiment, loop: Loop, target_device: str | None = None) -> Parts:
     """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
@@ -44,7 +45,7 @@ def assemble(experiment: Experiment, loop: Loop) -> Parts:
     num_classes = experiment.classes(len(made.classes))
     budget = experiment.budget(records.examples, made.digest)
     with strategy.scope():
-        state = states.create(experiment, num_classes, budget)
+        state = states.create(experiment, num_classes, budget, target_device)
     last_step = min(budget.steps, experiment.max_steps or budget.steps)
     return Parts(strategy, records, validation, budget, last_step, state)
 
@@ -114,7 +115,7 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
 
 def trained_model(context: RunContext, experiment: Experiment) -> tf_keras.Model:
     """The model that evaluation uses, with the weights of the newest checkpoint in `context.model_dir`."""
-    parts = assemble(experiment, Loop(strategy="one_device"))
+    parts = assemble(experiment, Loop(strategy="one_device"), classifier.ANY_DEVICE)
     _restore_evaluated(context, parts)
     return parts.state.evaluated
 
