@@ -1,4 +1,4 @@
-"""F0 with the parameters, inputs and values of tests/golden; parameters are drawn by the rule that the values came with."""
+"""F0 with the parameters, inputs and values of tests/golden; parameters are drawn as those behind the values were."""
 
 import functools
 import json

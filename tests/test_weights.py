@@ -5,6 +5,7 @@ import tensorflow as tf
 from pipeline.model import nfnet, weights
 from tests import golden_model
 
+
 @pytest.mark.parametrize("source", weights.SOURCES)
 def test_every_public_array_is_placed_and_gives_the_golden_logits(source):
     description, values = golden_model.load(source)

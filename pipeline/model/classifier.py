@@ -11,10 +11,9 @@ the global Keras policy, to which `registry.register` gives a name in gin. An ex
 Gin binds the function's other arguments.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -81,8 +80,3 @@ class Classifier(tf_keras.Model):
         """Returns the float32 features [batch, channels] that the linear layer sees, before dropout."""
         last = self.trunk(images, training=training, seed=seed)[-1]
         return tf.reduce_mean(tf.cast(last, tf.float32), axis=[1, 2])
-
-
-def num_classes(arrays: Mapping[str, np.ndarray]) -> int:
-    """Length of the logits of the classifier with these weights, by name; 1 where they are of no classifier."""
-    return len(arrays.get(HEAD + "bias", [0]))

@@ -17,7 +17,7 @@ def multiply_adds(model: tf_keras.Model, resolution: int) -> int:
         return model(images, training=False)
 
     spec = tf.TensorSpec([1, resolution, resolution, 3], tf.float32)
-    graph = tf.function(forward).get_concrete_function(spec).graph
+    graph = tf.function(forward, autograph=False).get_concrete_function(spec).graph
     return sum(count(operation) for operation in graph.get_operations())
 
 

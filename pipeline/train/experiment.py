@@ -66,6 +66,17 @@ class Experiment:
         """What the network learns."""
         return objective.get(self.loss)
 
+    def create_model(
+        self, num_classes: int, target_device: str | None = classifier.ANY_DEVICE
+    ) -> classifier.Classifier:
+        """A model with random weights, which computes in `precision`; in the strategy's scope.
+
+        `target_device` is the kind of device that the model is for (see `pipeline/model/classifier.py`); the default is
+        a model that any machine can evaluate and export.
+        """
+        tf_keras.mixed_precision.set_global_policy(self.precision)
+        return self.model(num_classes=num_classes, target_device=target_device)
+
     def classes(self, found: int) -> int:
         """Width of the last layer for a record set of `found` classes.
 

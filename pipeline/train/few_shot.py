@@ -10,16 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from pipeline import files, report
 from pipeline.data import order as orders
 from pipeline.data import reader
-from pipeline.model import classifier
+from pipeline.model.classifier import Classifier
 from pipeline.train import checkpoint
-from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import RunContext
+from pipeline.train.trained_model import load_model
 
 _PENALTIES = 10.0 ** np.arange(-6, 4)  # times the mean squared singular value of the features
 
@@ -44,7 +43,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
       ValueError: a class has too few examples, or the examples have several labels.
     """
     saved = checkpoint.find(context.model_dir)
-    model = _frozen_model(experiment, saved)
+    model = load_model(saved, experiment.create_model)
     made = experiment.data.read_manifest()
     train = extract(model, experiment, experiment.data.training_records(made))
     validation = extract(model, experiment, experiment.data.validation_records(made))
@@ -59,9 +58,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
     return results
 
 
-def extract(
-    model: classifier.Classifier, experiment: Experiment, records: reader.RecordSet
-) -> tuple[np.ndarray, np.ndarray]:
+def extract(model: Classifier, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns the model's features, float32 [examples, channels], and labels [examples], of a split in its order.
 
     Raises:
@@ -121,13 +118,3 @@ def _leave_one_out(u, s, y, penalty) -> float:
     residuals = y - u @ (shrink[:, None] * (u.T @ y))
     leverage = (u**2) @ shrink + 1 / len(y)  # the intercept adds its share
     return float(np.mean((residuals / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2))
-
-
-def _frozen_model(experiment: Experiment, saved: checkpoint.Saved) -> classifier.Classifier:
-    """The checkpoint's network, with the classes that it was trained on."""
-    arrays = states.evaluated_weights(saved)
-    tf_keras.mixed_precision.set_global_policy(experiment.precision)
-    num_classes = classifier.num_classes(arrays)
-    model = experiment.model(num_classes=num_classes, target_device=classifier.ANY_DEVICE)
-    states.assign(model, arrays, saved)
-    return model

@@ -1,18 +1,21 @@
 """Public weights as a checkpoint that fine-tunes, evaluates and exports like one of ours."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.model import classifier, nfnet, public_files, variants, weights
-from pipeline.train import checkpoint, state
+from pipeline.model import nfnet, public_files, variants, weights
+from pipeline.model.classifier import HEAD, Classifier
+from pipeline.train import checkpoint
+from pipeline.train.trained_model import load_model
 
 _SHOWN = 5
 
 
-def from_file(path: str, source: str, variant: str) -> classifier.Classifier:
+def from_file(path: str, source: str, variant: str) -> Classifier:
     """Returns the model with the weights of a public file; its number of classes is the file's.
 
     Raises:
@@ -20,7 +23,7 @@ def from_file(path: str, source: str, variant: str) -> classifier.Classifier:
     """
     variants.get(variant)
     arrays = public_files.read(path, source)
-    (bias,) = weights.their_names([classifier.HEAD + "bias"], source).values()
+    (bias,) = weights.their_names([HEAD + "bias"], source).values()
     if bias not in arrays or arrays[bias].ndim != 1:
         raise ValueError(
             f"{path} has no vector {bias}, so it is not an NFNet of {source}. It holds {len(arrays)} arrays: "
@@ -38,20 +41,16 @@ def from_file(path: str, source: str, variant: str) -> classifier.Classifier:
     return model
 
 
-def from_checkpoint(path: str, variant: str) -> classifier.Classifier:
+def from_checkpoint(path: str, variant: str) -> Classifier:
     """Returns the model of a run or checkpoint, with its averaged weights where it kept some.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is of another model.
     """
-    saved = checkpoint.find(path)
-    arrays = state.evaluated_weights(saved)
-    model = nfnet.create(variant, classifier.num_classes(arrays))
-    state.assign(model, arrays, saved)
-    return model
+    return load_model(checkpoint.find(path), functools.partial(nfnet.create, variant))
 
 
-def save(model: classifier.Classifier, directory: str, origin: str) -> str:
+def save(model: Classifier, directory: str, origin: str) -> str:
     """Writes the model as the checkpoint of step 0 in `directory`; returns the checkpoint's folder.
 
     Args:
