@@ -1,5 +1,6 @@
 """The implementation for a CPU against the plain one: same variables, same function."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import cpu_layers, layers, variants
-from tests import implementations
+from pipeline.model import cpu_layers, layers, nfnet, variants
+from pipeline.train import state as states
+from tests import implementations, tiny_runs
 from tests.implementations import difference, loss_gradients
 
 # One block with a transition and a stride, one with neither; two groups.
@@ -21,6 +23,7 @@ def small(monkeypatch):
 
 
 pair = functools.partial(implementations.pair, "small", "cpu")
+traced_loss_gradients = tf.function(loss_gradients, autograph=False)  # as in a training step
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,9 @@ pair = functools.partial(implementations.pair, "small", "cpu")
 )
 def test_logits_and_gradients_equal_the_plain_ones(size, settings):
     images = tf.random.stateless_normal([4, *size, 3], [1, 2])
-    (plain, plain_gradients), (logits, gradients) = (loss_gradients(model, images) for model in pair(**settings))
+    plain, ours = pair(**settings)
+    plain, plain_gradients = loss_gradients(plain, images)
+    logits, gradients = traced_loss_gradients(ours, images)
     np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients, plain_gradients, strict=True):
         assert difference([ours], [theirs]) < 2e-5
@@ -40,7 +45,8 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_one(request):
     exact = loss_gradients(pair()[0], images)
     request.addfinalizer(lambda: tf_keras.mixed_precision.set_global_policy("float32"))
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    plain, ours = (loss_gradients(model, images) for model in pair())
+    plain, ours = pair()
+    plain, ours = loss_gradients(plain, images), traced_loss_gradients(ours, images)
     for of_plain, of_ours, truth in zip(plain, ours, exact, strict=True):
         error, error_of_plain = (_mean_difference(values, truth) for values in (of_ours, of_plain))
         assert 0 < error < 1.1 * error_of_plain
@@ -58,6 +64,20 @@ def test_batch_may_be_unknown_when_traced():
     for batch in (1, 3):
         images = tf.random.stateless_normal([batch, 32, 32, 3], [batch, 2])
         np.testing.assert_allclose(call(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+def test_long_runs_on_a_cpu_take_it_and_what_is_evaluated_or_exported_does_not():
+    run = tiny_runs.experiment("records", model=functools.partial(nfnet.create, "small"), epochs=10)
+    chosen = {}
+    for examples in (16 * 99, 16 * 100):  # in batches of 16: 990 and 1,000 steps
+        for device in (None, "tpu"):
+            models = states.create(run, 3, run.budget(examples), device)
+            assert models.model.trunk.implementation == models.evaluated.trunk.implementation
+            chosen[examples // 16 * 10, device] = models.model.trunk.implementation
+    assert chosen == {(990, None): "plain", (1000, None): "cpu", (990, "tpu"): "tpu", (1000, "tpu"): "tpu"}
+    told = dataclasses.replace(run, model=functools.partial(nfnet.create, "small", implementation="cpu"))
+    assert states.create(told, 3, told.budget(16)).model.trunk.implementation == "cpu"
+    assert told.create_model(3).trunk.implementation == "plain"
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3, 16), (1, 1, 40, 8), (3, 3, 8, 24), (1, 1, 1, 4)])

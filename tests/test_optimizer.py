@@ -18,7 +18,6 @@ def test_three_steps_of_f0_equal_the_authors():
     def loss():
         return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, model(images, training=True)))
 
-    @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
             value = loss()

@@ -31,7 +31,8 @@ class Trunk(tf_keras.Model):
         self.variant = variant
         self._recompute_stages = frozenset(recompute_stages)
         self._plan = variants.blocks(spec)
-        self._layers = IMPLEMENTATIONS[choose_implementation(implementation, target_device)]
+        self.implementation = choose_implementation(implementation, target_device)
+        self._layers = IMPLEMENTATIONS[self.implementation]
         self.stem = [self._layers.WSConv(conv) for conv in variants.stem(spec)]
         self.blocks = [
             self._layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan
