@@ -10,8 +10,8 @@ def multiply_adds(model: tf_keras.Model, resolution: int) -> int:
     """Returns the multiply-adds of the forward pass of one image of `resolution` x `resolution` pixels.
 
     Convolutions, matrix products and tensor contractions count; for an NFNet this equals `cost.multiply_adds`. Layers
-    that are `tf.function`s of their own are not counted. (TensorFlow's profiler, and the Garden's `try_count_flops` with
-    it, adds elementwise operations, 14% for NFNet-nano, and copies all weights into the graph.)
+    that are `tf.function`s of their own are not counted. (TensorFlow's profiler, which the Garden's `try_count_flops`
+    uses, adds elementwise operations, 14% for NFNet-nano, and copies all weights into the graph.)
     """
 
     def forward(images):
