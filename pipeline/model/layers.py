@@ -1,7 +1,8 @@
-"""What NFNet is made of: the scaled activation, weight-standardised convolutions, blocks, stateless noise.
+"""NFNet's layers, the reference implementation: each computes its formula in TensorFlow's plain operations.
 
-Variables are created at construction, named by their path (`stage0/block0/conv0/kernel`), in float32
-whatever the Keras policy; layers compute in the policy's compute dtype. Kernels are HWIO.
+`tpu_layers.py` and `cpu_layers.py` inherit the variables of these classes and override `call`. This file alone creates
+variables: at construction, named by their path (`stage0/block0/conv0/kernel`), in float32 whatever the Keras policy.
+Layers compute in the policy's compute dtype; kernels are HWIO; noise is a function of a seed.
 """
 
 import tensorflow as tf
@@ -130,6 +131,24 @@ class NFBlock(tf_keras.layers.Layer):
         if self._spec.stride > 1:
             activated = tf.nn.avg_pool2d(activated, 2, self._spec.stride, "SAME")
         return self.conv_shortcut(activated)
+
+
+def seed_or_draw(seed: tf.Tensor | None, training: bool) -> tf.Tensor | None:
+    """`seed`, or in training without one a seed [2] from TensorFlow's global generator."""
+    if training and seed is None:
+        return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+    return seed
+
+
+def fold(seed: tf.Tensor, index: int) -> tf.Tensor:
+    """The seed of the layer with this index."""
+    return tf.random.experimental.stateless_fold_in(seed, index)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises a ValueError where `rate`, of dropout or stochastic depth, is not in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
 
 
 def stem(convs, images, activation=activation):

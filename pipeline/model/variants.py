@@ -133,7 +133,7 @@ def blocks(variant: Variant) -> tuple[Block, ...]:
                     depth_fraction=len(plan) / total,
                 )
             )
-            # A transition's shortcut is computed from the scaled input, so that the variance starts anew.
+            # A transition's shortcut is computed from the scaled input, so that the variance starts again at 1.
             variance = (1.0 if index == 0 else variance) + ALPHA**2
             channels = width
     return tuple(plan)

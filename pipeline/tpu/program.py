@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
-from pipeline.model import nfnet
 from pipeline.train import state
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
@@ -139,7 +138,7 @@ def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
     examples = example_batch(experiment, dataset, batch)
     compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
     workload = Workload(
-        model=getattr(step.model, "variant", step.model.name),
+        model=step.model.variant,
         train_size=experiment.data.train_size,
         classes=dataset.classes,
         precision=experiment.precision,
@@ -167,8 +166,8 @@ def training_step(
     `unset` leaves large variables unwritten.
     """
     budget = experiment.budget(dataset.images)
-    with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
-        train_state = state.create(experiment, dataset.classes, budget)
+    with tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
+        train_state = state.create(experiment, dataset.classes, budget, device)
     return TrainingStep.of(experiment, train_state), budget
 
 

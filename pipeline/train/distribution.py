@@ -119,12 +119,19 @@ def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
             )
 
 
+def device(strategy: tf.distribute.Strategy) -> str:
+    """Kind of device of the replicas: 'tpu', 'gpu' or 'cpu'."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "tpu"
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     """Whether the step asks for compilation by default: on GPUs.
 
     On a TPU the whole of `strategy.run` is compiled anyway; on a CPU XLA is 4 to 5 times slower.
     """
-    return not isinstance(strategy, tf.distribute.TPUStrategy) and bool(tf.config.list_physical_devices("GPU"))
+    return device(strategy) == "gpu"
 
 
 def check_cpu_kernels() -> None:

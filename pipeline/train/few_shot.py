@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from pipeline import files, report
 from pipeline.data import order as orders
 from pipeline.data import reader
+from pipeline.model.classifier import Classifier
 from pipeline.train import checkpoint
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import RunContext
@@ -58,7 +58,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
     return results
 
 
-def extract(model: tf_keras.Model, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
+def extract(model: Classifier, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns the model's features, float32 [examples, channels], and labels [examples], of a split in its order.
 
     Raises:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
+from pipeline.model.classifier import HEAD
+
 
 def unit_norms(values: tf.Tensor) -> tf.Tensor:
     """L2 norms per output unit: over all axes but the last of a weight, over the whole of a vector or scalar.
@@ -60,7 +62,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         weight_decay: float = 2e-5,
         clipping: float | None = 0.01,
         clipping_epsilon: float = 1e-3,
-        unclipped: Sequence[str] = ("linear/kernel",),
+        unclipped: Sequence[str] = (HEAD + "kernel",),
         decayed: Sequence[str] = ("*kernel",),
         name: str = "sgd",
     ):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
+from pipeline.model.classifier import Classifier
 from pipeline.objective import SOFTMAX, Objective, metrics
 from pipeline.train import accumulation
 from pipeline.train.experiment import Experiment
@@ -34,7 +35,7 @@ class TrainingStep:
     `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
     """
 
-    model: tf_keras.Model
+    model: Classifier
     optimizer: tf_keras.optimizers.Optimizer
     ledger: Ledger
     after_update: Callable[[tf.Tensor], None] = lambda step: None
