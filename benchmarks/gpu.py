@@ -15,6 +15,8 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,7 +44,9 @@ def trace(arguments: argparse.Namespace) -> None:
         batch["labels"] = tf.constant(random.integers(0, known.classes, batch["labels"].shape), tf.int64)
         batch |= {name: tf.ones_like(batch[name]) for name in ("label_weights", "weight")}
     compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
-    stored = {"hlo": np.frombuffer(compiled.experimental_get_compiler_ir(batch)(stage="hlo_serialized"), np.uint8)}
+    stored: dict[str, Any] = {
+        "hlo": np.frombuffer(compiled.experimental_get_compiler_ir(batch)(stage="hlo_serialized"), np.uint8)
+    }
     if arguments.values:
         concrete = compiled.get_concrete_function(batch)
         handles = {id(variable.handle): variable for variable in concrete.variables}
@@ -104,7 +108,7 @@ class Step:
         devices = xla_client.DeviceList((self.device,))
         self._executable = backend.get_backend().compile_and_load(module_without_copies(hlo), devices, options)
 
-    def put(self, stored) -> list:
+    def put(self, stored: Mapping[str, np.ndarray]) -> list:
         """The arguments, on the device: those of `stored`, or small random numbers (zeros where integer)."""
         import jax
 
@@ -130,7 +134,7 @@ class Step:
         return [replaced.get(i, value) for i, value in enumerate(inputs)]
 
 
-def _load(path: str):
+def _load(path: str) -> tuple[Step, dict, np.lib.npyio.NpzFile]:
     import jax
 
     stored = np.load(path)
@@ -139,7 +143,7 @@ def _load(path: str):
     return Step(stored["hlo"].tobytes()), what, stored
 
 
-def _compare(step: Step, inputs: list, stored) -> None:
+def _compare(step: Step, inputs: list, stored: np.lib.npyio.NpzFile) -> None:
     """Prints how far the results are from TensorFlow's; raises where they are not the same function's."""
     outputs = step(inputs)
     after = step.next_inputs(inputs, outputs)

@@ -254,7 +254,8 @@ def _fits(value: object, hint: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is None or hint is type(None):
         return value is None
-    return isinstance(value, origin or hint) if inspect.isclass(origin or hint) else True
+    kind = origin or hint
+    return not inspect.isclass(kind) or isinstance(value, kind)
 
 
 def _describe(hint: object) -> str:

@@ -28,6 +28,8 @@ DISTRIBUTIONS = {
     "official": "tf-models-official",
     "orbit": "tf-models-official",
 }
+# Packages that import others without requiring them.
+UNDECLARED = {"tensorflow-datasets": {"importlib-resources"}}
 # Packages outside requirements.txt: functions import them and say what to install, or skip a comparison.
 OPTIONAL = {"img2dataset", "jax", "jaxlib", "timm", "torch", "torchvision"}
 
@@ -117,7 +119,7 @@ def packages(path: str, root: pathlib.Path = ROOT) -> set[str]:
             f"{path} imports {', '.join(unknown)}, not in requirements.txt: add it to requirements.in and run "
             f"`make lock`, or name its distribution in DISTRIBUTIONS of tools/build_file.py."
         )
-    return distributions
+    return distributions.union(*(UNDECLARED.get(name, set()) for name in distributions))
 
 
 def is_entry_point(path: str, root: pathlib.Path = ROOT) -> bool:
@@ -129,7 +131,8 @@ def is_slow(path: str, root: pathlib.Path = ROOT) -> bool:
     """Whether all tests of the file are slow ones."""
     functions = [node for node in ast.parse((root / path).read_text()).body if isinstance(node, ast.FunctionDef)]
     tests = [node for node in functions if node.name.startswith("test_")]
-    return all(any(ast.unparse(mark) == "pytest.mark.slow" for mark in test.decorator_list) for test in tests)
+    slow = [test for test in tests if "pytest.mark.slow" in map(ast.unparse, test.decorator_list)]
+    return bool(tests) and slow == tests
 
 
 def target_name(path: str) -> str:
@@ -161,7 +164,8 @@ def _target(path: str, root: pathlib.Path) -> str:
     if stem.startswith("test_"):
         rule = "py_test"
         whole = stem in REPOSITORY_TESTS
-        deps |= {file for file in python_files(root) if file in TEST_SUPPORT or whole and not file.startswith("tests/")}
+        files = python_files(root)
+        deps |= {file for file in files if file in TEST_SUPPORT or (whole and not file.startswith("tests/"))}
         attributes |= {"srcs": [path, TEST_RUNNER], "main": TEST_RUNNER, "args": [path]}
         attributes["data"] = [":repository" if whole else ":data"]
         if is_slow(path, root):

@@ -1,6 +1,7 @@
 """Export of a trained model as a SavedModel that classifies encoded images with TensorFlow alone."""
 
 import os
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -19,7 +20,7 @@ class Classifier(tf.Module):
       kind: 'softmax' or 'sigmoid', as the model was trained.
     """
 
-    def __init__(self, model: tf_keras.Model, classes: list[str], size: int, top: int = 5, kind: str = "softmax"):
+    def __init__(self, model: tf_keras.Model, classes: Sequence[str], size: int, top: int = 5, kind: str = "softmax"):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
         # In a function, where saving does not look: it would trace the Keras model's own calls as well.

@@ -83,7 +83,7 @@ def write_repository(lock: pathlib.Path, output: pathlib.Path) -> None:
         for path in paths:
             link = output / folder / path
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(distributions[name].locate_file(path))
+            link.symlink_to(pathlib.Path(str(distributions[name].locate_file(path))))
         data = sorted(str(folder / path) for path in paths)
         needed = [f":{dep}" for dep in deps(distributions[name], distributions)]
         targets.append(f'py_library(name = "{name}", data = {data}, imports = ["{folder}"], deps = {needed})\n')
