@@ -69,6 +69,12 @@ def test_deps_by_every_way_to_import(tree):
     }
 
 
+def test_a_file_that_a_test_names_is_its_data(tree):
+    root = tree({"tests/test_a.py": "text = open('requirements.txt').read()\n"})
+    (target,) = targets(build_file.render(root)).values()
+    assert '":data",\n        "requirements.txt",\n' in target
+
+
 def test_packages_by_distribution(tree):
     root = tree(
         {"pipeline/a.py": "import os\nimport numpy.linalg\nfrom PIL import Image\n\ndef f():\n    import jax\n"}

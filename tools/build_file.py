@@ -96,13 +96,11 @@ def imported_names(source: str) -> set[str]:
 
 def dependencies(path: str, root: pathlib.Path = ROOT) -> set[str]:
     """The project's files that `path` imports and, if it is a test, those that it names to run them."""
-    source = (root / path).read_text()
     files = set(python_files(root))
     stems = (name.replace(".", "/") for name in _names(path, root))
     used = {file for stem in stems for file in (f"{stem}.py", f"{stem}/__init__.py")} & files
     if path.startswith("tests/"):
-        constants = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
-        used |= files.intersection(value for value in constants if isinstance(value, str))
+        used |= files & _strings(path, root)
     return used - {path}
 
 
@@ -152,6 +150,13 @@ def _names(path: str, root: pathlib.Path) -> set[str]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _strings(path: str, root: pathlib.Path) -> set[str]:
+    constants = (
+        node.value for node in ast.walk(ast.parse((root / path).read_text())) if isinstance(node, ast.Constant)
+    )
+    return {value for value in constants if isinstance(value, str)}
+
+
 def _pinned(root: pathlib.Path) -> set[str]:
     names = re.findall(r"^([\w.-]+)==", (root / "requirements.txt").read_text(), re.MULTILINE)
     return {re.sub("[._-]+", "-", name).lower() for name in names}
@@ -167,7 +172,8 @@ def _target(path: str, root: pathlib.Path) -> str:
         files = python_files(root)
         deps |= {file for file in files if file in TEST_SUPPORT or (whole and not file.startswith("tests/"))}
         attributes |= {"srcs": [path, TEST_RUNNER], "main": TEST_RUNNER, "args": [path]}
-        attributes["data"] = [":repository" if whole else ":data"]
+        named = _strings(path, root) & {file.name for file in root.iterdir() if file.is_file()}
+        attributes["data"] = [":repository"] if whole else [":data", *sorted(named)]
         if is_slow(path, root):
             attributes["tags"] = ["slow"]
     elif is_entry_point(path, root):
