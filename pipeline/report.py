@@ -12,6 +12,7 @@ from pipeline.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "run.json"
+CONFIG_FILE = "config.gin"
 
 
 class Progress:

@@ -15,7 +15,7 @@ import pytest
 def main() -> int:
     declared = pathlib.Path.cwd()
     copy = pathlib.Path(os.environ["TEST_TMPDIR"]) / declared.name
-    shutil.copytree(declared, copy)
+    shutil.copytree(declared, copy, ignore=shutil.ignore_patterns("external"))  # where Bazel links packages again
     packages = [path for path in sys.path[1:] if pathlib.Path(path).is_dir() and pathlib.Path(path) != declared]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(copy), *packages])  # for programs that the tests start
     sys.path[:] = [str(copy), *packages]

@@ -33,7 +33,7 @@ def create(kind: str = "auto", tpu: str = "", cpu_replicas: int = 1) -> tf.distr
     if kind == "tpu":
         return _tpu_strategy(tpu)
     if kind == "multi_worker":
-        if not json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster"):
+        if not _cluster():
             raise ValueError(
                 "Strategy 'multi_worker' needs TF_CONFIG with the cluster's workers and this task's index, and the "
                 "environment has none: set it on every worker, or use 'mirrored' or 'one_device'."
@@ -45,16 +45,28 @@ def create(kind: str = "auto", tpu: str = "", cpu_replicas: int = 1) -> tf.distr
 
 
 def hosts(strategy: tf.distribute.Strategy) -> int:
-    """How many processes read input, which is the number of input pipelines of `strategy`."""
-    return strategy.extended._input_workers_with_options().num_workers
+    """How many hosts read input, which is the number of input pipelines of `strategy`."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return strategy.extended.num_hosts
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return sum(len(addresses) for job, addresses in _cluster().items() if job in ("chief", "worker"))
+    return 1
 
 
 def process() -> int:
     """Number of this process among those of `TF_CONFIG`: 0 is the chief; 0 without `TF_CONFIG`."""
-    config = json.loads(os.environ.get("TF_CONFIG", "{}"))
-    cluster, task = config.get("cluster", {}), config.get("task", {})
-    before = len(cluster.get("chief", [])) if task.get("type") == "worker" else 0
+    task = _tf_config().get("task", {})
+    before = len(_cluster().get("chief", [])) if task.get("type") == "worker" else 0
     return before + int(task.get("index", 0))
+
+
+def _tf_config() -> dict:
+    return json.loads(os.environ.get("TF_CONFIG", "{}"))
+
+
+def _cluster() -> dict[str, list[str]]:
+    """Job to addresses, as `TF_CONFIG` names them; empty without it."""
+    return _tf_config().get("cluster", {})
 
 
 def is_chief() -> bool:
@@ -100,7 +112,7 @@ def check_cpu_kernels() -> None:
 
 
 def _detect() -> str:
-    if json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster"):
+    if _cluster():
         return "multi_worker"
     if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
         return "tpu"

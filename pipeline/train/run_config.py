@@ -38,7 +38,7 @@ class Loop:
 
     Attributes:
       strategy: 'auto', 'tpu', 'mirrored', 'multi_worker' or 'one_device'; `tpu` and `cpu_replicas` belong to it.
-      steps_per_loop: steps between looks at the outside world, inside one compiled loop.
+      steps_per_loop: steps of one compiled loop; metrics and SIGTERM are polled between loops.
       checkpoint_every: steps between checkpoints.
       keep, keep_every_hours: the newest checkpoints stay, and of older ones one every so many hours (0: none).
       background_checkpoints: write checkpoints while training goes on.
@@ -67,6 +67,14 @@ class Loop:
                 raise ValueError(f"Loop.{name} must be at least 1, found {getattr(self, name)}.")
         if self.on_ledger_mismatch not in ("stop", "warn"):
             raise ValueError(f"Loop.on_ledger_mismatch is {self.on_ledger_mismatch!r}; expected 'stop' or 'warn'.")
+
+    def steps_per_inner_loop(self, step: int) -> int:
+        """Steps of the inner loop that starts at `step`: to the next multiple of what happens between loops."""
+        return min(every - step % every for every in (self.steps_per_loop, self.checkpoint_every))
+
+    def uses_xla(self, strategy: tf.distribute.Strategy) -> bool:
+        """Whether the training step is compiled under `strategy`."""
+        return distribution.uses_xla(strategy) if self.xla is None else self.xla
 
     def create_strategy(self) -> tf.distribute.Strategy:
         """The distribution strategy."""
