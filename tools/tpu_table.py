@@ -1,9 +1,9 @@
 """Compiles the study's variants for a core of TPU v4 and keeps their speeds in pipeline/model/tpu_v4_speeds.json.
 
-    python tools/tpu_table.py [--variants F0 F3] [--anew]
+    python tools/tpu_table.py [--variants F0 F3] [--recompile]
 
 Each variant takes minutes and is written when it is done; what the file has from the same compiler is not compiled
-again without --anew. Prints the table as Markdown, beside what the paper reports.
+again without --recompile. Prints the table as Markdown, beside what the paper reports.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def markdown(rows: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which")
-    parser.add_argument("--anew", action="store_true", help="compile again what the file has")
+    parser.add_argument("--recompile", action="store_true", help="compile again what the file has")
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     compiler.end_with_its_processes()
@@ -94,7 +94,7 @@ def main() -> None:
         with open(arguments.output) as file:
             rows = json.load(file)["variants"]
     for name in arguments.variants:
-        if arguments.anew or rows.get(name, {}).get("versions") != compiler.versions():
+        if arguments.recompile or rows.get(name, {}).get("versions") != compiler.versions():
             rows[name] = compile_variant(name)
             rows = {each: rows[each] for each in VARIANTS if each in rows}
             table = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, "variants": rows}

@@ -81,7 +81,7 @@ class Mixing:
 
 
 def _next(start: int, end: int, repeats: int) -> tf.Tensor:
-    """For each place in [start, end) the place `repeats` further on, beginning anew at the end."""
+    """For each place in [start, end) the place `repeats` further on, wrapping around at the end."""
     return start + (tf.range(end - start) + repeats) % (end - start)
 
 
