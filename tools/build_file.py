@@ -48,8 +48,15 @@ filegroup(
             "pipeline/**",
             "tests/**",
         ],
-        exclude = ["**/*.py"],
-    ) + glob(["**/__init__.py"]) + ["pyproject.toml"],
+        exclude = [
+            "**/*.py",
+            "**/__pycache__/**",
+        ],
+    ) + glob([
+        "beam/**/__init__.py",
+        "pipeline/**/__init__.py",
+        "tests/**/__init__.py",
+    ]) + ["pyproject.toml"],
 )
 
 filegroup(
@@ -57,13 +64,20 @@ filegroup(
     srcs = glob(
         [
             "*",
-            "**/*.py",
+            "beam/**",
             "benchmarks/**",
             "docs/**",
+            "examples/**",
+            "gin/**",
+            "pipeline/**",
+            "tests/**",
+            "tools/**",
         ],
-        exclude = [".*"],
-        exclude_directories = 1,
-    ) + [":data"],
+        exclude = [
+            ".*",
+            "**/__pycache__/**",
+        ],
+    ),
 )
 '''
 
