@@ -26,7 +26,7 @@ class Classifier(tf.Module):
     ):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
-        # In a function, where saving does not look: it would trace the Keras model's own calls as well.
+        # In a function, which saving does not track: it would trace the Keras model's own calls as well.
         self._logits = lambda images: tf.cast(model(images, training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size

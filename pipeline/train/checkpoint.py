@@ -49,14 +49,14 @@ class Saved:
 
 
 def folder(directory: str, step: int) -> str:
-    """Where the checkpoint of `step` lies."""
+    """The folder of the checkpoint of `step`."""
     return os.path.join(directory, f"step-{step:08d}")
 
 
 class Writer:
     """Writes checkpoints of `state` (group name to variable name to variable) into `directory`.
 
-    With `background=True` the variables are copied and the files are written and committed while training goes on;
+    With `background=True` the variables are copied and the files are written and committed during training;
     `wait` waits for the last one. A failed write raises at the next call.
     """
 
@@ -116,7 +116,7 @@ def _failing_cleanly(path: str):
             tf.io.gfile.rmtree(path)
         raise CheckpointError(
             f"Could not write the checkpoint {path}: {str(error).splitlines()[0]}. Earlier checkpoints are whole; make "
-            "room or fix the permissions, and run the same command again to go on from the last one."
+            "room or fix the permissions, and run the same command again to continue from the last one."
         ) from error
 
 

@@ -25,7 +25,7 @@ class RunComponents:
     state: states.TrainState
 
     def ledger_entries(self) -> list[Entry]:
-        """What each epoch has consumed so far, beside what the manifest expects."""
+        """What each epoch has consumed so far, and what the manifest expects."""
         split = self.records.split
         return self.state.ledger.entries(self.budget.expected, split.written, split.id_checksum)
 

@@ -55,7 +55,7 @@ def save(model: tf_keras.Model, directory: str, origin: str) -> str:
 
     Args:
       model: an NFNet.
-      directory: where `main.py` will look for it.
+      directory: of the run, for `main.py`.
       origin: path of the file or folder that the weights came from.
 
     Raises:

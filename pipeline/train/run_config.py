@@ -1,4 +1,4 @@
-"""What a run is told beside its experiment: where it works, and how."""
+"""The settings of a run that do not change what it learns: its folder, its devices, its loops."""
 
 import dataclasses
 import os
@@ -15,9 +15,9 @@ class RunContext:
     Attributes:
       model_dir: folder of the run.
       config: the configuration as gin text, saved as `config.gin`.
-      bindings: what decides the result, `configurable.parameter` to value; a run goes on only under the same.
+      bindings: what decides the result, `configurable.parameter` to value; a run continues only under the same.
       config_digest: SHA-256 of `bindings`.
-      force_resume: go on although configuration or data changed since the checkpoint.
+      force_resume: continue although configuration or data changed since the checkpoint.
     """
 
     model_dir: str
@@ -41,7 +41,7 @@ class Loop:
       steps_per_loop: steps of one compiled loop; metrics and SIGTERM are polled between loops.
       checkpoint_every: steps between checkpoints.
       keep, keep_every_hours: the newest checkpoints stay, and of older ones one every so many hours (0: none).
-      background_checkpoints: write checkpoints while training goes on.
+      background_checkpoints: write checkpoints during training.
       evaluate_every_epochs: evaluate so often, and always at the end; None: only at the end.
       eval_batch: global batch of evaluation; the training batch where None.
       xla: compile the step; None compiles on TPUs and GPUs.
