@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,6 +29,8 @@ sys.path[0] = ROOT
 _DIFFERENT = 400  # different images; the others are hard links to them
 _CHUNK = 8  # images that a thread takes at once, as in the job
 _SIDE = 256
+
+Work = Callable[[], object]
 
 
 def make_images(folder: str, count: int) -> None:
@@ -52,14 +55,14 @@ def _paths(folder: str) -> list[str]:
     return [entry.path for part in sorted(os.scandir(folder), key=lambda e: e.name) for entry in os.scandir(part)]
 
 
-def _in_threads(function, paths: list[str]) -> None:
+def _in_threads(function: Callable[[str], object], paths: list[str]) -> None:
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda chunk: [function(path) for path in chunk], chunks):
             pass
 
 
-def decoding(folder: str, output: str):
+def decoding(folder: str, output: str) -> Work:
     """Reading and decoding, nothing else: the limit of what checks every image."""
     import tensorflow as tf
 
@@ -72,7 +75,7 @@ def decoding(folder: str, output: str):
     return lambda: _in_threads(decode, paths)
 
 
-def job(folder: str, output: str, *flags: str):
+def job(folder: str, output: str, *flags: str) -> Work:
     """The job, checking every image and passing it through."""
     from beam import launch
 
@@ -90,17 +93,17 @@ def job(folder: str, output: str, *flags: str):
     return lambda: build(folder, output)
 
 
-def job_resizing(folder: str, output: str):
+def job_resizing(folder: str, output: str) -> Work:
     """The job, shrinking every image to a shorter side of 256 and encoding it again."""
     return job(folder, output, f"--resize={_SIDE}")
 
 
-def job_deduplicating(folder: str, output: str):
+def job_deduplicating(folder: str, output: str) -> Work:
     """The job, removing exact copies, which reads and hashes every image first."""
     return job(folder, output, "--duplicates=report", "--duplicate_distance=-1")
 
 
-def img2dataset(folder: str, output: str):
+def img2dataset(folder: str, output: str) -> Work:
     """img2dataset's resizer to the same size and quality; it writes nothing."""
     from img2dataset.resizer import Resizer
 
@@ -123,7 +126,7 @@ def img2dataset(folder: str, output: str):
     return lambda: _in_threads(resize, paths)
 
 
-def tfds_writer(folder: str, output: str):
+def tfds_writer(folder: str, output: str) -> Work:
     """The TFDS Beam writer on the same files and runner; it checks nothing."""
     import apache_beam as beam
     import tensorflow_datasets as tfds
@@ -228,11 +231,12 @@ def main() -> None:
         ("resizing and writing / img2dataset's resizer", "job_resizing", "img2dataset", 1.0),
         ("checking and writing / TFDS Beam writer", "job", "tfds_writer", 3.0),
     ):
-        if results[ours] and results[theirs]:
-            wall, core = (results[ours][rate] / results[theirs][rate] for rate in ("rate", "core_rate"))
+        if (our := results[ours]) and (their := results[theirs]):
+            wall, core = (our[rate] / their[rate] for rate in ("rate", "core_rate"))
             print(f"{text:<46} {wall:5.2f} by the clock, {core:5.2f} by processor time (goal {goal})")
-    if len(memory) == 2 and all(memory):
-        ratio = memory[1]["peak"] / memory[0]["peak"]
+    peaks = [measured["peak"] for measured in memory if measured]
+    if len(peaks) == 2:
+        ratio = peaks[1] / peaks[0]
         print(f"peak memory, {flags.many:,} images / 2,000 images    {ratio:5.2f} (goal: flat)")
 
 

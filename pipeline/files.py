@@ -1,6 +1,7 @@
 """Files on this machine's disk or on a file system of TensorFlow's (`gs://`), written whole or not at all."""
 
 import os
+import typing
 import uuid
 from collections.abc import Iterable
 
@@ -10,7 +11,7 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def opened(path: str, mode: str):
+def opened(path: str, mode: str) -> typing.IO:
     """The file at `path`, opened for text or bytes: through TensorFlow only where it is remote.
 
     TensorFlow reads half a megabyte at each place, needed or not, writes without letting other Python threads run, and
