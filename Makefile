@@ -8,7 +8,7 @@ BAZEL_FLAGS := --jobs=2 --repo_env=PYTHON=$(abspath $(RUN))
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation study test test-all bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-gpu setup-tpu tpu-table lock clean
+.PHONY: help setup quickstart ablation study test test-all bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,15 @@ setup-tpu: $(VENV)/tpu ## also install the TPU compiler, for pipeline/tpu_check.
 
 $(VENV)/tpu: requirements-tpu.txt $(READY)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-tpu.txt
+	@touch $@
+
+setup-tpu-vm: $(VENV)-tpu-vm/ready ## on a TPU VM: make .venv-tpu-vm, whose TensorFlow has a TPU's kernels
+
+# The lock is complete, and packages that ask for tensorflow must not get it: so without dependencies.
+$(VENV)-tpu-vm/ready: requirements.txt requirements-tpu-vm.txt
+	"$(PYTHON)" -m venv $(VENV)-tpu-vm
+	sed 's/^tensorflow==/tensorflow-tpu==/' requirements.txt | cat - requirements-tpu-vm.txt > $(VENV)-tpu-vm/requirements.txt
+	$(VENV)-tpu-vm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r $(VENV)-tpu-vm/requirements.txt
 	@touch $@
 
 quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER for your own
