@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+JOBS ?= 2
 BAZEL_FLAGS := --jobs=2 --repo_env=PYTHON=$(abspath $(RUN))
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -42,11 +43,11 @@ study: setup ## a real scaling study in small, on the demo images
 	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo.gin
 	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 
-test: setup ## the quick tests; JOBS=2 for two processes
-	$(RUN) -m pytest $(if $(JOBS),-n $(JOBS) --dist loadfile)
+test: setup ## the quick tests, in two processes
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 test-all: setup ## every test, the slow ones too, and the quick ones in Bazel
-	$(RUN) -m pytest -m '' $(if $(JOBS),-n $(JOBS) --dist loadfile)
+	$(RUN) -m pytest -m '' -n $(JOBS) --dist loadfile
 	$(MAKE) bazel-test
 
 bazel-test: setup ## build every target of BUILD and run the quick tests, each with only what it declares

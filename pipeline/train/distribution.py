@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -85,7 +86,7 @@ def of_all_processes(strategy: tf.distribute.Strategy, value: int) -> set[int]:
 
 
 @functools.cache
-def _gathering(strategy: tf.distribute.Strategy):
+def _gathering(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
     """Gathers a number of each replica; traced once, where `strategy.gather` would be at each call."""
 
     def gather(value):
@@ -98,6 +99,21 @@ def _gathering(strategy: tf.distribute.Strategy):
         return strategy.experimental_local_results(strategy.run(gather, args=(value,)))[0]
 
     return run
+
+
+def update_locally(
+    variables: Sequence[tf.Variable], update: Callable[..., object], *values: Sequence[tf.Tensor]
+) -> None:
+    """Calls `update(variable, value, ...)` for each variable, on each replica's copy; inside `strategy.run`.
+
+    Nothing is communicated. Keras' optimisers update in this way; TensorFlow has no public function for it.
+    """
+
+    def update_all(strategy, *values):
+        for variable, arguments in zip(variables, zip(*values, strict=True), strict=True):
+            strategy.extended.update(variable, update, args=arguments, group=False)
+
+    tf.__internal__.distribute.interim.maybe_merge_call(update_all, tf.distribute.get_strategy(), *values)
 
 
 def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
