@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import textwrap
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,13 +19,14 @@ from pipeline.files import write_atomically
 FILE = "report.md"
 _TILE = 128  # pixels
 _SAMPLE = 24
+_Tile = tuple[Image.Image | None, str]  # with its caption
 _NAMED = 40  # up to so many classes, each gets a bar with its name
 
 
 def write(
     spec: shards.BuildSpec,
     classes: list[str],
-    results: list[tuple[str, int, dict]],
+    results: list[shards.ShardResult],
     splits: dict[str, manifest.Split],
     rejected: str,
     pairs: str | None,
@@ -34,7 +36,7 @@ def write(
     Args:
       spec: the build.
       classes: class names in label order.
-      results: (split, shard number, summary) of every shard.
+      results: of every shard.
       splits: what the manifest says of each split.
       rejected, pairs: the JSON lines files of refused images and of duplicates, if there are any.
     """
@@ -63,7 +65,14 @@ def write(
     write_atomically(os.path.join(spec.output_dir, FILE), content, several_writers=True)
 
 
-def _text(spec, classes, counts, results, splits, pictures: set[str]) -> str:
+def _text(
+    spec: shards.BuildSpec,
+    classes: list[str],
+    counts: np.ndarray,
+    results: list[shards.ShardResult],
+    splits: dict[str, manifest.Split],
+    pictures: set[str],
+) -> str:
     lines = [f"# {spec.name}", "", "| split | listed | written | refused | shards | GiB |", "|---|---|---|---|---|---|"]
     for name, split in splits.items():
         size = sum(part.bytes for part in split.shards) / 2**30
@@ -109,14 +118,15 @@ def _class_lines(classes: list[str], counts: np.ndarray) -> list[str]:
     ]
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A Matplotlib figure and its axes."""
     from matplotlib.figure import Figure  # here: workers that only write shards do not need it
 
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _png(figure) -> bytes:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -156,31 +166,31 @@ def _size_figure(sides: dict[int, int]) -> bytes:
     return _png(figure)
 
 
-def _written(spec, results, classes) -> list[tuple[Image.Image | None, str]]:
+def _written(spec: shards.BuildSpec, results: list[shards.ShardResult], classes: list[str]) -> list[_Tile]:
     """The first records of each shard: they are ordered by hash of the key, so this is a random sample."""
     filled = [stats for _, _, stats in results if stats["examples"]]
-    tiles = []
+    tiles: list[_Tile] = []
     for number, stats in itertools.product(range(_SAMPLE), filled):
         if len(tiles) == _SAMPLE:
             break
         if number < stats["examples"]:
             path = os.path.join(spec.output_dir, stats["file"])
             payload = shard.read_records(path, shard.read_index(path, stats["examples"]), number, 1)[0]
-            values = record.decode(payload)
+            values = record.decode(payload or b"")
             labels = [values["label"]] if "label" in values else values["labels"]
             title = ", ".join(classes[label] for label in labels)
             tiles.append((_thumbnail(values["image"], spec), title))
     return tiles
 
 
-def _refused(spec, path: str | None) -> list[tuple[Image.Image | None, str]]:
+def _refused(spec: shards.BuildSpec, path: str | None) -> list[_Tile]:
     return [
         (_from_location(row["path"], row["offset"], row["size"], spec), f"{row['reason']}: {row['key']}")
         for row in _rows(path, _SAMPLE)
     ]
 
 
-def _pairs(spec, path: str | None) -> list[tuple[Image.Image | None, str]]:
+def _pairs(spec: shards.BuildSpec, path: str | None) -> list[_Tile]:
     tiles = []
     for row in _rows(path, _SAMPLE):
         for which in ("", "other_"):
@@ -216,7 +226,7 @@ def _thumbnail(data: bytes, spec: shards.BuildSpec) -> Image.Image | None:
         return None
 
 
-def _sheet(tiles: list[tuple[Image.Image | None, str]], columns: int) -> bytes | None:
+def _sheet(tiles: list[_Tile], columns: int) -> bytes | None:
     """A contact sheet: each image (or an empty frame) with a line under it."""
     if not tiles:
         return None

@@ -4,11 +4,13 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from beam import duplicates, files, images
 from beam.examples import SourceExample, text
 from beam.options import ImageSettings
 
+Outcome = TypeVar("Outcome")
 _CHUNK = 8  # images that a thread takes at once
 DUPLICATE_KEY = images.Refused("duplicate_key", "listed more than once; one entry is read, if possible a valid one")
 
@@ -42,13 +44,15 @@ def read(example: SourceExample, limit: int) -> bytes:
         raise images.Refused("unreadable", getattr(error, "strerror", None) or str(error)) from error
 
 
-def outcomes(examples: list[SourceExample], function: Callable) -> Iterator[tuple[SourceExample, object]]:
+def outcomes(
+    examples: list[SourceExample], function: Callable[[SourceExample], Outcome]
+) -> Iterator[tuple[SourceExample, Outcome | images.Refused]]:
     """Each example of a shard, in order, with what `function` returns for it; computed in threads, a few ahead.
 
     An example whose key came before is refused and not given to `function`.
     """
 
-    def chunk(first: int) -> list:
+    def chunk(first: int) -> list[Outcome | images.Refused]:
         part = range(first, min(first + _CHUNK, len(examples)))
         repeated = (i > 0 and examples[i - 1].key == examples[i].key for i in part)
         return [DUPLICATE_KEY if again else function(examples[i]) for i, again in zip(part, repeated, strict=True)]
@@ -59,9 +63,11 @@ def outcomes(examples: list[SourceExample], function: Callable) -> Iterator[tupl
             yield from zip(examples[first : first + _CHUNK], results, strict=True)
 
 
-def _ahead(pool, function: Callable, arguments: Iterable, depth: int) -> Iterator[tuple]:
+def _ahead(
+    pool: concurrent.futures.Executor, function: Callable[[int], Outcome], arguments: Iterable[int], depth: int
+) -> Iterator[tuple[int, Outcome]]:
     """(argument, function(argument)) in order, at most `depth` of them under way: bounded memory."""
-    waiting = collections.deque()
+    waiting: collections.deque[tuple[int, concurrent.futures.Future[Outcome]]] = collections.deque()
     for argument in arguments:
         waiting.append((argument, pool.submit(function, argument)))
         if len(waiting) > depth:

@@ -12,12 +12,12 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from beam.examples import SourceExample, location, name_bytes, text
+from beam.examples import SourceExample, name_bytes, text
 
 EXACT_ONLY = -1  # a distance below every distance
 SUFFIX = ".hashes"
@@ -40,11 +40,16 @@ class HashedImage(NamedTuple):
     content: bytes
     perceptual: int
 
+    @property
+    def location(self) -> tuple[bytes, bytes, int, int]:
+        """Key, path, offset and size."""
+        return self[:4]
+
     @classmethod
     def of(cls, example: SourceExample, data: bytes) -> "HashedImage":
         """The hashes of an example whose encoded image, as a record holds it, is `data`."""
         content, perceptual = hashes(data)
-        return cls(example.key, example.path, example.offset, example.size, content, perceptual)
+        return cls(*example.location, content, perceptual)
 
 
 class Pair(NamedTuple):
@@ -60,7 +65,7 @@ class Pair(NamedTuple):
         locations = {
             f"{prefix}{column}": text(value) if isinstance(value, bytes) else value
             for prefix, image in (("", self.image), ("other_", self.other))
-            for column, value in zip(_COLUMNS[:4], location(image), strict=True)
+            for column, value in zip(_COLUMNS[:4], image.location, strict=True)
         }
         return {**locations, "reason": self.reason, "distance": self.distance}
 
@@ -102,7 +107,7 @@ def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> 
     """
     images = _by_key(group[1])
     yield "first", images[0]
-    first_of_content = {}
+    first_of_content: dict[bytes, HashedImage] = {}
     for image in images:
         earlier = first_of_content.setdefault(image.content, image)
         if earlier is not image:
@@ -203,7 +208,7 @@ def to_csv(images: Iterable[HashedImage]) -> Iterator[bytes]:
     yield flushed()
 
 
-def read_csv(file) -> Iterator[HashedImage]:
+def read_csv(file: BinaryIO) -> Iterator[HashedImage]:
     """Reads what `to_csv` wrote; `path`, `offset` and `size` may be missing in a file from elsewhere.
 
     Raises:

@@ -1,13 +1,14 @@
 """A listed image: its key, where its bytes are stored, and its labels."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from pipeline.data import record
 
 WHOLE_FILE = -1
+Label = TypeVar("Label", str, int)
 
 
-class SourceExample(NamedTuple):
+class SourceExample(NamedTuple, Generic[Label]):
     """One listed image. Names are bytes, because a file name need not be text.
 
     Between workers it is a plain tuple (`tuple(example)`, `SourceExample._make(values)`), which takes 35 bytes less.
@@ -16,7 +17,8 @@ class SourceExample(NamedTuple):
       key: its name in the source, unique there.
       path, offset, size: where its bytes are stored. With offset `WHOLE_FILE` they are the whole file, and `size` is
         what the listing says of it; -1: not known.
-      labels: class names from a source; class indices after `ingest.to_shard`.
+      labels: class names from a source, `SourceExample[str]`; class indices after `ingest.to_shard`,
+        `SourceExample[int]`.
       weights: one for each label.
       refusal: (reason, detail) where the listing itself cannot accept it.
     """
@@ -25,17 +27,17 @@ class SourceExample(NamedTuple):
     path: bytes
     offset: int = WHOLE_FILE
     size: int = -1
-    labels: tuple[str, ...] | tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
     weights: tuple[float, ...] = ()
     refusal: tuple[str, str] | None = None
 
+    @property
+    def location(self) -> tuple[bytes, bytes, int, int]:
+        """Key, path, offset and size."""
+        return self[:4]
 
-def location(example) -> tuple[bytes, bytes, int, int]:
-    """Key, path, offset and size: of a `SourceExample`, or of a `HashedImage`."""
-    return example.key, example.path, example.offset, example.size
 
-
-def to_record(example: SourceExample, image: bytes, label_kind: str) -> bytes:
+def to_record(example: SourceExample[int], image: bytes, label_kind: str) -> bytes:
     """The serialised record of an example whose labels are class indices, with the encoded `image`."""
     values = {
         "image": image,

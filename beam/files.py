@@ -3,9 +3,10 @@
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.files import is_remote
@@ -15,7 +16,7 @@ class TooLarge(OSError):
     """There are more bytes than may be read; nothing was read."""
 
 
-def open_to_read(path: str):
+def open_to_read(path: str) -> BinaryIO:
     """The file at `path`, opened to read bytes, never decompressed.
 
     Raises:
@@ -27,7 +28,7 @@ def open_to_read(path: str):
     return _file_system(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
-def _file_system(path: str):
+def _file_system(path: str) -> FileSystem:
     try:
         return FileSystems.get_filesystem(path)
     except ValueError as error:  # an unknown scheme, or a flag of its file system is missing
@@ -79,7 +80,7 @@ def join(folder: str, name: str) -> str:
     return FileSystems.join(folder, name)
 
 
-def common_folder(paths: list[str]) -> str:
+def common_folder(paths: Iterable[str]) -> str:
     """The deepest folder that holds all files at `paths`, with a slash at its end."""
     levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
     shared = itertools.takewhile(lambda names: len(set(names)) == 1, levels)

@@ -22,7 +22,7 @@ def finalize(
     spec: shards.BuildSpec,
     indices: dict[str, int],
     classes_given: bool,
-    results: Iterable[tuple[str, int, dict]],
+    results: Iterable[shards.ShardResult],
 ) -> None:
     """Writes what makes committed shards a record set, `manifest.json` last.
 
@@ -31,7 +31,7 @@ def finalize(
       spec: the build.
       indices: class name to label, in label order.
       classes_given: the user named the classes: then some may have no image.
-      results: (split, shard number, summary) of every shard, with the summary as `summary` makes it.
+      results: of every shard, with statistics as `summary` shortens them.
 
     Raises:
       BuildError: images got lost, nothing was written, or a class has no image.
@@ -54,7 +54,7 @@ def summary(stats: dict) -> dict:
     return {**stats, "rejected": dict(sorted(reasons.items())), "pairs": len(stats["pairs"])}
 
 
-def _by_split(results) -> dict[str, list[dict]]:
+def _by_split(results: list[shards.ShardResult]) -> dict[str, list[dict]]:
     splits = collections.defaultdict(list)
     for split, _, stats in results:
         splits[split].append(stats)
@@ -62,7 +62,7 @@ def _by_split(results) -> dict[str, list[dict]]:
 
 
 def _split(summaries: list[dict]) -> manifest.Split:
-    rejected = collections.Counter()
+    rejected: collections.Counter[str] = collections.Counter()
     for stats in summaries:
         rejected.update(stats["rejected"])
     return manifest.Split(
@@ -76,7 +76,7 @@ def _split(summaries: list[dict]) -> manifest.Split:
     )
 
 
-def _write_rows(spec: shards.BuildSpec, results, name: str, field: str) -> str:
+def _write_rows(spec: shards.BuildSpec, results: list[shards.ShardResult], name: str, field: str) -> str:
     """Writes the rows that all shards have in one field of their statistics, in the order of the shards."""
 
     def rows() -> Iterator[str]:
@@ -91,7 +91,14 @@ def _write_rows(spec: shards.BuildSpec, results, name: str, field: str) -> str:
     return path
 
 
-def _check(spec: shards.BuildSpec, classes, classes_given, results, splits, listed: int) -> None:
+def _check(
+    spec: shards.BuildSpec,
+    classes: list[str],
+    classes_given: bool,
+    results: list[shards.ShardResult],
+    splits: dict[str, manifest.Split],
+    listed: int,
+) -> None:
     refused = os.path.join(spec.output_dir, REJECTED)
     arrived = sum(split.listed for split in splits.values())
     if arrived != listed:
@@ -141,7 +148,7 @@ def _write_tfds(spec: shards.BuildSpec, classes: list[str], splits: dict[str, ma
     )
 
 
-def _remove_stale(spec: shards.BuildSpec, results) -> None:
+def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> None:
     """Removes what earlier builds under this name left, and what killed attempts left half-written."""
     kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if spec.duplicate_policy != "off" else set())
     current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {REJECTED, build_report.FILE}

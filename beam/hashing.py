@@ -5,13 +5,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import tensorflow as tf
 
 from beam import checks, images, shards
 from beam.duplicates import SUFFIX, HashedImage, Reference, read_csv, to_csv
 from beam.errors import BuildError
-from beam.examples import SourceExample, location, name_bytes
+from beam.examples import SourceExample, name_bytes
 from pipeline import files
 from pipeline.data import manifest, record, shard
 
@@ -34,7 +35,7 @@ def hash_shard(
     previous = _origin(path)
     if spec.retry_rejected or previous != origin:  # a repaired file may have the same size
         reusable = spec.retry_rejected and previous.get("settings") == settings
-        hashes = {location(image): image for image in _read_file(path)} if reusable else {}
+        hashes = {image.location: image for image in _read_file(path)} if reusable else {}
         computed = _compute(spec, examples, reference, hashes)
         lines = itertools.chain([json.dumps(origin).encode() + b"\n"], to_csv(computed))
         files.write_atomically(path, lines, several_writers=True)
@@ -53,8 +54,8 @@ def _compute(
     spec: shards.BuildSpec, examples: list[SourceExample], reference: Reference | None, hashes: dict
 ) -> Iterator[HashedImage]:
     def outcome(example: SourceExample) -> HashedImage | None:
-        if location(example) in hashes and not example.refusal:
-            return hashes[location(example)]
+        if example.location in hashes and not example.refusal:
+            return hashes[example.location]
         result = checks.checked(example, spec.image_settings, reference)
         return HashedImage.of(example, result.data) if isinstance(result, images.Encoded) else None
 
@@ -105,7 +106,7 @@ def _read_file(path: str) -> Iterator[HashedImage]:
         yield from read_csv(file)
 
 
-def _skip_origin(file) -> None:
+def _skip_origin(file: BinaryIO) -> None:
     if not file.readline().startswith(b"{"):
         file.seek(0)
 

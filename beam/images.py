@@ -11,6 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from PIL import Image
 
+from beam.duplicates import Pair
 from beam.options import ImageSettings
 from pipeline.data import rgb
 
@@ -22,10 +23,10 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 class Refused(Exception):
     """The image cannot become a record: `reason` is one word to count by, `detail` a sentence.
 
-    `pair`: of a duplicate, the `duplicates.Pair`.
+    `pair`: of a duplicate, with the other image.
     """
 
-    def __init__(self, reason: str, detail: str, pair=None):
+    def __init__(self, reason: str, detail: str, pair: Pair | None = None):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
@@ -63,7 +64,7 @@ def normalise(data: bytes, settings: ImageSettings) -> Encoded:
     if animated:
         raise Refused("animated", "more than one frame")
     if passes:
-        _decode(data, image.format, (height, width))
+        _decode(data, image.format == "PNG", (height, width))
         return Encoded(data, width, height, passed=True)
     return _encode_again(image, data, settings)
 
@@ -83,17 +84,17 @@ def _open(data: bytes) -> Image.Image:
         raise _failure(data, f"{type(error).__name__}: {error}") from error
 
 
-def _decode(data: bytes, image_format: str, size: tuple[int, int]) -> None:
+def _decode(data: bytes, is_png: bool, size: tuple[int, int]) -> None:
     """Decodes with TensorFlow, as training will; refuses what it refuses.
 
     A JPEG is decoded at an eighth of its size: that reads all of the coded data, which is where decoding can fail, and
     saves the arithmetic on pixels, which cannot.
     """
     try:
-        if image_format == "PNG":
+        if is_png:
             expected, shape = size, tf.io.decode_png(data, channels=3).shape
         else:
-            expected = tuple(-(-side // 8) for side in size)
+            expected = (-(-size[0] // 8), -(-size[1] // 8))
             shape = tf.io.decode_jpeg(data, channels=3, ratio=8).shape
     except tf.errors.OpError as error:
         raise _failure(data, error.message) from error
@@ -126,7 +127,7 @@ def _encode_again(image: Image.Image, data: bytes, settings: ImageSettings) -> E
     else:
         pixels.save(buffer, "PNG")
     encoded = buffer.getvalue()
-    _decode(encoded, "JPEG" if lossy else "PNG", (pixels.height, pixels.width))
+    _decode(encoded, not lossy, (pixels.height, pixels.width))
     return Encoded(encoded, pixels.width, pixels.height, passed=False)
 
 
@@ -135,5 +136,5 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
     shorter = min(image.size)
     if not 0 < side < shorter:
         return image
-    size = tuple(max(1, round(n * side / shorter)) for n in image.size)
-    return image.resize(size, Image.Resampling.BOX)
+    width, height = (max(1, round(n * side / shorter)) for n in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)

@@ -60,14 +60,14 @@ def read_classes(path: str) -> list[str]:
     return names
 
 
-def list_part(part: bytes, source: Source) -> Iterator[SourceExample]:
+def list_part(part: bytes, source: Source) -> Iterator[SourceExample[str]]:
     """Lists one part of the source, counting for the progress line."""
     for example in source.examples(text(part)):
         progress.count("listed", 1)
         yield example
 
 
-def labels_of(example: SourceExample) -> Iterable[str]:
+def labels_of(example: SourceExample[str]) -> Iterable[str]:
     """The class names of an example."""
     return example.labels
 
@@ -77,9 +77,12 @@ def to_indices(names: set[str], source: Source) -> dict[str, int]:
     return {name: index for index, name in enumerate(source.label_order(names))}
 
 
-def to_shard(example: SourceExample, spec: shards.BuildSpec, indices: dict[str, int]) -> tuple[tuple[str, int], tuple]:
+def to_shard(
+    example: SourceExample[str], spec: shards.BuildSpec, indices: dict[str, int]
+) -> tuple[tuple[str, int], tuple]:
     """((split, shard number), the example with class indices for labels, as a plain tuple)."""
-    labels, refusal = (), example.refusal
+    labels: tuple[int, ...] = ()
+    refusal = example.refusal
     if len(example.key) > _LONGEST_KEY:
         refusal = refusal or ("bad_row", f"a key of {len(example.key):,} bytes; at most {_LONGEST_KEY:,}")
     try:
@@ -88,7 +91,7 @@ def to_shard(example: SourceExample, spec: shards.BuildSpec, indices: dict[str, 
         refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(indices)} classes")
     if spec.label_kind == record.SINGLE_LABEL and len(labels) != 1:
         refusal = refusal or ("bad_row", f"{len(labels)} labels in a source of one label an image")
-    return shards.shard_of(example.key, spec), tuple(example._replace(labels=labels, refusal=refusal))
+    return shards.shard_of(example.key, spec), (*example.location, labels, example.weights, refusal)
 
 
 def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | None:
@@ -106,7 +109,9 @@ def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | 
     )
 
 
-def _pairs(examples, spec: AsSingleton, options: BuildOptions, reference) -> beam.PCollection:
+def _pairs(
+    examples: beam.PCollection, spec: AsSingleton, options: BuildOptions, reference: AsSingleton | None
+) -> beam.PCollection:
     """((split, shard number), pair) for every image that is a duplicate of another in the set."""
     distance, both = options.duplicate_distance, options.duplicates == "drop"
     alike = (
@@ -129,7 +134,9 @@ def _pairs(examples, spec: AsSingleton, options: BuildOptions, reference) -> bea
     return pairs | "All pairs" >> beam.Flatten() | "Place pairs" >> beam.Map(place_pair, spec)
 
 
-def hash_shard(group: tuple, spec: shards.BuildSpec, reference) -> Iterator[duplicates.HashedImage]:
+def hash_shard(
+    group: tuple, spec: shards.BuildSpec, reference: duplicates.Reference | None
+) -> Iterator[duplicates.HashedImage]:
     """The hashes of one shard's usable images."""
     (split, index), examples = group
     yield from hashing.hash_shard(spec, split, index, _examples(examples), reference)
@@ -158,14 +165,14 @@ def every_shard(spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], None]
             yield (split, index), None
 
 
-def shard_summary(group: tuple, spec: shards.BuildSpec, reference) -> tuple[str, int, dict]:
+def shard_summary(group: tuple, spec: shards.BuildSpec, reference: duplicates.Reference | None) -> shards.ShardResult:
     """Writes one shard; returns (split, shard number, what the end of the build needs of it)."""
     (split, index), values = group
     stats = writing.commit_shard(spec, split, index, _examples(values["examples"]), values.get("pairs", ()), reference)
     return split, index, finalize.summary(stats)
 
 
-def _examples(group: Iterable[tuple | None]) -> Iterator[SourceExample]:
+def _examples(group: Iterable[tuple | None]) -> Iterator[SourceExample[int]]:
     return (SourceExample._make(values) for values in group if values is not None)
 
 

@@ -1,6 +1,7 @@
 """What depends on the whole listing: which keys are held out, and how many shards there are."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton
@@ -61,9 +62,9 @@ def complete(
             raise BuildError(
                 "--shard_mib needs the sizes of the images, and this source does not tell them: give --shards."
             )
-        size = size * count / sized + count * _RECORD_OVERHEAD
+        estimate = size * count / sized + count * _RECORD_OVERHEAD
         part = examples / count if examples else fraction
-        train = max(1, round(size * (1 - part) / (mib << 20)))
+        train = max(1, round(estimate * (1 - part) / (mib << 20)))
     numbers = {shards.TRAIN: train} | validation_shards(train, examples, fraction)
     return dataclasses.replace(flags, shards=numbers, held_out=held_out)
 
@@ -81,23 +82,23 @@ class Smallest(beam.CombineFn):
     def __init__(self, count: int):
         self.count = count
 
-    def create_accumulator(self):
+    def create_accumulator(self) -> set[int]:
         return set()
 
-    def add_input(self, accumulator, value):
+    def add_input(self, accumulator: set[int], value: int) -> set[int]:
         accumulator.add(value)
         return self._cut(accumulator) if len(accumulator) > 2 * self.count + 1000 else accumulator
 
-    def merge_accumulators(self, accumulators):
-        merged = set()
+    def merge_accumulators(self, accumulators: Iterable[set[int]]) -> set[int]:
+        merged: set[int] = set()
         for accumulator in accumulators:
             merged = self._cut(merged | accumulator)
         return merged
 
-    def extract_output(self, accumulator):
+    def extract_output(self, accumulator: set[int]) -> list[int]:
         return sorted(accumulator)[: self.count]
 
-    def _cut(self, accumulator):
+    def _cut(self, accumulator: set[int]) -> set[int]:
         return set(sorted(accumulator)[: self.count])
 
 

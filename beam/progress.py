@@ -5,6 +5,7 @@ import io
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ def count(what: str, images: int) -> None:
 
 
 @contextlib.contextmanager
-def shown(committed: Callable[[], int], stream=None, every: float | None = None) -> Iterator[None]:
+def shown(committed: Callable[[], int], stream: TextIO | None = None, every: float | None = None) -> Iterator[None]:
     """Shows how far the build is on `stream` (standard error) while the block runs.
 
     Args:

@@ -21,6 +21,7 @@ from pipeline.data import record, shard
 
 TRAIN, VALIDATION = "train", "validation"
 FORMAT = 1  # of the statistics and of how records are made: raise it when either changes
+ShardResult = tuple[str, int, dict]  # (split, shard number, what the end of the build needs of its statistics)
 _LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")
 
 

@@ -36,23 +36,25 @@ def commit_shard(
       index to count), sides (see `side_bucket`), rejected (rows of `rejected.jsonl`), pairs (duplicates found), and
       what it was written from: fingerprint, kept (the fingerprint of what was not refused) and settings.
     """
-    examples, pairs, path = shards.in_order(examples), duplicates.best(pairs), shards.path_of(spec, split, index)
-    fingerprint = shards.fingerprint(spec, examples, pairs, reference)
+    ordered, best, path = shards.in_order(examples), duplicates.best(pairs), shards.path_of(spec, split, index)
+    fingerprint = shards.fingerprint(spec, ordered, best, reference)
     old = shards.committed(path)
     if old and old["fingerprint"] == fingerprint and not (spec.retry_rejected and old["rejected"]):
-        progress.count("done", len(examples))
+        progress.count("done", len(ordered))
         return old
-    kept = _kept_images(spec, path, old, examples, pairs, reference) if old and spec.retry_rejected else {}
-    stats = _write(spec, path, examples, pairs, reference, kept)
-    if kept:
+    kept = _kept_images(spec, path, old, ordered, best, reference) if old and spec.retry_rejected else {}
+    stats = _write(spec, path, ordered, best, reference, kept)
+    if old and kept:
         stats["passed"] += old["passed"]
     stats["fingerprint"] = fingerprint
-    stats["kept"] = _fingerprint_of_kept(spec, stats, examples, reference)
+    stats["kept"] = _fingerprint_of_kept(spec, stats, ordered, reference)
     shards.commit(path, stats)
     return stats
 
 
-def _fingerprint_of_kept(spec: BuildSpec, stats: dict, examples: list[SourceExample], reference) -> str:
+def _fingerprint_of_kept(
+    spec: BuildSpec, stats: dict, examples: list[SourceExample], reference: duplicates.Reference | None
+) -> str:
     rejected = _rejected_keys(stats)
     kept = (example for example in examples if example.key not in rejected)
     return shards.fingerprint(spec, kept, {}, reference, limits=False)
@@ -63,7 +65,12 @@ def _rejected_keys(stats: dict) -> set[bytes]:
 
 
 def _kept_images(
-    spec: BuildSpec, path: str, old: dict, examples: list[SourceExample], pairs: dict, reference
+    spec: BuildSpec,
+    path: str,
+    old: dict,
+    examples: list[SourceExample],
+    pairs: dict[bytes, duplicates.Pair],
+    reference: duplicates.Reference | None,
 ) -> dict[bytes, bytes]:
     """The images of the old shard, by key, if they would be written just the same now; else nothing."""
     settings, before = spec.image_settings, ImageSettings(**old["settings"])
@@ -85,11 +92,18 @@ def _kept_images(
 
 
 def _write(
-    spec: BuildSpec, path: str, examples: list[SourceExample], pairs: dict, reference, kept: dict[bytes, bytes]
+    spec: BuildSpec,
+    path: str,
+    examples: list[SourceExample],
+    pairs: dict[bytes, duplicates.Pair],
+    reference: duplicates.Reference | None,
+    kept: dict[bytes, bytes],
 ) -> dict:
     """Writes the shard and its index, and removes the statistics of an older one; returns its statistics."""
     ids, passed = [], 0
-    classes, sides, rejected = collections.Counter(), collections.Counter(), []
+    classes: collections.Counter[int] = collections.Counter()
+    sides: collections.Counter[int] = collections.Counter()
+    rejected: list[dict] = []
     report_only = spec.duplicate_policy == "report"
     reported = list(pairs.values()) if report_only else []
 

@@ -2,7 +2,7 @@
 
 import heapq
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from beam import files
 from beam.errors import BuildError
@@ -49,7 +49,7 @@ class FolderSource(Source):
             return _remote_tree(self.path)
         return _class_folder(self.path, part) if part else _beside_class_folders(self.path)
 
-    def label_order(self, names: list[str]) -> list[str]:
+    def label_order(self, names: Collection[str]) -> list[str]:
         """By name."""
         return sorted(names)
 
@@ -92,7 +92,8 @@ def _files(folder: str) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
     Links to folders wait until all real folders are listed, and are then followed in a fixed order, the shortest path
     first: so the path under which a folder is listed is the same on every machine.
     """
-    listed, folders, links = set(), [folder], []
+    listed, folders = set(), [folder]
+    links: list[tuple[int, str]] = []
     while folders or links:
         folder = folders.pop() if folders else heapq.heappop(links)[1]
         try:

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 from beam import files
@@ -53,7 +53,7 @@ class Source(abc.ABC):
     def examples(self, part: str) -> Iterator[SourceExample]:
         """Lists one of the parts; an image that cannot be listed becomes an example with a refusal."""
 
-    def label_order(self, names: list[str]) -> list[str]:
+    def label_order(self, names: Collection[str]) -> list[str]:
         """Label order of class names that the source does not order itself: numbers by value, else by name."""
         if all(name.isdecimal() for name in names):
             return sorted(names, key=lambda name: (int(name), name))

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 from beam import files
 from beam.errors import BuildError
@@ -89,7 +90,7 @@ def labels_and_weights(row: dict) -> tuple[tuple[str, ...], tuple[float, ...]]:
     return tuple(label_text(str(name)) for name in names), tuple(weights)
 
 
-def _several(value) -> list:
+def _several(value: Any) -> list:
     if value is None:
         return []
     return [part for part in value.split("|") if part] if isinstance(value, str) else list(value)
@@ -116,7 +117,7 @@ def _rows(path: str) -> Iterator[tuple[int, dict]]:
         raise BuildError(f"{path} cannot be read ({error}): expected a table of images.") from error
 
 
-def _csv_rows(file) -> Iterator[tuple[int, dict]]:
+def _csv_rows(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(line.replace("\0", "\ufffd") for line in text)
     while True:
@@ -129,7 +130,7 @@ def _csv_rows(file) -> Iterator[tuple[int, dict]]:
         yield reader.line_num, {k: v for k, v in row.items() if k is not None}
 
 
-def _jsonl_rows(file) -> Iterator[tuple[int, dict]]:
+def _jsonl_rows(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape")
     for number, line in enumerate(text, 1):
         if line.strip():
@@ -140,7 +141,7 @@ def _jsonl_rows(file) -> Iterator[tuple[int, dict]]:
             yield number, row if isinstance(row, dict) else {}
 
 
-def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
+def _parquet_rows(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     import pyarrow as pa  # here: other sources do not need it
     import pyarrow.parquet as pq
 
@@ -159,8 +160,8 @@ def _parquet_rows(file) -> Iterator[tuple[int, dict]]:
         raise OSError(error) from error
 
 
-def _batch_rows(batch) -> list[dict]:
-    """The rows of a batch; one whose text is not UTF-8 has no value."""
+def _batch_rows(batch: Any) -> list[dict]:
+    """The rows of a `pyarrow.RecordBatch`; one whose text is not UTF-8 has no value."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:

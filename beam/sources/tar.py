@@ -19,6 +19,7 @@ _LABELS = ("cls", "json")
 _LARGEST_LABEL = 1 << 20  # bytes; a label file above this is no label file
 _TAIL = 1 << 20  # bytes behind a tar's last member that must be zeros; writers fill up to 10 KiB
 _NOWHERE = (0, 0)  # offset and size of what is no image: nobody should read all of the tar
+_Member = tuple[tarfile.TarInfo, str, bytes | None]  # with its extension, and its content if it is a label
 _NO_LABEL = ("no_label", "no .cls or .json beside it that names a class")
 
 
@@ -49,7 +50,8 @@ class TarSource(Source):
 
         Labels are in a `.cls` member (the class) or a `.json` member with `label`, or `labels` and `label_weights`.
         """
-        shard, name, members = part.removeprefix(self.root), None, []
+        shard, name = part.removeprefix(self.root), None
+        members: list[_Member] = []
         try:
             for member, extension, content in _members(part):
                 sample = _sample_name(member)
@@ -65,8 +67,8 @@ class TarSource(Source):
             yield _sample(part, shard, members)
 
 
-def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, str, bytes | None]]:
-    """(member, its extension, its content if it is a label) of a tar's files and links.
+def _members(path: str) -> Iterator[_Member]:
+    """A tar's files and links.
 
     Raises:
       OSError: from some byte on, the file is no tar.
@@ -76,12 +78,13 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, str, bytes | None]]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (member := archive.next()) is not None:
-                    archive.members = []  # tarfile would keep every header
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                     if archive.offset < member.offset_data:
                         raise tarfile.ReadError("a member of negative size")
                     extension, content = os.path.basename(member.name).partition(".")[2].lower(), None
                     if extension in _LABELS and member.isreg() and member.size <= _LARGEST_LABEL:
-                        content = archive.extractfile(member).read()
+                        label = archive.extractfile(member)
+                        content = label.read() if label else None
                     if not member.isdir():
                         yield member, extension, content
         except Exception as error:  # tarfile raises many types on hostile headers
@@ -101,7 +104,7 @@ def _sample_name(member: tarfile.TarInfo) -> str:
     return os.path.join(folder, base.split(".")[0])
 
 
-def _sample(path: str, shard: str, members: list) -> SourceExample:
+def _sample(path: str, shard: str, members: list[_Member]) -> SourceExample:
     images = [member for member, extension, _ in members if extension in _IMAGES]
     named = (images or [members[0][0]])[0]
     example = SourceExample(name_bytes(f"{shard}/{named.name}"), name_bytes(path), *_NOWHERE)
@@ -119,7 +122,7 @@ def _sample(path: str, shard: str, members: list) -> SourceExample:
     return example._replace(labels=labels, weights=weights, refusal=None if labels else _NO_LABEL)
 
 
-def _labels(members: list) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _labels(members: list[_Member]) -> tuple[tuple[str, ...], tuple[float, ...]]:
     contents = {extension: content for _, extension, content in members if content is not None}
     if "cls" in contents:
         return labels_and_weights({"label": contents["cls"].decode().strip()})

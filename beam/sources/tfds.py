@@ -6,7 +6,8 @@ Nothing is copied. Listing finds where the bytes of each image are in the record
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from types import ModuleType
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -25,6 +26,7 @@ class TfdsSource(Source):
     """A split of a TFDS data set; its record files are the parts.
 
     Attributes:
+      classes: always known.
       image, label, weights: which fields of its records are taken, `a/b` for one inside another; no weights: None.
     """
 
@@ -35,6 +37,7 @@ class TfdsSource(Source):
         "label_feature": "Of a TFDS data set with several labels, the feature to take.",
     }
 
+    classes: tuple[str, ...] = ()
     image: str = ""
     label: str = ""
     weights: str | None = None
@@ -115,9 +118,11 @@ class TfdsSource(Source):
         return image, labels, weights
 
 
-def _flat(features, kinds, prefix: str = "", repeated: bool = False) -> dict[str, tuple[object, bool]]:
+def _flat(
+    features: Mapping[str, Any], kinds: ModuleType, prefix: str = "", repeated: bool = False
+) -> dict[str, tuple[Any, bool]]:
     """Name in a record to (feature, whether it holds any number of values)."""
-    flat = {}
+    flat: dict[str, tuple[Any, bool]] = {}
     for name, feature in features.items():
         several = repeated or isinstance(feature, kinds.Sequence)
         inner = feature.feature if isinstance(feature, kinds.Sequence) else feature
@@ -128,7 +133,7 @@ def _flat(features, kinds, prefix: str = "", repeated: bool = False) -> dict[str
     return flat
 
 
-def _is_photo(feature, kinds) -> bool:
+def _is_photo(feature: Any, kinds: ModuleType) -> bool:
     return isinstance(feature, kinds.Image) and not isinstance(feature, kinds.LabeledImage)
 
 
