@@ -44,11 +44,16 @@ def run_configured(
       force_resume: continue although configuration or data changed.
       task: one of `TASKS`; what `main.run` names where None.
     """
-    register()
-    configure.load(files or [saved_config(model_dir)], params, entry="main", tasks=TASKS)
-    bindings = configure.resolved(ignore=("main", "Loop", *TASKS))
-    context = RunContext(model_dir, configure.text(), bindings, configure.digest(bindings), force_resume)
+    resolved = bindings(files or [saved_config(model_dir)], params)
+    context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
     configure.get(task or "main")(context)
+
+
+def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
+    """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value."""
+    register()
+    configure.load(files, params, entry="main", tasks=TASKS)
+    return configure.resolved(ignore=("main", "Loop", *TASKS))
 
 
 def exported(model_dir: str) -> str:

@@ -25,7 +25,8 @@ from pipeline.train.trained_model import load_model
 from pipeline.train.trainer import Trainer
 from tests import made_up_tpu, record_sets, tiny_runs
 
-TPU = Loop(strategy="tpu", steps_per_loop=2, checkpoint_every=2)
+HERE = RunContext("nowhere")
+TPU = Loop(strategy="tpu", steps_per_loop=2, checkpoint_every=2, shared_folders=True)
 ONE_DEVICE = Loop(strategy="one_device", steps_per_loop=2, checkpoint_every=2)
 PICO = functools.partial(nfnet.create, "pico", dropout_rate=0.2, stochastic_depth_rate=0.2)
 VIT = functools.partial(garden.create, "vit", image_size=32, settings={"model_name": "vit-ti16"})
@@ -70,7 +71,7 @@ def check_what_the_tpu_runs(graph: tf.Graph) -> collections.Counter:
 def test_the_training_step_is_what_a_tpu_can_run(records, monkeypatch, recipe, hosts):
     made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=hosts)
     what = experiment(records, **RECIPES[recipe])
-    run = components.assemble(what, TPU)
+    run = components.assemble(HERE, what, TPU)
     assert isinstance(run.strategy, tf.distribute.TPUStrategy)
     assert (run.strategy.num_replicas_in_sync, distribution.hosts(run.strategy)) == (4, hosts)
     step = TrainingStep.of(what, run.state, jit_compile=TPU.uses_xla(run.strategy))
@@ -89,7 +90,7 @@ def test_the_training_step_is_what_a_tpu_can_run(records, monkeypatch, recipe, h
 def test_the_evaluation_step_is_what_a_tpu_can_run(records, monkeypatch):
     made_up_tpu.replaces_tpu(monkeypatch)
     what = experiment(records, model=PICO, precision="mixed_bfloat16")
-    run = components.assemble(what, TPU)
+    run = components.assemble(HERE, what, TPU)
     evaluator = Evaluator(run.strategy, what, run.validation, run.state.evaluated, batch=8)
     iterator = iter(evaluator.eval_dataset)
     assert check_what_the_tpu_runs(
@@ -113,9 +114,9 @@ def test_checkpoints_pass_between_a_tpu_and_other_numbers_of_replicas(records, m
     made_up_tpu.replaces_tpu(monkeypatch)
     what, context = experiment(records, max_steps=2), RunContext(str(tmp_path))
     train(context, what, ONE_DEVICE)
-    here = components.assemble(what, ONE_DEVICE)
+    here = components.assemble(HERE, what, ONE_DEVICE)
     starting_point.restore(context, what, here)
-    there = components.assemble(what, TPU)
+    there = components.assemble(HERE, what, TPU)
     saved = starting_point.restore(context, what, there)
     expected = values(here.state.groups)
     assert saved.step == 2 and expected["ledger/examples"][0] == 32
@@ -125,7 +126,7 @@ def test_checkpoints_pass_between_a_tpu_and_other_numbers_of_replicas(records, m
     writer = checkpoint.Writer(str(tmp_path / "from_tpu" / "checkpoints"), there.state.groups, background)
     writer.save(2, saved.facts)
     writer.wait()
-    back = components.assemble(what, ONE_DEVICE)
+    back = components.assemble(HERE, what, ONE_DEVICE)
     starting_point.restore(RunContext(str(tmp_path / "from_tpu")), what, back)
     for name, value in values(back.state.groups).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
@@ -136,7 +137,7 @@ def test_weights_of_another_run_start_a_run_on_a_tpu_and_are_exported(records, m
     what = experiment(records, max_steps=2)
     train(RunContext(str(tmp_path / "first")), what, ONE_DEVICE)
     transfer = dataclasses.replace(what, initial_checkpoint=str(tmp_path / "first"))
-    run = components.assemble(transfer, TPU)
+    run = components.assemble(HERE, transfer, TPU)
     assert starting_point.restore(RunContext(str(tmp_path / "second")), transfer, run) is None
     source = checkpoint.arrays(checkpoint.find(str(tmp_path / "first")), "ema")
     started = values(run.state.groups)
@@ -156,7 +157,7 @@ def test_weights_of_another_run_start_a_run_on_a_tpu_and_are_exported(records, m
 def test_the_state_is_the_same_on_every_strategy(records, monkeypatch):
     made_up_tpu.replaces_tpu(monkeypatch)
     what = experiment(records)
-    digests = {states.weights_digest(components.assemble(what, loop).state.model) for loop in (TPU, ONE_DEVICE)}
+    digests = {states.weights_digest(components.assemble(HERE, what, loop).state.model) for loop in (TPU, ONE_DEVICE)}
     assert len(digests) == 1
 
 
@@ -169,10 +170,29 @@ def test_a_batch_that_the_slice_does_not_divide_is_refused(records, monkeypatch,
     what = experiment(records)
     what = dataclasses.replace(what, data=dataclasses.replace(what.data, batch=batch))
     if message is None:
-        assert components.assemble(what, TPU).budget.batch == batch
+        assert components.assemble(HERE, what, TPU).budget.batch == batch
         return
     with pytest.raises(ValueError, match=message):
-        components.assemble(what, TPU)
+        components.assemble(HERE, what, TPU)
+
+
+@pytest.mark.parametrize(
+    ("model_dir", "data", "message"),
+    [
+        ("runs/mine", "gs://bucket/data", "model_dir is 'runs/mine', a folder of this machine.*2 hosts.*gs://"),
+        ("gs://bucket/run", "data/mine", "DATA_DIR is 'data/mine'.*Loop.shared_folders"),
+    ],
+)
+def test_folders_that_only_this_machine_has_are_refused(monkeypatch, model_dir, data, message):
+    made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=2)
+    what = tiny_runs.experiment(data)
+    with pytest.raises(ValueError, match=message):
+        train(RunContext(model_dir), what, dataclasses.replace(TPU, shared_folders=False))
+
+
+def test_on_one_host_local_folders_do(records, monkeypatch):
+    made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=1)
+    assert components.assemble(HERE, experiment(records), dataclasses.replace(TPU, shared_folders=False))
 
 
 def test_a_tpu_that_is_not_there_is_named(monkeypatch):

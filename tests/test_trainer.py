@@ -79,7 +79,7 @@ def test_the_step_is_the_gradient_of_the_mean_over_real_examples(directory):
     )
     data = Data(directory, 64, SIZE, SIZE, augment.Augmentation(min_area=1.0, flip=False))
     found = make_experiment(directory, data=data, optimizer=plain, label_smoothing=0.1)
-    run = components.assemble(found, run_config.Loop(strategy="one_device"))
+    run = components.assemble(run_config.RunContext("nowhere"), found, run_config.Loop(strategy="one_device"))
     state = run.state
     step = TrainingStep(model=state.model, optimizer=state.optimizer, ledger=state.ledger, label_smoothing=0.1)
     loop = Trainer(found, run, step)

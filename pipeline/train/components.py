@@ -10,7 +10,7 @@ from pipeline.train import distribution
 from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Entry
-from pipeline.train.run_config import Loop
+from pipeline.train.run_config import Loop, RunContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,12 @@ class RunComponents:
         return self.state.ledger.entries(self.budget.expected, split.written, split.id_checksum)
 
 
-def assemble(experiment: Experiment, loop: Loop) -> RunComponents:
+def assemble(context: RunContext, experiment: Experiment, loop: Loop) -> RunComponents:
     """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
+    if not loop.shared_folders:
+        distribution.check_reachable(strategy, model_dir=context.model_dir, DATA_DIR=experiment.data.directory)
     divisors = {"hosts": distribution.hosts(strategy), "replicas": strategy.num_replicas_in_sync}
     experiment.data.batch_shape(**divisors, accumulation_steps=experiment.accumulation_steps)
     manifest = experiment.data.read_manifest()

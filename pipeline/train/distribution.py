@@ -6,6 +6,9 @@ import os
 
 import tensorflow as tf
 
+from pipeline import files
+from pipeline.train import tpu_machine
+
 
 class PeerLostError(RuntimeError):
     """Another process of a cluster is gone; this one cannot continue without it."""
@@ -104,6 +107,25 @@ def device(strategy: tf.distribute.Strategy) -> str:
     return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
 
 
+def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
+    """Raises a ValueError where a host of a TPU slice could not reach one of `folders`, a local path on this machine.
+
+    The input of a slice is read, and its checkpoints are written, by TensorFlow's servers on the slice's hosts.
+    """
+    if not isinstance(strategy, tf.distribute.TPUStrategy):
+        return
+    elsewhere = [device for device in strategy.extended.worker_devices if "/job:localhost/" not in device]
+    if hosts(strategy) == 1 and not elsewhere:
+        return
+    for what, folder in folders.items():
+        if not files.is_remote(folder):
+            raise ValueError(
+                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which "
+                "read and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, set "
+                "Loop.shared_folders = True."
+            )
+
+
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     """Whether the step asks for compilation by default: on GPUs.
 
@@ -124,12 +146,13 @@ def check_cpu_kernels() -> None:
 def _detect() -> str:
     if _cluster():
         return "multi_worker"
-    if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
+    if os.environ.get("TPU_NAME") or tpu_machine.chips():
         return "tpu"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
+    tpu_machine.check_kernels()
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu or os.environ.get("TPU_NAME", "local"))
     except (ValueError, RuntimeError, tf.errors.OpError) as error:

@@ -38,6 +38,7 @@ class Loop:
 
     Attributes:
       strategy: 'auto', 'tpu', 'mirrored', 'multi_worker' or 'one_device'; `tpu` and `cpu_replicas` belong to it.
+      shared_folders: local folders are on a file system that every host of a TPU slice mounts at the same path.
       steps_per_loop: steps of one compiled loop; metrics and SIGTERM are polled between loops.
       checkpoint_every: steps between checkpoints.
       keep, keep_every_hours: the newest checkpoints stay, and of older ones one every so many hours (0: none).
@@ -51,6 +52,7 @@ class Loop:
     strategy: str = "auto"
     tpu: str = ""
     cpu_replicas: int = 1
+    shared_folders: bool = False
     steps_per_loop: int = 100
     checkpoint_every: int = 1000
     keep: int = 3

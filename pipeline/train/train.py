@@ -31,7 +31,7 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
       Preempted: the process was told to stop.
       PeerLostError: another process of the cluster is gone.
     """
-    run = components.assemble(experiment, loop)
+    run = components.assemble(context, experiment, loop)
     strategy, state = run.strategy, run.state
     resumed = starting_point.restore(context, experiment, run)
     if state.step >= run.last_step and (summary := report.find_summary(context.model_dir)):
