@@ -7,11 +7,6 @@ import pytest
 from tools import build_file
 
 LIBRARY = [path for path in build_file.python_files() if path.startswith(("pipeline/", "beam/"))]
-# Folders and files whose annotations are not complete yet.
-INCOMPLETE = (
-    "pipeline/data/reader.py",
-    "pipeline/train/",
-)
 WITHOUT_RESULT = ("__init__", "__post_init__")
 
 
@@ -36,9 +31,7 @@ def missing_annotations(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", LIBRARY)
-def test_public_functions_are_annotated(path, request):
-    if path.startswith(INCOMPLETE):
-        request.applymarker(pytest.mark.xfail)
+def test_public_functions_are_annotated(path):
     missing = missing_annotations((build_file.ROOT / path).read_text())
     assert not missing, f"{path} has no annotation for {', '.join(missing)}."
 
