@@ -130,7 +130,7 @@ class Step:
         return [replaced.get(i, value) for i, value in enumerate(inputs)]
 
 
-def _computation(hlo: bytes):
+def _computation(hlo: bytes) -> Any:
     """The HLO module with its text and its parameters' shapes.
 
     Private: JAX reads serialised HLO in no public function.
