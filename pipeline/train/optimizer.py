@@ -83,7 +83,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         self._unclipped = tuple(unclipped)
         self._decayed = tuple(decayed)
 
-    def build(self, var_list):
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates the momenta, and settles by name which variables are clipped and which decay.
 
         Raises:
@@ -97,7 +97,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         self._thresholds = [None if name in unclipped else self._clipping for name in names]
         self._is_decayed = [name in decayed for name in names]
 
-    def update_step(self, gradient, variable):
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Updates `variable`, on one replica, from the gradient of the global batch."""
         index = self._index_dict[self._var_key(variable)]
         if (threshold := self._thresholds[index]) is not None:
@@ -110,7 +110,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         step = gradient + self.momentum * momentum if self.nesterov else momentum
         variable.assign_sub(rate * step)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal optimiser."""
         return {
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
@@ -144,7 +144,7 @@ class AdamW(Scheduled, tf_keras.optimizers.AdamW):
         super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, jit_compile=False, name=name)
         self._decayed = tuple(decayed)
 
-    def build(self, var_list):
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates the moments, and settles by name which variables decay; raises ValueError as `SGD.build`."""
         names = [variable.name.split(":")[0] for variable in var_list]
         decayed = _matching(names, self._decayed, "AdamW.decayed") if self.weight_decay else set()
@@ -153,7 +153,7 @@ class AdamW(Scheduled, tf_keras.optimizers.AdamW):
             self.exclude_from_weight_decay(var_list=kept)
         super().build(var_list)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal optimiser."""
         names = ("weight_decay", "beta_1", "beta_2", "epsilon", "name")
         rate = self._serialize_hyperparameter(self._learning_rate)

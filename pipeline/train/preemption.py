@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Mapping
+from typing import Self
 
 from pipeline.train import distribution
 from pipeline.train.actions import Checkpoints
@@ -27,13 +28,13 @@ class Preemption:
         self._evaluation_steps, self._evaluated = evaluation_steps, 0
         self._requested = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._handler = None
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._request)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
 

@@ -3,6 +3,9 @@
 `steps` is the length of training and `steps_per_epoch` may be a fraction; the trainer gives both.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import tensorflow as tf
 from tf_keras.optimizers import schedules
 
@@ -14,19 +17,19 @@ class WarmUp(schedules.LearningRateSchedule):
         self._steps = steps
         self._after = after
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         """The learning rate, float32, of `step`, counted from 0."""
         step = tf.cast(step, tf.int64)
         rate = self._after(tf.maximum(step - self._steps, 0))
         share = tf.minimum(tf.cast(step, tf.float32) / max(self._steps, 1), 1.0)
         return tf.where(step < self._steps, rate * share, rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal schedule."""
         return {"steps": self._steps, "after": schedules.serialize(self._after)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> "WarmUp":
         """The schedule of `get_config`."""
         return cls(config["steps"], schedules.deserialize(config["after"]))
 

@@ -1,6 +1,7 @@
 """The inner loop of training, on Orbit."""
 
 import time
+from collections.abc import Iterator
 
 import orbit
 import tensorflow as tf
@@ -9,7 +10,7 @@ import tf_keras
 from pipeline.data import input as inputs
 from pipeline.train.components import RunComponents
 from pipeline.train.experiment import Experiment
-from pipeline.train.step import TrainingStep
+from pipeline.train.step import Batch, TrainingStep
 
 # Nothing here is Python that depends on tensors; converting it all the same would take most of a run's start.
 _plain = tf.autograph.experimental.do_not_convert
@@ -42,7 +43,7 @@ class Trainer(orbit.StandardTrainer):
                 -1, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
             )
 
-    def train_loop_begin(self):
+    def train_loop_begin(self) -> None:
         """Builds the input on first use, from the restored step."""
         self._started = time.monotonic()
         for metric in self._metrics.values():
@@ -55,7 +56,7 @@ class Trainer(orbit.StandardTrainer):
             )
 
     @_plain
-    def train_step(self, iterator):
+    def train_step(self, iterator: Iterator[Batch]) -> None:
         """One step on all replicas."""
         self._run.strategy.run(self._replica_step, args=(next(iterator),))
 
@@ -70,7 +71,7 @@ class Trainer(orbit.StandardTrainer):
         first_time = (finite < context.num_replicas_in_sync) & (self._diverged_at < 0)
         self._diverged_at.assign(tf.where(first_time, step, self._diverged_at))
 
-    def train_loop_end(self):
+    def train_loop_end(self) -> dict[str, float]:
         """Returns the loop's metrics; raises DivergedError, naming step and learning rate, where the loss is lost."""
         step, optimizer = self._run.state.step, self._step.optimizer
         if (diverged := int(self._diverged_at.numpy())) >= 0:
