@@ -71,7 +71,9 @@ def load(files: Sequence[str], params: Sequence[str], entry: str, tasks: Sequenc
         for i, param in enumerate(params):
             _parse(param, f"--gin_param number {i + 1}")
     except (ValueError, SyntaxError, AttributeError, OSError) as error:
-        raise ConfigurationError(f"The configuration is wrong:\n  {error}{_suggest_names(str(error))}") from error
+        raise ConfigurationError(
+            f"The configuration is wrong:\n  {str(error).rstrip('.')}{_suggest_names(str(error))}"
+        ) from error
     if problems := list(_problems(entry, tasks)):
         raise ConfigurationError("The configuration is wrong:\n  " + "\n  ".join(problems))
 
