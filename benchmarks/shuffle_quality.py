@@ -1,4 +1,4 @@
-"""How well the order mixes what lies together in storage, against a true uniform shuffle.
+"""How well the order mixes what is stored together, against a true uniform shuffle.
 
     python benchmarks/shuffle_quality.py                    a table, for several sizes of block and window
     python benchmarks/shuffle_quality.py --figure=FILE.png  a picture of the order

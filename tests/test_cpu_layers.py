@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline.model import cpu_layers, layers, nfnet, variants
-from pipeline.train import state as states
+from pipeline.train.state import create_state
 from tests import implementations, tiny_runs
 from tests.implementations import difference, loss_gradients
 
@@ -71,12 +71,12 @@ def test_long_runs_on_a_cpu_take_it_and_what_is_evaluated_or_exported_does_not()
     chosen = {}
     for examples in (16 * 99, 16 * 100):  # in batches of 16: 990 and 1,000 steps
         for device in (None, "tpu"):
-            models = states.create(run, 3, run.budget(examples), device)
+            models = create_state(run, 3, run.budget(examples), device)
             assert models.model.trunk.implementation == models.evaluated.trunk.implementation
             chosen[examples // 16 * 10, device] = models.model.trunk.implementation
     assert chosen == {(990, None): "plain", (1000, None): "cpu", (990, "tpu"): "tpu", (1000, "tpu"): "tpu"}
     told = dataclasses.replace(run, model=functools.partial(nfnet.create, "small", implementation="cpu"))
-    assert states.create(told, 3, told.budget(16)).model.trunk.implementation == "cpu"
+    assert create_state(told, 3, told.budget(16)).model.trunk.implementation == "cpu"
     assert told.create_model(3).trunk.implementation == "plain"
 
 

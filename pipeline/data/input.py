@@ -122,7 +122,7 @@ class Data:
         return {"labels": labels, "label_weights": objective.normalize_weights(weights), **kept}
 
 
-def distributed(
+def distributed_batches(
     strategy: tf.distribute.Strategy,
     records: reader.RecordSet,
     budget: EpochBudget,

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
-from pipeline.train import state
 from pipeline.train.experiment import Experiment
+from pipeline.train.state import create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -165,7 +165,7 @@ def training_step(
     """
     budget = experiment.budget(dataset.images)
     with tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
-        train_state = state.create(experiment, dataset.classes, budget, device)
+        train_state = create_state(experiment, dataset.classes, budget, device)
     return TrainingStep.of(experiment, train_state), budget
 
 

@@ -8,8 +8,8 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline import objective
-from pipeline.data import input as inputs
 from pipeline.data.batch_shape import BatchShape
+from pipeline.data.input import distributed_batches
 from pipeline.data.order import EpochBudget
 from pipeline.data.reader import RecordSet
 from pipeline.train import distribution
@@ -57,7 +57,7 @@ class Evaluator(orbit.StandardEvaluator):
         self._objective = experiment.objective
         self._model = model
         view = experiment.data.evaluation_view(experiment.objective)
-        dataset = inputs.distributed(strategy, records, self._budget, view, batch)
+        dataset = distributed_batches(strategy, records, self._budget, view, batch)
         super().__init__(eval_dataset=dataset)
 
     @property

@@ -53,7 +53,7 @@ class TrainState:
         return {**groups, "ema": weights.named(self.averaged.model)} if self.averaged else groups
 
 
-def create(
+def create_state(
     experiment: Experiment, num_classes: int, budget: EpochBudget, target_device: str | None = None
 ) -> TrainState:
     """Makes the state of step 0, in the strategy's scope; the same seed makes the same weights.

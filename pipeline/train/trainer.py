@@ -7,7 +7,7 @@ import orbit
 import tensorflow as tf
 import tf_keras
 
-from pipeline.data import input as inputs
+from pipeline.data.input import distributed_batches
 from pipeline.train.components import RunComponents
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import Batch, TrainingStep
@@ -51,7 +51,7 @@ class Trainer(orbit.StandardTrainer):
         if self.train_dataset is None:
             run, data = self._run, self._experiment.data
             view = data.training_view(self._experiment.seed, self._experiment.objective)
-            self.train_dataset = inputs.distributed(
+            self.train_dataset = distributed_batches(
                 run.strategy, run.records, run.budget, view, data.batch, first_step=run.state.step
             )
 
