@@ -102,7 +102,7 @@ def figure(path: str) -> None:
     axes[0].set_title("1  Storage: shard after shard; colour is the place of a record", loc="left", fontsize=10)
     axes[1].imshow(by_lane[None], **colours)
     axes[1].set_title(
-        f"2  Blocks of {order.block} neighbours, permuted anew in each epoch; each lane takes one part of them",
+        f"2  Blocks of {order.block} neighbours, permuted again in each epoch; each lane takes one part of them",
         loc="left",
         fontsize=10,
     )

@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Callable
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,7 +35,7 @@ CLASSES, LEARNING_RATE = 1000, 0.1
 WARM_UP = 2  # steps of each process before its first turn, of which the first traces and compiles
 
 
-def our_step(implementation: str, arguments: argparse.Namespace):
+def our_step(implementation: str, arguments: argparse.Namespace) -> Callable[[], float]:
     """A function that takes one step of our model and returns its loss."""
     import tensorflow as tf
     import tf_keras
@@ -62,7 +64,7 @@ def our_step(implementation: str, arguments: argparse.Namespace):
     return lambda: float(step())
 
 
-def timm_step(arguments: argparse.Namespace):
+def timm_step(arguments: argparse.Namespace) -> Callable[[], float]:
     """A function that takes one step of timm's model and returns its loss."""
     import torch
 
@@ -100,7 +102,7 @@ def timm_step(arguments: argparse.Namespace):
     return step
 
 
-def _let_torchvision_load(torch) -> None:
+def _let_torchvision_load(torch: types.ModuleType) -> None:
     """timm imports torchvision, whose operators are missing where its build is for another device than PyTorch's.
 
     None of them is used here: declared without a kernel, they let the import succeed.
@@ -117,7 +119,7 @@ def _let_torchvision_load(torch) -> None:
     _KEPT.append(library)  # what it declares goes when it does
 
 
-_KEPT = []
+_KEPT: list[object] = []
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -148,29 +150,26 @@ class Contestant:
 
     def __init__(self, name: str, precision: str, flags: list[str]):
         self.name = name
-        self.turns = []
-        self._process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), *flags, f"--worker={name}", f"--precision={precision}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.turns: list[dict[str, float]] = []
+        words = [sys.executable, os.path.abspath(__file__), *flags, f"--worker={name}", f"--precision={precision}"]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         self.first_step = self._answer()["first_step"]  # seconds
 
     def take_turn(self) -> None:
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        print("go", file=self._requests, flush=True)
         self.turns.append(self._answer())
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._requests.close()
         self._process.wait()
 
     def median(self, what: str) -> float:
         return statistics.median(turn[what] for turn in self.turns)
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise SystemExit(f"The process of {self.name} ended early, with code {self._process.wait()}; see above.")
         return json.loads(line)

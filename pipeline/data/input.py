@@ -133,7 +133,7 @@ def distributed(
     """The batches of `reader.dataset` for every replica of `strategy`; `images` make a global batch."""
 
     @tf.autograph.experimental.do_not_convert
-    def host_dataset(context: tf.distribute.InputContext):
+    def host_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return reader.dataset(
             records,
             budget,

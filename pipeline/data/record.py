@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 from PIL import Image
@@ -40,7 +41,7 @@ class Field:
     name: str
     dtype: tf.DType
     meaning: str
-    placeholder: object
+    placeholder: Any
     tfds: Callable
     repeated: bool = False
     label_kinds: tuple[str, ...] = LABEL_KINDS
@@ -110,7 +111,7 @@ def record_id(key: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def serialize(values: Mapping[str, object], label_kind: str) -> bytes:
+def serialize(values: Mapping[str, Any], label_kind: str) -> bytes:
     """Returns the record with `values` (field name to value), the same bytes for the same values.
 
     Raises:
@@ -137,7 +138,7 @@ def serialize(values: Mapping[str, object], label_kind: str) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def decode(serialized: bytes) -> dict[str, object]:
+def decode(serialized: bytes) -> dict[str, Any]:
     """Field name to value of one record, as `serialize` takes them; strings as bytes.
 
     Raises:
@@ -162,7 +163,7 @@ def placeholder(label_kind: str) -> bytes:
     return serialize({field.name: field.placeholder for field in fields(label_kind)}, label_kind)
 
 
-def tfds_features(label_kind: str, classes: Sequence[str]):
+def tfds_features(label_kind: str, classes: Sequence[str]) -> Any:
     """The features of a record as a `tfds.features.FeaturesDict`."""
     from tensorflow_datasets import features as kinds  # here: who reads or writes records does without it
 
@@ -171,7 +172,7 @@ def tfds_features(label_kind: str, classes: Sequence[str]):
     return kinds.FeaturesDict({name: kinds.Sequence(f) if name in repeated else f for name, f in made.items()})
 
 
-def _values(feature: tf.train.Feature, field: Field):
+def _values(feature: tf.train.Feature, field: Field) -> Any:
     """The list of the protocol buffer that holds the field's values."""
     if field.dtype == tf.string:
         return feature.bytes_list.value

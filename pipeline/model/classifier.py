@@ -68,7 +68,7 @@ class Classifier(tf_keras.Model):
         self.linear = layers.Linear(HEAD.rstrip("/"), trunk.channels, num_classes, small_normal, dtype=tf.float32)
         self.built = True
 
-    def call(self, images, training=False, seed=None):
+    def call(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Returns float32 logits [batch, num_classes]; arguments as of `Trunk`, but `seed` is drawn if not given."""
         seed = layers.seed_or_draw(seed, training)
         features = self.features(images, training, seed)
@@ -76,7 +76,7 @@ class Classifier(tf_keras.Model):
             features = layers.dropout(features, self._dropout_rate, layers.fold(seed, _DROPOUT))
         return self.linear(features)
 
-    def features(self, images, training=False, seed=None):
+    def features(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Returns the float32 features [batch, channels] that the linear layer sees, before dropout."""
         last = self.trunk(images, training=training, seed=seed)[-1]
         return tf.reduce_mean(tf.cast(last, tf.float32), axis=[1, 2])

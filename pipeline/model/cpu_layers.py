@@ -11,6 +11,7 @@ of these changes gives is in docs/performance.md:
 
 import functools
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -135,7 +136,7 @@ def _gated_gradients(upstream, branch, gate):
 class WSConv(layers.WSConv):
     """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """As `layers.WSConv.call`."""
         dtype = self.compute_dtype
         kernel = standardize(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.gain), dtype=dtype)
@@ -152,7 +153,7 @@ class NFBlock(layers.NFBlock):
 
     conv = WSConv
 
-    def call(self, inputs, training=False, seed=None):
+    def call(self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """As `layers.NFBlock.call`."""
         activated = activation(inputs, scale=self._spec.beta)
         branch = self.convs[0](activated)
@@ -165,6 +166,6 @@ class NFBlock(layers.NFBlock):
         return gated_sum(branch, gate, self._shortcut(inputs, activated))
 
 
-def stem(convs, images: tf.Tensor) -> tf.Tensor:
+def stem(convs: Sequence[WSConv], images: tf.Tensor) -> tf.Tensor:
     """As `layers.stem`."""
     return layers.stem(convs, images, activation)

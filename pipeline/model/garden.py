@@ -41,17 +41,24 @@ class NFNetBackbone(nfnet.Trunk):
             str(level): tf.TensorShape([None, None, None, width]) for level, width in enumerate(self.widths, 2)
         }
 
-    def call(self, inputs, training=False, seed=None):
+    def call(  # type: ignore[override]  # the Garden wants a dictionary
+        self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
         """Maps normalised images [batch, h, w, 3] to feature maps by level."""
         return {str(level): each for level, each in enumerate(super().call(inputs, training, seed), 2)}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal backbone."""
         return dict(self._config)
 
 
 @factory.register_backbone_builder("nfnet")
-def build_nfnet(input_specs, backbone_config, norm_activation_config, l2_regularizer=None) -> NFNetBackbone:
+def build_nfnet(
+    input_specs: tf_keras.layers.InputSpec,
+    backbone_config: Backbone,
+    norm_activation_config: common.NormActivation,
+    l2_regularizer: tf_keras.regularizers.Regularizer | None = None,
+) -> NFNetBackbone:
     """Builds an NFNet for the Garden's factory; it has no normalisation to configure, and decay is the optimiser's."""
     del input_specs, norm_activation_config, l2_regularizer
     chosen = backbone_config.get()
@@ -68,7 +75,7 @@ class Trunk(tf_keras.Model):
         self.channels = self.call(tf_keras.Input([image_size, image_size, 3]))[-1].shape[-1]
         self.built = True
 
-    def call(self, images, training=False, seed=None):
+    def call(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> list[tf.Tensor]:
         """Returns the map that the Garden's classification model takes: the last level, or a transformer's output.
 
         `seed` is not used: what is random in the Garden's layers is left off.

@@ -21,9 +21,9 @@ class Trunk(tf_keras.Model):
         recompute_stages: Sequence[int] = (),
         implementation: str = AUTO,
         target_device: str | None = None,
-        **kwargs,
+        name: str = "trunk",
     ):
-        super().__init__(**kwargs)
+        super().__init__(name=name)
         spec = variants.get(variant)
         layers.check_rate("stochastic_depth_rate", stochastic_depth_rate)
         if unknown := set(recompute_stages) - set(range(len(spec.depths))):
@@ -43,7 +43,7 @@ class Trunk(tf_keras.Model):
         self.channels = final.channels
         self.built = True
 
-    def call(self, images, training=False, seed=None):
+    def call(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> list[tf.Tensor]:
         """Returns four activated feature maps [batch, h, w, width], of strides 4, 8, 16 and 32 (rounded up).
 
         The first three are ends of stages; the fourth comes after the final convolution.
@@ -56,7 +56,7 @@ class Trunk(tf_keras.Model):
         seed = layers.seed_or_draw(seed, training)
         activation = self._layers.activation
         outputs = self._layers.stem(self.stem, tf.cast(images, self.compute_dtype))
-        maps = []
+        maps: list[tf.Tensor] = []
         for index, (spec, block) in enumerate(zip(self._plan, self.blocks, strict=True)):
             if spec.stage > len(maps):
                 maps.append(activation(outputs))
@@ -95,7 +95,7 @@ def create(
     Raises:
       ValueError: the variant is unknown, or an argument is out of its range.
     """
-    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, implementation, target_device, name="trunk")
+    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, implementation, target_device)
     if dropout_rate is None:
         dropout_rate = variants.get(variant).dropout_rate
     return classifier.Classifier(trunk, num_classes, dropout_rate, name=f"nfnet_{variants.identifier(variant)}")

@@ -94,7 +94,7 @@ class WSConv(layers.WSConv):
         """The kernel that convolves, times `scale`, in the compute dtype: HWIO."""
         return tf.cast(standardize(self.kernel, self.gain, tf.constant(scale)), self.compute_dtype)
 
-    def call(self, inputs, scale=1.0):
+    def call(self, inputs: tf.Tensor, scale: float = 1.0) -> tf.Tensor:
         """As `layers.WSConv.call` of `scale * inputs`."""
         outputs = tf.nn.conv2d(inputs, self.standardized(scale), self._spec.stride, "SAME")
         return add_bias(outputs, self.bias)
@@ -105,7 +105,7 @@ class NFBlock(layers.NFBlock):
 
     conv = WSConv
 
-    def call(self, inputs, training=False, seed=None):
+    def call(self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """As `layers.NFBlock.call`."""
         activated = activation(inputs)
         shortcut = inputs

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -101,16 +102,13 @@ def dataset_info(experiment: Experiment, images: int | None = None) -> DatasetIn
     except manifest.ManifestError:
         classes, examples, label_kind = None, None, record.SINGLE_LABEL
     classes, images = experiment.num_classes or classes, images or examples or data.images
-    missing = [
-        text
-        for value, text in (
-            (classes, "the number of classes: --gin_param='Experiment.num_classes=N'"),
-            (images, "the number of training images: --images=N, or --gin_param='Data.images=N'"),
-        )
-        if not value
-    ]
-    if missing:
-        raise ProgramError(f"There are no records in {data.directory!r}, so give " + "; and ".join(missing) + ".")
+    if not (classes and images):
+        needed = {
+            "the number of classes: --gin_param='Experiment.num_classes=N'": classes,
+            "the number of training images: --images=N, or --gin_param='Data.images=N'": images,
+        }
+        missing = "; and ".join(text for text, value in needed.items() if not value)
+        raise ProgramError(f"There are no records in {data.directory!r}, so give {missing}.")
     return DatasetInfo(classes, images, label_kind)
 
 
@@ -177,7 +175,7 @@ def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> d
     return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
-def _without_values(next_creator: Callable, **settings) -> tf.Variable:
+def _without_values(next_creator: Callable, **settings: Any) -> tf.Variable:
     """Creates a variable whose memory is not written: a billion random weights would take a minute and 4 GB each time.
 
     Tracing needs shapes alone. Tensors' initial values, the optimiser's, are there already and are few.
@@ -205,9 +203,9 @@ def _sources(graph: tf.Graph) -> dict[str, str]:
         elif frame is not None:
             path = os.path.relpath(frame.filename, os.path.dirname(_PROJECT))
             sources[operation.name] = f"{path}:{frame.lineno} {frame.name}"
-    scopes = {}
-    for name, line in sources.items():
-        scopes.setdefault(os.path.dirname(name), line)
+    scopes: dict[str, str] = {}
+    for name, source in sources.items():
+        scopes.setdefault(os.path.dirname(name), source)
     for name in gradients:
         forward = os.path.dirname(name.removeprefix(_GRADIENT))
         convolution = f"{forward}/{os.path.basename(name).split('Backprop')[0]}"

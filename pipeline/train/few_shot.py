@@ -112,7 +112,7 @@ def ridge(features: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.n
     return classes[scores.argmax(1)]
 
 
-def _leave_one_out(u, s, y, penalty) -> float:
+def _leave_one_out(u: np.ndarray, s: np.ndarray, y: np.ndarray, penalty: float) -> float:
     """Mean squared error of each example predicted from the others, from the singular vectors of all."""
     shrink = s**2 / (s**2 + penalty)
     residuals = y - u @ (shrink[:, None] * (u.T @ y))

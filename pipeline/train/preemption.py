@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Mapping
 
 from pipeline.train import distribution
 from pipeline.train.actions import Checkpoints
@@ -39,7 +40,7 @@ class Preemption:
     def _request(self, *_):
         self._requested = True
 
-    def __call__(self, output=None) -> None:
+    def __call__(self, output: Mapping[str, float] | None = None) -> None:
         """Saves a checkpoint and raises Preempted where a stop was requested.
 
         All processes stop after the same step, or the others would wait for ever.

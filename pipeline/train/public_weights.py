@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def _looks_like(arrays: Mapping[str, np.ndarray], source: str) -> str:
     return f"; it looks like {' or '.join(like)}" if like else ""
 
 
-def _some(things) -> str:
+def _some(things: Sequence[str]) -> str:
     """The first of many, and how many more there are."""
     shown = "; ".join(things[:_SHOWN])
     return f"{shown}; and {len(things) - _SHOWN} more" if len(things) > _SHOWN else shown or "none"

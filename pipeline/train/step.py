@@ -1,7 +1,7 @@
 """The training step of one replica: the function that the trainer runs and that `tpu_check` compiles."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -78,7 +78,7 @@ class TrainingStep:
         self.after_update(step)
         return output
 
-    def _gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
+    def _gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor) -> tuple[Sequence[tf.Tensor], StepOutput]:
         compute = tf.function(self._loss_gradients, jit_compile=True) if self.jit_compile else self._loss_gradients
         variables = self.model.trainable_variables
         zeros = [tf.zeros(variable.shape) for variable in variables], tf.constant(0.0), tf.constant(0.0)
@@ -94,7 +94,9 @@ class TrainingStep:
         )
         return gradients, StepOutput(loss, top1, tf.reduce_sum(batch["weight"]))
 
-    def _loss_gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
+    def _loss_gradients(
+        self, batch: Batch, images: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = self.model(batch["image"], training=True, seed=seed)
             of_each = metrics(self.objective, batch["labels"], batch["label_weights"], logits, self.label_smoothing)

@@ -33,6 +33,7 @@ class Trainer(orbit.StandardTrainer):
 
     def __init__(self, experiment: Experiment, run: RunComponents, step: TrainingStep, seconds: float = 0.0):
         super().__init__(train_dataset=None)
+        self.train_dataset: tf.distribute.DistributedDataset | None = None
         self.seconds = seconds
         self._experiment, self._run, self._step = experiment, run, step
         with run.strategy.scope():
