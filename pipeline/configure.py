@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import gin
 from gin import config as gin_config
 from gin import config_parser
+from pipeline.files import is_remote, opened
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MACRO, _CONSTANT = "gin.macro", "gin.constant"
@@ -125,13 +126,17 @@ def _short(selector: str) -> str:
 
 def _read_file(path: str) -> None:
     for candidate in (path, os.path.join(ROOT, path)):
-        if os.path.isfile(candidate):
-            with open(candidate) as file:
-                return _parse(file, path)
+        if is_remote(path) or os.path.isfile(candidate):
+            try:
+                with opened(candidate, "r") as file:
+                    text = file.read()
+            except Exception as error:  # TensorFlow has types of its own for remote files
+                raise OSError(f"Gin file {path!r} cannot be read: {error}") from error
+            return _parse(text, path)
     raise OSError(f"Gin file {path!r} does not exist (looked from {os.getcwd()} and {ROOT}).")
 
 
-def _parse(source: str | typing.TextIO, name: str) -> None:
+def _parse(source: str, name: str) -> None:
     """Binds what a gin file or text says, included files in their place."""
     for statement in config_parser.ConfigParser(source, gin_config.ParserDelegate()):
         place = f"{name}:{statement.location.line_num}"
