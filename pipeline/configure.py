@@ -138,7 +138,11 @@ def _read_file(path: str) -> None:
 
 def _parse(source: str, name: str) -> None:
     """Binds what a gin file or text says, included files in their place."""
-    for statement in config_parser.ConfigParser(source, gin_config.ParserDelegate()):
+    try:
+        statements = list(config_parser.ConfigParser(source, gin_config.ParserDelegate()))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    for statement in statements:
         place = f"{name}:{statement.location.line_num}"
         if isinstance(statement, config_parser.ImportStatement):
             raise ValueError(f"{place}: gin files of this project cannot import Python modules.")
