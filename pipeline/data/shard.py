@@ -17,6 +17,7 @@ from pipeline.files import opened
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 bytes
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
 _LARGEST = 1 << 31  # bytes of a payload: a protocol buffer is smaller
+FRAME_BYTES = _HEADER.size + _FOOTER.size  # beside the payload
 _AT_ONCE = 1 << 20  # bytes to hash and write at once: for each, other threads take Python's lock
 
 
@@ -149,3 +150,48 @@ def _unframe(data: memoryview) -> bytes | None:
     if length != len(payload) or length_crc != _masked_crc(bytes(data[:8])) or payload_crc != _masked_crc(payload):
         return None
     return payload
+
+
+def _bytes_of(path, header, size, footer):
+    variant = tf.raw_ops.FixedLengthRecordDatasetV2(
+        filenames=path[None],
+        header_bytes=header,
+        record_bytes=size,
+        footer_bytes=footer,
+        buffer_size=size,
+        compression_type="",
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+def read_index_piece(path, index, size, header, footer):
+    zero, one = tf.constant(0, tf.int64), tf.constant(1, tf.int64)
+    return tf.data.Dataset.zip(_bytes_of(index, header, size, footer), _bytes_of(path, zero, one, zero))
+
+
+def payloads(path: tf.Tensor, offset: tf.Tensor, buffer_bytes: int | tf.Tensor = 0) -> tf.data.Dataset:
+    """The records of the shard at `path` from `offset` on, string [], with their CRCs checked.
+
+    In TensorFlow's operations alone, for use inside a function of a data set: TensorFlow cannot copy the data set's
+    offset where it stands by itself.
+
+    Args:
+      path: string [].
+      offset: int64 [].
+      buffer_bytes: read at a time; 0 reads each record by itself.
+
+    Raises:
+      tf.errors.OpError: on iteration, where a record's bytes are not what was written.
+    """
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=path[None],
+        compression_type="",
+        buffer_size=tf.cast(buffer_bytes, tf.int64),
+        byte_offsets=offset[None],
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+def check_opens(path: tf.Tensor) -> tf.data.Dataset:
+    """A data set of one element, string [1 byte], which cannot be made where the file cannot be read."""
+    return tf.data.FixedLengthRecordDataset(path, 1, buffer_size=1).take(1)
