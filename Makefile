@@ -20,7 +20,7 @@ $(READY): requirements.txt
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	@touch $@
 
-setup-tpu: $(VENV)/tpu ## install the TPU compiler beside it, for pipeline/tpu_check.py
+setup-tpu: $(VENV)/tpu ## also install the TPU compiler, for pipeline/tpu_check.py
 
 $(VENV)/tpu: requirements-tpu.txt $(READY)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-tpu.txt
@@ -51,11 +51,11 @@ lint: setup ## check format and lint
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 
-format: setup ## format the code and mend what lint can
+format: setup ## format the code and fix what lint can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-build-file: setup ## write BUILD anew from the imports
+build-file: setup ## rewrite BUILD from the imports
 	$(RUN) tools/build_file.py
 
 bench-ingest: setup ## speed and memory of the Beam job
@@ -79,7 +79,7 @@ bench-gpu: setup ## speed of a full training step on what JAX has; JAX=PYTHON na
 tpu-table: setup-tpu ## speeds of the study's variants on TPU v4, compiled: pipeline/model/tpu_v4_speeds.json
 	$(RUN) tools/tpu_table.py
 
-lock: ## write requirements.txt anew from requirements.in, with the newest versions that fit
+lock: ## rewrite requirements.txt from requirements.in, with the newest versions that fit
 	rm -rf $(VENV)-lock
 	"$(PYTHON)" -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.in

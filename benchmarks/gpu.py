@@ -4,7 +4,7 @@
     python benchmarks/gpu.py time runs/step.npz
 
 `trace` takes TensorFlow and no JAX, `time` takes JAX and no TensorFlow: the file may travel to a machine with a GPU
-that has JAX alone. `trace --values` also keeps the variables' values and what TensorFlow's own step makes of them,
+that has JAX alone. `trace --values` also keeps the variables' values and the results of TensorFlow's own step,
 which `time` then compares: for small models, whose file stays small.
 """
 
@@ -33,13 +33,13 @@ def trace(arguments: argparse.Namespace) -> None:
     from pipeline.tpu import program
 
     experiment = registry.configured(arguments.gin_file, arguments.gin_param)
-    known = program.facts(experiment, arguments.images)
-    step, _ = program.training_step(experiment, known, unset=not arguments.values, device="gpu")
-    batch = program.example_batch(experiment, known, arguments.batch)
+    dataset = program.dataset_info(experiment, arguments.images)
+    step, _ = program.training_step(experiment, dataset, unset=not arguments.values, device="gpu")
+    batch = program.example_batch(experiment, dataset, arguments.batch)
     if arguments.values:
         random = np.random.default_rng(0)
         batch["image"] = tf.constant(random.normal(size=batch["image"].shape), tf.float32)
-        batch["labels"] = tf.constant(random.integers(0, known.classes, batch["labels"].shape), tf.int64)
+        batch["labels"] = tf.constant(random.integers(0, dataset.classes, batch["labels"].shape), tf.int64)
         batch |= {name: tf.ones_like(batch[name]) for name in ("label_weights", "weight")}
     compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
     stored = {"hlo": np.frombuffer(compiled.experimental_get_compiler_ir(batch)(stage="hlo_serialized"), np.uint8)}
@@ -47,8 +47,8 @@ def trace(arguments: argparse.Namespace) -> None:
         concrete = compiled.get_concrete_function(batch)
         handles = {id(variable.handle): variable for variable in concrete.variables}
         captured = [handles[id(handle)] for handle in concrete.captured_inputs]
-        given = [*(batch[name] for name in sorted(batch)), *captured]
-        stored |= {f"argument{i}": value.numpy() for i, value in enumerate(given)}
+        inputs = [*(batch[name] for name in sorted(batch)), *captured]
+        stored |= {f"argument{i}": value.numpy() for i, value in enumerate(inputs)}
         outputs = tf.function(step.__call__, autograph=False)(batch)
         stored |= {f"output{i}": value.numpy() for i, value in enumerate(outputs)}
         stored |= {f"after{len(batch) + i}": variable.numpy() for i, variable in enumerate(captured)}
@@ -87,24 +87,20 @@ class Step:
 
     def __init__(self, hlo: bytes):
         import jax
-        from jax._src import compiler
-        from jax._src.lib import xla_client
         from jax.extend import backend
 
-        from pipeline.tpu.compiler import module_without_copies
+        from pipeline.tpu.compiler import compile_arguments
 
         self.device = jax.devices()[0]
-        computation = xla_client.XlaComputation(hlo)
+        computation = _computation(hlo)
         header = computation.as_hlo_text().split("\n", 1)[0]
-        # Which argument a result takes the place of: variables.
+        # Variables: which argument a result takes the place of.
         pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", header)
         self._replaced = {int(output): int(argument) for output, argument in pairs}
         self._shapes = computation.program_shape().parameter_shapes()
-        options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
-        devices = xla_client.DeviceList((self.device,))
-        self._executable = backend.get_backend().compile_and_load(module_without_copies(hlo), devices, options)
+        self._executable = backend.get_backend().compile_and_load(*compile_arguments(hlo, self.device))
 
-    def put(self, stored) -> list:
+    def put(self, stored: np.lib.npyio.NpzFile) -> list:
         """The arguments, on the device: those of `stored`, or small random numbers (zeros where integer)."""
         import jax
 
@@ -130,7 +126,17 @@ class Step:
         return [replaced.get(i, value) for i, value in enumerate(inputs)]
 
 
-def _load(path: str):
+def _computation(hlo: bytes):
+    """The HLO module with its text and its parameters' shapes.
+
+    Private: JAX reads serialised HLO in no public function.
+    """
+    from jax._src.lib import xla_client
+
+    return xla_client.XlaComputation(hlo)
+
+
+def _load(path: str) -> tuple[Step, dict, np.lib.npyio.NpzFile]:
     import jax
 
     stored = np.load(path)
@@ -139,17 +145,17 @@ def _load(path: str):
     return Step(stored["hlo"].tobytes()), what, stored
 
 
-def _compare(step: Step, inputs: list, stored) -> None:
+def _compare(step: Step, inputs: list, stored: np.lib.npyio.NpzFile) -> None:
     """Prints how far the results are from TensorFlow's; raises where they are not the same function's."""
     outputs = step(inputs)
     after = step.next_inputs(inputs, outputs)
     worst = 0.0
     for name in stored.files:
         if name.startswith(("output", "after")):
-            found = outputs[int(name[6:])] if name.startswith("output") else after[int(name[5:])]
+            actual = outputs[int(name[6:])] if name.startswith("output") else after[int(name[5:])]
             expected = stored[name].astype(np.float64)
             scale = max(np.abs(expected).max(initial=0.0), 1e-3)
-            worst = max(worst, float(np.abs(np.asarray(found, np.float64) - expected).max(initial=0.0) / scale))
+            worst = max(worst, float(np.abs(np.asarray(actual, np.float64) - expected).max(initial=0.0) / scale))
     print(f"Largest difference to TensorFlow's step, by each tensor's largest value: {worst:.1e}")
     if not worst < 0.05:
         raise SystemExit("The results are not TensorFlow's.")
@@ -162,7 +168,7 @@ def main() -> None:
     one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
     one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
     one.add_argument("--batch", type=int, default=64, help="images of the step")
-    one.add_argument("--images", type=int, help="of an epoch, where neither records nor gin files tell")
+    one.add_argument("--images", type=int, help="of an epoch, where neither records nor gin files have the number")
     one.add_argument("--values", action="store_true", help="keep values, to compare results")
     one.add_argument("--output", required=True, help="file to write, .npz")
     one.set_defaults(action=trace)

@@ -1,6 +1,6 @@
 """Configuration: what gin may bind, and checks that gin by itself does not make.
 
-Gin accepts a macro that nobody uses, a binding that nobody reads and a value of the wrong type; here each is an
+Gin accepts an unused macro, an unused binding and a value of the wrong type; here each is an
 error, found before any work starts, that names file and line.
 """
 

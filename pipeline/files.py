@@ -22,6 +22,16 @@ def opened(path: str, mode: str):
     return tf.io.gfile.GFile(path, mode)
 
 
+def make_folder(path: str) -> None:
+    """Makes the folder at `path`, and those above it, where they do not exist."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+        return
+    import tensorflow as tf
+
+    tf.io.gfile.makedirs(path)
+
+
 def write_atomically(path: str, content: str | bytes, several_writers: bool = False) -> None:
     """Writes a file, whole or not at all: what stood at `path` before stays until all of `content` is written.
 

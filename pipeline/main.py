@@ -1,4 +1,8 @@
-"""Pre-trains, fine-tunes, evaluates or exports, as gin says: `python pipeline/main.py --gin_file=gin/f7_jft.gin`."""
+"""Pre-trains, fine-tunes, evaluates or exports a model.
+
+python pipeline/main.py --gin_file=gin/f7_jft.gin                trains, or does what RUN in the configuration says
+python pipeline/main.py --model_dir=runs/f7_jft --task=export    needs nothing but the run's folder
+"""
 
 import os
 import sys
@@ -8,23 +12,29 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
 
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Gin file; may be repeated, later ones win.")
+_GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", [], "Gin file; may be repeated, later ones win. The run's own configuration if not given."
+)
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Gin binding over the files, `NAME=VALUE`; may be repeated.")
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run; runs/NAME of the last gin file if not given.")
-_FORCE_RESUME = flags.DEFINE_bool("force_resume", False, "Go on although configuration or data changed.")
+_TASK = flags.DEFINE_enum(
+    "task", None, ["train", "evaluate", "few_shot", "export"], "What to do; RUN of the configuration if not given."
+)
+_FORCE_RESUME = flags.DEFINE_bool("force_resume", False, "Continue although configuration or data changed.")
 
 
 def main(argv: list[str]) -> int:
-    """Runs what `main.run` names; returns the exit code: 0 when done, 1 when stopped by an error."""
+    """Does the task; returns the exit code: 0 when done, 143 when stopped by SIGTERM, 1 when stopped by an error."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
+    if not (_GIN_FILE.value or _MODEL_DIR.value):
+        raise app.UsageError("Give --gin_file=FILE, or --model_dir=RUN of a run that has been started.")
     logging.set_verbosity(logging.WARNING)
     from pipeline import configure, registry  # TensorFlow takes seconds: flags are checked first
 
-    name = os.path.splitext(os.path.basename(_GIN_FILE.value[-1]))[0]
-    model_dir = _MODEL_DIR.value or os.path.join("runs", name)
+    model_dir = _MODEL_DIR.value or os.path.join("runs", os.path.splitext(os.path.basename(_GIN_FILE.value[-1]))[0])
     try:
-        registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value)
+        registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value, _TASK.value)
     except registry.EXPECTED_ERRORS as error:
         print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr)
         return 143 if isinstance(error, registry.Preempted) else 1
@@ -32,5 +42,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("gin_file")
     app.run(main)

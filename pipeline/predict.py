@@ -1,5 +1,10 @@
-"""Classifies image files with an exported SavedModel: `python pipeline/predict.py --saved_model=DIR IMAGE…`."""
+"""Classifies image files with a trained model.
 
+python pipeline/predict.py --model_dir=RUN IMAGE...      with a run, which is exported first if it was not yet
+python pipeline/predict.py --saved_model=DIR IMAGE...    with an exported SavedModel
+"""
+
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,23 +13,30 @@ import sys
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
 _SAVED_MODEL = flags.DEFINE_string("saved_model", None, "Folder of the export, or one of its version folders.")
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of a run, instead of --saved_model.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a line instead of a table.")
 
 
 def main(argv: list[str]) -> int:
     """Prints the best classes of each image; returns 1 where an image could not be classified."""
-    from pipeline.serve import client  # TensorFlow takes seconds: flags are checked first
-
     if len(argv) < 2:
         raise app.UsageError("Name at least one image file.")
+    if bool(_SAVED_MODEL.value) == bool(_MODEL_DIR.value):
+        raise app.UsageError("Give --model_dir=RUN or --saved_model=DIR.")
+    logging.set_verbosity(logging.WARNING)
+    from pipeline import registry  # TensorFlow takes seconds: flags are checked first
+    from pipeline.serve import client
+
     try:
-        predictions = client.predict(client.load(_SAVED_MODEL.value), argv[1:])
-    except FileNotFoundError as error:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for predictions
+            saved_model = _SAVED_MODEL.value or registry.exported(_MODEL_DIR.value)
+        predictions = client.predict(client.load(saved_model), argv[1:])
+    except (FileNotFoundError, *registry.EXPECTED_ERRORS) as error:
         print(error, file=sys.stderr)
         return 1
     if _JSON.value:
@@ -48,5 +60,4 @@ def _table(predictions) -> Table:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("saved_model")
     app.run(main)

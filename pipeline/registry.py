@@ -3,27 +3,24 @@
 import os
 from collections.abc import Callable, Sequence
 
-from pipeline import configure
-from pipeline.data import augment, manifest, mixing, randaugment
+import tensorflow as tf
+
+from pipeline import configure, report
+from pipeline.data import augment, mixing, randaugment
 from pipeline.data import input as inputs
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
-from pipeline.train import (
-    checkpoint,
-    distribution,
-    experiment,
-    few_shot,
-    ledger,
-    optimizer,
-    run,
-    run_config,
-    sam,
-    schedule,
-    trainer,
-)
-from pipeline.train.journal import Preempted
+from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
+from pipeline.train.evaluate import evaluate
+from pipeline.train.experiment import Experiment
+from pipeline.train.few_shot import few_shot
+from pipeline.train.preemption import Preempted
+from pipeline.train.run_config import Loop, RunContext
+from pipeline.train.train import train
+from pipeline.train.trained_model import load_model
 
 TASKS = ("train", "evaluate", "few_shot", "export")
+SAVED_MODEL = "saved_model"  # in the run's folder
 # What can go wrong in a way that the message explains; anything else is a defect and shows its traceback.
 EXPECTED_ERRORS = (
     ValueError,  # configuration, manifest, settings
@@ -35,16 +32,50 @@ EXPECTED_ERRORS = (
 )
 
 
-def run_configured(files: Sequence[str], params: Sequence[str], model_dir: str, force_resume: bool = False) -> None:
-    """Parses and checks the configuration, then does what `main.run` names, in `model_dir`."""
+def run_configured(
+    files: Sequence[str], params: Sequence[str], model_dir: str, force_resume: bool = False, task: str | None = None
+) -> None:
+    """Parses and checks the configuration, then does a task in `model_dir`.
+
+    Args:
+      files: gin files; where there are none, the run's own configuration is taken.
+      params: bindings over them.
+      model_dir: folder of the run.
+      force_resume: continue although configuration or data changed.
+      task: one of `TASKS`; what `main.run` names where None.
+    """
+    resolved = bindings(files or [saved_config(model_dir)], params)
+    context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
+    configure.get(task or "main")(context)
+
+
+def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
+    """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value."""
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
-    bindings = configure.resolved(ignore=("main", "Loop", *TASKS))
-    context = run_config.RunContext(model_dir, configure.text(), bindings, configure.digest(bindings), force_resume)
-    configure.get("main")(context)
+    return configure.resolved(ignore=("main", "Loop", *TASKS))
 
 
-def configured(files: Sequence[str], params: Sequence[str]) -> experiment.Experiment:
+def exported(model_dir: str) -> str:
+    """The folder of a run's SavedModels; exports the run if it was not yet."""
+    directory = os.path.join(model_dir, SAVED_MODEL)
+    if not tf.io.gfile.exists(directory):
+        run_configured([], [], model_dir, task="export")
+    return directory
+
+
+def saved_config(model_dir: str) -> str:
+    """The path of the configuration that a run was started with; a ValueError says what to do where there is none."""
+    path = os.path.join(model_dir, report.CONFIG_FILE)
+    if not tf.io.gfile.exists(path):
+        what = f"holds no {report.CONFIG_FILE}" if tf.io.gfile.exists(model_dir) else "does not exist"
+        raise ValueError(
+            f"{model_dir} {what}, so it is not the folder of a run: give its --gin_file, or the right --model_dir."
+        )
+    return path
+
+
+def configured(files: Sequence[str], params: Sequence[str]) -> Experiment:
     """Parses and checks the configuration, and makes its experiment without running it."""
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
@@ -56,13 +87,13 @@ def register() -> None:
     configure.register(
         {
             "main": main,
-            "train": run.train,
-            "evaluate": run.evaluate,
-            "few_shot": few_shot.few_shot,
+            "train": train,
+            "evaluate": evaluate,
+            "few_shot": few_shot,
             "export": export,
-            "Experiment": experiment.Experiment,
+            "Experiment": Experiment,
             "Data": inputs.Data,
-            "Loop": run_config.Loop,
+            "Loop": Loop,
             "Augmentation": augment.Augmentation,
             "RandAugment": randaugment.RandAugment,
             "Mixing": mixing.Mixing,
@@ -78,12 +109,12 @@ def register() -> None:
     )
 
 
-def main(context: run_config.RunContext, run: Callable) -> None:
+def main(context: RunContext, run: Callable) -> None:
     """Calls the task that the configuration names."""
     run(context)
 
 
-def export(context: run_config.RunContext, experiment: experiment.Experiment, directory: str = "", top: int = 5) -> str:
+def export(context: RunContext, experiment: Experiment, directory: str = "", top: int = 5) -> str:
     """Exports the newest checkpoint of the run as a SavedModel; returns its version folder.
 
     Args:
@@ -92,9 +123,11 @@ def export(context: run_config.RunContext, experiment: experiment.Experiment, di
       directory: where the version folders go; `saved_model` in the run's folder where ''.
       top: how many class names an answer holds for each image.
     """
-    model = run.trained_model(context, experiment)
-    classes = manifest.read(experiment.data.directory).classes
-    classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.loss)
-    path = serving.export(classifier, directory or os.path.join(context.model_dir, "saved_model"))
+    saved = checkpoint.find(context.model_dir)
+    model = load_model(saved, experiment.create_model)
+    # Imported weights come without names: they are the records'.
+    classes = saved.facts.get("class_names") or experiment.data.read_manifest().classes
+    classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.objective)
+    path = serving.export(classifier, directory or os.path.join(context.model_dir, SAVED_MODEL))
     print(f"Exported to {path}; try: python pipeline/predict.py --saved_model={path} IMAGE")
     return path

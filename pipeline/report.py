@@ -12,13 +12,14 @@ from pipeline.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "run.json"
+CONFIG_FILE = "config.gin"
 
 
 class Progress:
     """A line with images done, rate, time left and the newest metrics; on a terminal it is redrawn in place.
 
     Args:
-      title: what is going on.
+      title: of the line.
       images: images to process in all.
       done: images processed before (a resumed run).
       show: whether to write anything.

@@ -15,12 +15,13 @@ import argparse
 
 from pipeline import configure
 from pipeline.model import speeds
-from pipeline.study import analysis, costs, planner, runs, search, sweep
-from pipeline.study.errors import StudyError
+from pipeline.study import StudyError, planner, run_files, search, sweep
+from pipeline.study.analysis import Analysis, analyse, describe, write
+from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does what the command line says; returns the exit code: 0 done, 1 stopped by an error, 143 told to stop."""
+    """Runs the command; returns the exit code: 0 done, 1 stopped by an error, 143 by SIGTERM or Ctrl-C."""
     arguments = _parser().parse_args(arguments)
     try:
         arguments.action(arguments)
@@ -35,49 +36,51 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Prints what to run with a budget."""
-    given = {costs.CORE_HOURS: arguments.core_hours, costs.FLOPS: arguments.flops, costs.SECONDS: arguments.seconds}
+    given = {CORE_HOURS: arguments.core_hours, FLOPS: arguments.flops, SECONDS: arguments.seconds}
     unit, budget = next((unit, budget) for unit, budget in given.items() if budget is not None)
     if arguments.study:
-        made = planner.from_study(budget, unit, runs.read(arguments.study), arguments.images)
-    elif unit == costs.CORE_HOURS:
-        made = planner.from_paper(budget, arguments.images or speeds.STUDY_IMAGES)
+        result = planner.from_study(budget, unit, run_files.read(arguments.study), arguments.images)
+    elif unit == CORE_HOURS:
+        result = planner.from_paper(budget, arguments.images or speeds.STUDY_IMAGES)
     else:
         raise StudyError(f"The paper's rules are in core-hours: a plan in {unit} needs a study, --study=DIR.")
-    print(planner.describe(made))
+    print(planner.describe(result))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs a study, or prints the commands of the runs that can start now."""
     study = load(arguments.gin_file, arguments.gin_param)
+    from pipeline import registry  # TensorFlow takes seconds
+
     if arguments.print_commands:
-        lines = sweep.commands(study)
+        lines = sweep.commands(study, registry.bindings)
         print("\n".join(lines))
         if lines:
             print("When these have finished, the same command prints the next.", file=sys.stderr)
         else:
             print(f"All runs of {study.directory} are finished.", file=sys.stderr)
         return
-    done = sweep.run(study)
-    diverged = sum(one.status == runs.DIVERGED for one in done)
+    done = sweep.run(study, registry.bindings)
+    diverged = sum(one.status == run_files.DIVERGED for one in done)
     print(f"{study.directory}: {len(done)} runs are finished, {diverged} of them diverged. Next:")
-    print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={costs.FLOPS}")
+    print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={FLOPS}")
 
 
-def fit(arguments: argparse.Namespace) -> analysis.Analysis:
+def fit(arguments: argparse.Namespace) -> Analysis:
     """Fits and prints the laws of a study."""
-    found = analysis.analyse(runs.read(arguments.study), arguments.unit)
-    print(analysis.describe(found))
-    print(f"Written to {analysis.write(found, arguments.study)}")
-    return found
+    analysis = analyse(run_files.read(arguments.study), arguments.unit)
+    print(describe(analysis))
+    print(f"Written to {write(analysis, arguments.study)}")
+    return analysis
 
 
 def plot(arguments: argparse.Namespace) -> None:
     """Fits, and draws the figures."""
     from pipeline.study import figures  # Matplotlib takes a second
 
-    found = fit(arguments)
+    analysis = fit(arguments)
     directory = arguments.output_dir or os.path.join(arguments.study, "figures")
-    for path in figures.draw(runs.read(arguments.study), found, directory):
+    for path in figures.draw(run_files.read(arguments.study), analysis, directory):
         print(f"{path} (and .svg, .csv)")
 
 
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, action, text in (("fit", fit, "fit the laws"), ("plot", plot, "fit the laws and draw the figures")):
         one = actions.add_parser(name, help=text)
         one.add_argument("--study", required=True, help="folder of the study")
-        one.add_argument("--unit", choices=list(costs.LABELS), default=costs.CORE_HOURS, help="of compute")
+        one.add_argument("--unit", choices=list(UNITS), default=CORE_HOURS, help="of compute")
         if action is plot:
             one.add_argument("--output_dir", help="figures in the study's folder if not given")
         one.set_defaults(action=action)

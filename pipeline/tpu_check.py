@@ -1,4 +1,4 @@
-"""Compiles the training step of an experiment for TPUs, without a TPU, and says what a run would take.
+"""Compiles the training step of an experiment for TPUs, without a TPU, and prints what a run would take.
 
     python pipeline/tpu_check.py --gin_file=gin/f7_jft.gin --topology=v4:4x4x4
 
@@ -24,7 +24,7 @@ _CHIP_CONFIG = flags.DEFINE_enum(
     "A core is a device, or a chip; v4: legacy, v5p: megacore if not given.",
 )
 _REPLICA_BATCH = flags.DEFINE_integer(
-    "replica_batch", None, "Images a replica; GLOBAL_BATCH over replicas if not given.", lower_bound=1
+    "replica_batch", None, "Images per replica; GLOBAL_BATCH over replicas if not given.", lower_bound=1
 )
 _IMAGES = flags.DEFINE_integer(
     "images", None, "Images of an epoch; the records' own, or Data.images, if not given.", lower_bound=1
@@ -39,11 +39,12 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     logging.set_verbosity(logging.WARNING)
+    from pipeline import files
     from pipeline.tpu import chips, compiler
 
     compiler.end_with_its_processes()
     try:
-        for path in filter(None, (_JSON.value, _HLO.value)):  # before the minutes until there is something to write
+        for path in filter(None, (_JSON.value, _HLO.value)):  # before minutes of work
             if not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
                 raise OSError(f"{path} cannot be written: its folder does not exist, or takes no files.")
         topology = chips.topology(_TOPOLOGY.value, _CHIP_CONFIG.value)
@@ -51,22 +52,27 @@ def main(argv: list[str]) -> int:
     except (chips.TopologyError, compiler.CompilerError, OSError) as error:
         return _stop(error)
     from pipeline import configure, registry
-    from pipeline.tpu import check, report
+    from pipeline.tpu import check, estimate_table
 
     try:
         configured = functools.partial(registry.configured, _GIN_FILE.value, _GIN_PARAM.value)
         experiment = configured()
-        found, hlo = check.check(
-            configured, topology, _REPLICA_BATCH.value, _IMAGES.value, _SEARCH.value, report.Progress()
+        estimate, hlo = check.check(
+            experiment,
+            configured,
+            topology,
+            _REPLICA_BATCH.value,
+            _IMAGES.value,
+            _SEARCH.value,
+            estimate_table.stage,
         )
     except (*registry.EXPECTED_ERRORS, compiler.CompilerError) as error:
         return _stop(error, configure.message(error))
-    report.show(found, check.advice(found, experiment))
-    for path, text in ((_JSON.value, report.as_json(found)), (_HLO.value, hlo)):
+    estimate_table.show(estimate, check.advice(estimate, experiment))
+    for path, text in ((_JSON.value, estimate_table.as_json(estimate)), (_HLO.value, hlo)):
         if path:
-            with open(path, "w") as file:
-                file.write(text)
-    return 0 if found.fits else 2
+            files.write_atomically(path, text)
+    return 0 if estimate.fit.fits else 2
 
 
 def _stop(error: Exception, message: str = "") -> int:

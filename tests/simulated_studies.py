@@ -1,71 +1,73 @@
 """Studies on disk whose law is known: loss = FLOOR + (SIZE / parameters)^a + (IMAGES / images seen)^a, times noise."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
-from pipeline.model import cost
-from pipeline.study.runs import Trial
+from pipeline.model import cost, variants
+from pipeline.study import run_files
+from pipeline.study.run_files import Trial
 
 FLOOR, EXPONENT, SIZE, IMAGES = 1.5, 0.3, 1e8, 1e9
-PAPER = ("F0", "F1", "F3", "F3+", "F7", "F7+")
-SMALL = ("pico", "nano", "micro", "tiny")
-CONFIG = """# Macros:
-DATA_DIR = 'records'
-EPOCHS = {epochs}
-GLOBAL_BATCH = 1024
-LEARNING_RATE = {rate}
-SEED = 0
-
-Experiment.data = @Data()
-nfnet.variant = '{variant}'
-Loop.steps_per_loop = {loop}
-main.run = %RUN
-sgd.momentum = {momentum}
-sgd.long_list = \\
-    (1,
-     2)
-train.experiment = @Experiment()
-"""
+PAPER = tuple(variants.STUDY_CORE_BATCHES)
 
 
 def best_rate(variant: str, epochs: float) -> float:
     """The best learning rate: falls by two for 4 epochs and more of models beyond F1."""
-    return 0.8 if epochs >= 4 and variant not in ("F0", "F1", *SMALL) else 1.6
+    return 0.8 if epochs >= 4 and variant not in ("F0", "F1", *variants.SMALL) else 1.6
 
 
-def loss(variant: str, epochs: float, rate: float, an_epoch: float) -> float:
+def loss(variant: str, epochs: float, rate: float, images: float) -> float:
     """Held-out loss without noise."""
-    size, seen = cost.parameters(variant, 1000), epochs * an_epoch
-    found = FLOOR + (SIZE / size) ** EXPONENT + (IMAGES / seen) ** EXPONENT
-    return found * (1 + 0.05 * np.log2(rate / best_rate(variant, epochs)) ** 2)
+    size, seen = cost.parameters(variant, 1000), epochs * images
+    best = FLOOR + (SIZE / size) ** EXPONENT + (IMAGES / seen) ** EXPONENT
+    return best * (1 + 0.05 * np.log2(rate / best_rate(variant, epochs)) ** 2)
+
+
+def bindings(trial: Trial, momentum: float = 0.9, tuning_epochs: int = 50, batch: int = 1024) -> dict[str, str]:
+    """A resolved configuration of `trial`."""
+    epochs, rate = (tuning_epochs, 0.1) if trial.task else (trial.epochs, trial.learning_rate)
+    values = {
+        "Data.batch": batch,
+        "Data.directory": f"records of {trial.name}",
+        "Experiment.epochs": epochs,
+        "Experiment.seed": trial.seed,
+        "cosine.peak": rate,
+        "nfnet.variant": trial.variant,
+        "sgd.momentum": momentum,
+    }
+    return {name: repr(value) for name, value in values.items()}
 
 
 def write_run(
-    directory,
+    directory: str | os.PathLike,
     trial: Trial,
     *,
-    an_epoch=4e9,
-    noise=0.0,
-    resolution=224,
-    momentum=0.9,
-    digest="d",
-    tuning_epochs=50,
+    images: float = 4e9,
+    noise: float = 0.0,
+    resolution: int = 224,
+    digest: str = "d",
+    settings: Mapping = MappingProxyType({}),
     **changes,
-):
-    """Writes what a finished run leaves; returns its folder."""
-    folder = trial.folder(str(directory))
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "trial.json"), "w") as file:
-        json.dump({**vars(trial), "wall_seconds": 20.0}, file)
-    with open(os.path.join(folder, "config.gin"), "w") as file:
-        rest = {"variant": trial.variant, "epochs": trial.epochs, "rate": trial.learning_rate}
-        if trial.task:
-            rest |= {"epochs": tuning_epochs, "rate": 0.1}
-        file.write(CONFIG.format(**rest, momentum=momentum, loop=hash(trial) % 7 + 1))
-    value = loss(trial.variant, trial.epochs, trial.learning_rate, an_epoch) * np.exp(noise)
-    seen = trial.epochs * an_epoch
+) -> str:
+    """Writes what a finished run leaves; returns its folder.
+
+    Args:
+      directory, trial: which run of which study.
+      images: of an epoch.
+      noise: on the logarithm of the loss.
+      resolution, digest: of its images and records.
+      settings: of its `bindings`.
+      **changes: in its summary.
+    """
+    run = run_files.start(trial, str(directory), bindings(trial, **settings))
+    run_files.write_trial(dataclasses.replace(run, wall_seconds=20.0))
+    value = loss(trial.variant, trial.epochs, trial.learning_rate, images) * np.exp(noise)
+    seen = trial.epochs * images
     flops = 2 * cost.multiply_adds(trial.variant, resolution, 1000)
     summary = {
         "variant": trial.variant,
@@ -76,15 +78,24 @@ def write_run(
         "seconds": seen * flops / 1e13,
         "validation_loss": value,
         "validation_top1": 1 - 0.1 * value,
+        "bindings": run.bindings,
         "data_digest": f"{digest}{trial.task}",
         **changes,
     }
-    with open(os.path.join(folder, "run.json"), "w") as file:
+    with open(os.path.join(run.folder, run_files.SUMMARY_FILE), "w") as file:
         json.dump(summary, file)
-    return folder
+    return run.folder
 
 
-def write(directory, variants=PAPER, epochs=(0.25, 0.5, 1, 2, 4, 8), rates=(1.6, 0.8), task="", sigma=0.002, **options):
+def write(
+    directory: str | os.PathLike,
+    variants: Sequence[str] = PAPER,
+    epochs: Sequence[float] = (0.25, 0.5, 1, 2, 4, 8),
+    rates: Sequence[float] = (1.6, 0.8),
+    task: str = "",
+    sigma: float = 0.002,
+    **options,
+) -> str:
     """Writes a whole study with noise of `sigma`, and the fine-tuning of every run where `task` is given."""
     rng = np.random.default_rng(0)
     for variant in variants:

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from pipeline import registry, report
 from pipeline.serve import client
-from pipeline.train import checkpoint, journal
+from pipeline.train import checkpoint, preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLASSES = {"pretrain": 6, "finetune": 3}
@@ -90,7 +92,7 @@ def finetuned(records, pretrained, tmp_path_factory):
     words = [f"--gin_param={param}" for param in (*SMALL, *params)]
     done = command("pipeline/main.py", "--gin_file=gin/quickstart_finetune.gin", f"--model_dir={model_dir}", *words)
     assert done.returncode == 0, done.stderr
-    assert "initialised anew: linear/bias, linear/kernel" in done.stdout
+    assert "initialized at random: linear/bias, linear/kernel" in done.stdout
     assert "epoch 0: exactly once" in done.stderr
     run("export", "quickstart_finetune.gin", model_dir, *params)
     return model_dir
@@ -117,7 +119,7 @@ def test_a_run_leaves_its_summary_metrics_and_configuration(pretrained):
         {"epoch": epoch, "examples": 210, "expected": 210, "exactly_once": True} for epoch in (0, 1)
     ]
     wanted = "parameters flops_per_image images_seen tpu_v4_core_hours seconds images_per_second validation_loss"
-    wanted += " validation_top1 validation_top5 config_digest data_digest weights_digest"
+    wanted += " validation_top1 validation_top5 config_digest data_digest weights_digest bindings"
     assert set(wanted.split()) <= summary.keys()
     lines = report.read_metrics(str(pretrained))
     assert lines[-1]["validation_loss"] == summary["validation_loss"]
@@ -168,7 +170,50 @@ def test_evaluate_gives_the_numbers_of_the_summary(finetuned, pretrained, record
     assert f"loss {report.find_summary(str(finetuned))['validation_loss']:.4g}" in shown
 
 
+@pytest.fixture
+def moved(finetuned, tmp_path):
+    """The run's folder alone, as somebody else gets it: at another place, and its records named nowhere that exists."""
+    model_dir = tmp_path / "moved"
+    shutil.copytree(finetuned, model_dir, ignore=shutil.ignore_patterns("saved_model", "tensorboard"))
+    config = (model_dir / "config.gin").read_text()
+    (model_dir / "config.gin").write_text(re.sub(r"DATA_DIR = .*", "DATA_DIR = 'no/records'", config))
+    return model_dir
+
+
+def test_a_runs_folder_is_enough_to_export_and_predict(finetuned, images, moved):
+    image = next((images / "finetune" / "angle1").glob("*.jpg"))
+    done = command("pipeline/predict.py", f"--model_dir={moved}", "--json", image)
+    assert done.returncode == 0, done.stderr
+    expected = command("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", image)
+    assert done.stdout == expected.stdout
+    exported = command("pipeline/main.py", f"--model_dir={moved}", "--task=export", "--gin_param=export.top=2")
+    assert f"Exported to {moved}/saved_model/2" in exported.stdout, exported.stderr
+
+
+def test_a_runs_folder_is_enough_to_evaluate_and_probe_it(moved, records, capsys):
+    data = f'DATA_DIR="{records / "finetune"}"'
+    registry.run_configured([], [data], str(moved), task="evaluate")
+    assert f"loss {report.find_summary(str(moved))['validation_loss']:.4g}" in capsys.readouterr().out
+    registry.run_configured([], [data, "few_shot.shots=(2,)"], str(moved), task="few_shot")
+    assert "few_shot_2" in json.loads((moved / "few_shot.json").read_text())
+    registry.run_configured([], [data], str(moved), force_resume=True)
+    assert "is finished: step" in capsys.readouterr().out
+
+
 # Bad input
+
+
+def test_a_folder_that_is_no_run_says_what_to_give(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config\.gin.*--gin_file"):
+        registry.run_configured([], [], str(tmp_path), task="export")
+    with pytest.raises(ValueError, match=r"nowhere does not exist"):
+        registry.run_configured([], [], str(tmp_path / "nowhere"), task="export")
+
+
+def test_classes_that_a_run_was_not_trained_on_are_not_evaluated(moved, records):
+    params = [f'DATA_DIR="{records / "pretrain"}"']
+    with pytest.raises(ValueError, match=r"trained on 3 classes, and .* has 6 others.*--task=few_shot"):
+        registry.run_configured([], params, str(moved), task="evaluate")
 
 
 def test_a_command_with_a_mistake_exits_with_its_message_alone(tmp_path):
@@ -223,4 +268,4 @@ def test_going_on_under_another_configuration_is_refused(records, pretrained):
 
 
 def test_preemption_is_an_expected_error():
-    assert issubclass(journal.Preempted, registry.EXPECTED_ERRORS)
+    assert issubclass(preemption.Preempted, registry.EXPECTED_ERRORS)

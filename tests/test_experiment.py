@@ -11,8 +11,8 @@ from pipeline.data import reader
 from pipeline.data.augment import Augmentation
 from pipeline.data.input import Data
 from pipeline.data.mixing import Mixing
-from pipeline.train import run
-from pipeline.train.run_config import Loop
+from pipeline.train import components
+from pipeline.train.run_config import Loop, RunContext
 from tests import record_sets, tiny_runs
 
 CLASSES = 6
@@ -134,7 +134,7 @@ def test_a_run_is_refused_before_any_work_where_a_replica_would_cut_a_group(reco
     with pytest.raises(
         ValueError, match=r"batch of 16 images.*each of 8 replicas 2 images.*groups of 4.*multiple of 32"
     ):
-        run.assemble(experiment, Loop())
+        components.assemble(RunContext("nowhere"), experiment, Loop())
 
 
 def test_hosts_and_replicas_together_see_the_images_of_one(records):

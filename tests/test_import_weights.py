@@ -12,7 +12,10 @@ import safetensors.numpy
 
 from pipeline.data.input import Data
 from pipeline.model import nfnet, public_files, weights
-from pipeline.train import checkpoint, experiment, optimizer, public_weights, run, run_config, schedule
+from pipeline.train import checkpoint, experiment, optimizer, public_weights, run_config, schedule
+from pipeline.train.evaluate import evaluate
+from pipeline.train.train import train
+from pipeline.train.trained_model import load_model
 from tests import record_sets
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -199,12 +202,12 @@ def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
     )
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     whole = run_config.RunContext(str(tmp_path / "imported"), "", {}, "")
-    served = run.trained_model(whole, setup)
+    served = load_model(checkpoint.find(whole.model_dir), setup.create_model)
     np.testing.assert_allclose(served(images), model(images), rtol=1e-5, atol=1e-6)
-    assert run.evaluate(whole, setup)["validation_loss"] == pytest.approx(math.log(5), rel=0.5)
+    assert evaluate(whole, setup)["validation_loss"] == pytest.approx(math.log(5), rel=0.5)
 
     tuned = dataclasses.replace(setup, initial_checkpoint=str(tmp_path / "imported"))
-    summary = run.train(run_config.RunContext(str(tmp_path / "tuned"), "", {}, ""), tuned)
+    summary = train(run_config.RunContext(str(tmp_path / "tuned"), "", {}, ""), tuned)
     assert summary["variant"] == "nano"
     arrays = checkpoint.arrays(checkpoint.find(str(tmp_path / "tuned")), "model")
     for name, variable in weights.named(model).items():

@@ -27,7 +27,12 @@ ARROWS = {
         "pipeline/data/rgb.py",
         "pipeline/objective.py",
     ),
-    "pipeline/study/": ("pipeline/model/cost.py", "pipeline/model/speeds.py", "pipeline/files.py"),
+    "pipeline/study/": (
+        "pipeline/model/cost.py",
+        "pipeline/model/speeds.py",
+        "pipeline/model/variants.py",
+        "pipeline/files.py",
+    ),
     "pipeline/tpu/": ("pipeline/train/", "pipeline/model/", "pipeline/data/"),
     "pipeline/": ("pipeline/",),
     "beam/": (
@@ -48,7 +53,7 @@ FORBIDDEN = [
     ("pipeline/study/law.py", "pipeline/train/trainer.py"),
     ("pipeline/main.py", "beam/images.py"),
     ("pipeline/train/step.py", "pipeline/tpu/program.py"),
-    ("pipeline/study/costs.py", "pipeline/tpu/chips.py"),
+    ("pipeline/study/run_files.py", "pipeline/tpu/chips.py"),
     ("beam/images.py", "pipeline/serve/export.py"),
 ]
 

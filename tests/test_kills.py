@@ -17,12 +17,15 @@ import tensorflow as tf
 
 from pipeline.data import manifest
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, run
-from pipeline.train.journal import Journal
+from pipeline.train import checkpoint
+from pipeline.train.actions import Checkpoints
+from pipeline.train.evaluator import Evaluator
 from pipeline.train.run_config import Loop, RunContext
-from pipeline.train.trainer import Evaluator, Trainer
+from pipeline.train.train import train
+from pipeline.train.trained_model import load_model
+from pipeline.train.trainer import Trainer
 from tests import record_sets, tiny_runs
-from tests.test_resume import assert_same
+from tests.run_results import assert_same
 
 KILLS = 200
 RUNS_AT_A_TIME = 3
@@ -64,10 +67,10 @@ def live(records, model_dir, phases) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     what, context = tiny_runs.experiment(records), RunContext(str(model_dir))
-    run.train(context, what, LOOP)
+    train(context, what, LOOP)
     if not (model_dir / "saved_model/1").exists():
-        classes = manifest.read(str(records)).classes
-        classifier = serving.Classifier(run.trained_model(context, what), classes, what.data.eval_size)
+        model = load_model(checkpoint.find(context.model_dir), what.create_model)
+        classifier = serving.Classifier(model, manifest.read(str(records)).classes, what.data.eval_size)
         serving.export(classifier, str(model_dir / "saved_model"))
 
 
@@ -177,22 +180,24 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
     record_sets.make(tmp_path / "records", examples=100, validation=20)
     what = tiny_runs.experiment(tmp_path / "records", max_steps=12)
     loop = Loop(strategy="one_device", steps_per_loop=2, checkpoint_every=4)
-    run.train(RunContext(str(tmp_path / "undisturbed")), what, loop)
-    original, (soft, hard) = Journal.after_loop, resource.getrlimit(resource.RLIMIT_FSIZE)
+    train(RunContext(str(tmp_path / "undisturbed")), what, loop)
+    original, (soft, hard) = Checkpoints.__call__, resource.getrlimit(resource.RLIMIT_FSIZE)
+    loops = []
 
-    def after_loop(self, output):
+    def third_time(self, output):
         original(self, output)
-        if self._state.step == 6:
-            self._writer.wait()
+        loops.append(output)
+        if len(loops) == 3:
+            self.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
 
-    monkeypatch.setattr(Journal, "after_loop", after_loop)
+    monkeypatch.setattr(Checkpoints, "__call__", third_time)
     try:
         with pytest.raises(checkpoint.CheckpointError, match=r"step-00000008: .*File too large.* room .*same command"):
-            run.train(RunContext(str(tmp_path / "full")), what, loop)
+            train(RunContext(str(tmp_path / "full")), what, loop)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     monkeypatch.undo()
     assert os.listdir(tmp_path / "full/checkpoints") == ["step-00000004"]
-    run.train(RunContext(str(tmp_path / "full")), what, loop)
+    train(RunContext(str(tmp_path / "full")), what, loop)
     assert_same(tmp_path / "full", tmp_path / "undisturbed")

@@ -1,11 +1,10 @@
-"""Fits against independent computations and against simulations of known truth."""
+"""Fits against independent computations and against simulations of a given truth."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.study import law
-from pipeline.study.errors import StudyError
+from pipeline.study import StudyError, law
 
 LEVEL = 0.9
 
@@ -17,13 +16,13 @@ def power(x, noise=0.0, floor=0.0):
 def test_line_is_least_squares():
     x = np.geomspace(10, 1e5, 9)
     y = power(x, np.random.default_rng(0).normal(0, 0.05, 9))
-    found, expected = law.fit_line(x, y), stats.linregress(np.log(x), np.log(y))
-    assert found.slope == pytest.approx(expected.slope)
-    assert found.predict([123.0]).value[0] == pytest.approx(np.exp(expected.intercept) * 123**expected.slope)
+    line, expected = law.fit_line(x, y), stats.linregress(np.log(x), np.log(y))
+    assert line.slope == pytest.approx(expected.slope)
+    assert line.predict([123.0]).value[0] == pytest.approx(np.exp(expected.intercept) * 123**expected.slope)
     # With normal noise and no bootstrap, the interval is Student's; the bootstrap's is near it.
     half = stats.t.ppf((1 + LEVEL) / 2, 7) * expected.stderr
-    low, high = found.slope_interval
-    assert low < found.slope < high
+    low, high = line.slope_interval
+    assert low < line.slope < high
     assert (high - low) / (2 * half) == pytest.approx(1, abs=0.25)
 
 
@@ -40,8 +39,8 @@ def test_bands_widen_away_from_the_data_and_hold_more_for_a_new_run():
     x = np.geomspace(1, 100, 8)
     y = power(x, np.random.default_rng(2).normal(0, 0.03, 8), floor=1)
     for fit in (law.fit_line, law.fit_saturating):
-        found = fit(x, y).predict([10.0, 1e4])
-        confidence, prediction = (np.log(high / low) for low, high in (found.confidence, found.prediction))
+        bands = fit(x, y).predict([10.0, 1e4])
+        confidence, prediction = (np.log(high / low) for low, high in (bands.confidence, bands.prediction))
         assert confidence[1] > 1.5 * confidence[0] > 0
         assert prediction[0] > 1.5 * confidence[0]
 
@@ -72,7 +71,7 @@ def test_refitting_in_bulk_agrees_with_scipy():
         delta = law.HUBER_DELTA
         return np.where(size < delta, size**2 / 2, delta * (size - delta / 2)).sum()
 
-    for row, parameters in zip(y, law._refit(start, x, y), strict=True):
+    for row, parameters in zip(y, law._minimise_rows(start, x, y), strict=True):
         assert cost(parameters, row) <= 1.02 * cost(law._minimise(start, x, row).x, row)
 
 
@@ -89,10 +88,10 @@ def coverage(fit, truth, exponent, simulations, points, sigma):
     hits = np.zeros(3)
     for seed in range(simulations):
         rng = np.random.default_rng(1000 + seed)
-        found = fit(x, truth(x) * np.exp(rng.normal(0, sigma, points)), LEVEL, 200, seed)
-        predicted = found.predict([beyond])
+        fitted = fit(x, truth(x) * np.exp(rng.normal(0, sigma, points)), LEVEL, 200, seed)
+        predicted = fitted.predict([beyond])
         new = truth(beyond) * np.exp(rng.normal(0, sigma))
-        low, high = found.slope_interval if isinstance(found, law.Line) else found.exponent_interval
+        low, high = fitted.slope_interval if isinstance(fitted, law.Line) else fitted.exponent_interval
         hits[0] += low <= exponent <= high
         hits[1] += predicted.confidence[0][0] <= truth(beyond) <= predicted.confidence[1][0]
         hits[2] += predicted.prediction[0][0] <= new <= predicted.prediction[1][0]
@@ -101,17 +100,17 @@ def coverage(fit, truth, exponent, simulations, points, sigma):
 
 @pytest.mark.parametrize("points", [6, 12])
 def test_line_intervals_cover_the_truth_at_their_rate(points):
-    found = coverage(law.fit_line, power, -0.25, 200, points, 0.02)
+    shares = coverage(law.fit_line, power, -0.25, 200, points, 0.02)
     # Two standard errors of a share of 0.9 in 200 are 0.042.
-    assert (found > 0.84).all(), found
-    assert (found < 0.96).all(), found
+    assert (shares > 0.84).all(), shares
+    assert (shares < 0.96).all(), shares
 
 
 @pytest.mark.slow
 def test_intervals_of_the_law_with_a_floor_cover_the_truth():
-    found = coverage(law.fit_saturating, lambda x: power(x, floor=1.0), 0.25, 200, 10, 0.01)
-    assert (found > 0.83).all(), found
-    assert (found < 0.98).all(), found
+    shares = coverage(law.fit_saturating, lambda x: power(x, floor=1.0), 0.25, 200, 10, 0.01)
+    assert (shares > 0.83).all(), shares
+    assert (shares < 0.98).all(), shares
 
 
 def test_frontier_by_hand():
@@ -126,10 +125,10 @@ def test_growth_of_the_optimum(rates):
     compute = np.geomspace(1, 1e4, 10)
     rng = np.random.default_rng(6)
     size, epochs = (compute**rate * np.exp(rng.normal(0, 0.1, 10)) for rate in rates)
-    found = law.growth(compute, size, epochs)
-    assert found.size.slope == pytest.approx(rates[0], abs=0.05)
-    assert found.epochs.slope == pytest.approx(rates[1], abs=0.05)
-    assert found.agree == (rates[0] == rates[1])
+    growth = law.growth(compute, size, epochs)
+    assert growth.size.slope == pytest.approx(rates[0], abs=0.05)
+    assert growth.epochs.slope == pytest.approx(rates[1], abs=0.05)
+    assert growth.agree == (rates[0] == rates[1])
 
 
 def test_growth_needs_two_models_and_two_budgets():
@@ -176,14 +175,14 @@ def test_few_points_give_bands_that_contain_each_other_and_a_floor_below_the_los
     predicted = law.fit_line(compute, loss).predict(np.geomspace(8e10, 5e12, 50))
     assert np.all(predicted.prediction[0] <= predicted.confidence[0])
     assert np.all(predicted.prediction[1] >= predicted.confidence[1])
-    found = law.fit_saturating(compute, loss)
-    low, high = found.floor_interval
-    assert low <= found.floor <= high <= 2.28
+    fitted = law.fit_saturating(compute, loss)
+    low, high = fitted.floor_interval
+    assert low <= fitted.floor <= high <= 2.28
 
 
 def test_a_floor_fitted_above_the_lowest_loss_lies_in_its_interval():
     """One lucky run is no bound on the floor."""
     loss = [4, 2.9, 2.35, 2.12, 2.03, 2.012, 2.004, 1.93]
-    found = law.fit_saturating(np.geomspace(1, 1e4, 8), loss)
-    low, high = found.floor_interval
-    assert min(loss) < found.floor and low <= found.floor <= high
+    fitted = law.fit_saturating(np.geomspace(1, 1e4, 8), loss)
+    low, high = fitted.floor_interval
+    assert min(loss) < fitted.floor and low <= fitted.floor <= high

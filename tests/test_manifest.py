@@ -3,8 +3,10 @@ import json
 import os
 
 import pytest
+import tensorflow as tf
 
 from pipeline.data import manifest
+from pipeline.data.input import Data
 from tests import record_sets
 
 
@@ -83,3 +85,54 @@ def test_half_a_manifest_is_damaged(directory, tmp_path):
 def test_checksum_ignores_order_and_wraps():
     assert manifest.checksum([1, 2, -4]) == manifest.checksum([-4, 2, 1]) == "f" * 16
     assert manifest.checksum([2**63 - 1, 1]) == "8000000000000000"
+
+
+def remote_copy(tmp_path, shards):
+    """The folder of a record set on TensorFlow's file system in memory."""
+    record_sets.make(tmp_path / str(shards), examples=80, validation=4, shards=shards)
+    remote = f"ram://records-of-{shards}-shards"
+    tf.io.gfile.makedirs(remote)
+    for path in (tmp_path / str(shards)).iterdir():
+        if path.suffix == ".index":
+            continue  # that file system says of a file whose name begins another's that it is a folder
+        tf.io.gfile.copy(str(path), f"{remote}/{path.name}", overwrite=True)
+    return remote
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """What is asked of remote file systems."""
+    asked = []
+
+    def counting(name, original):
+        def call(path, *args, **kwargs):
+            asked.append((name, path))
+            return original(path, *args, **kwargs)
+
+        return call
+
+    for name in ("exists", "stat", "listdir", "isdir", "glob", "GFile"):
+        monkeypatch.setattr(tf.io.gfile, name, counting(name, getattr(tf.io.gfile, name)))
+    return asked
+
+
+def test_opening_remote_records_takes_as_many_requests_for_forty_shards_as_for_two(tmp_path, requests):
+    counts = []
+    for shards in (2, 40):
+        data = Data(remote_copy(tmp_path, shards), 8, 16, 16)
+        requests.clear()
+        made = data.read_manifest()
+        assert data.training_records(made).examples == 80 and data.validation_records(made).examples == 4
+        counts.append(len(requests))
+    assert counts[0] == counts[1] <= 3
+
+
+def test_remote_shards_are_looked_at_when_asked(tmp_path, requests):
+    data = Data(remote_copy(tmp_path, 20), 8, 16, 16, check_shards=True)
+    requests.clear()
+    data.training_records()
+    assert len({path for name, path in requests if name == "stat"}) == 20
+    tf.io.gfile.remove(f"{data.directory}/demo-train.tfrecord-00013-of-00020")
+    with pytest.raises(manifest.ManifestError, match="00013-of-00020 is missing"):
+        data.training_records()
+    dataclasses.replace(data, check_shards=None).training_records()

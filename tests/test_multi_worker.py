@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from pipeline import report
-from pipeline.train import checkpoint, distribution, run
+from pipeline.train import checkpoint, distribution
 from pipeline.train.run_config import Loop, RunContext
+from pipeline.train.train import train
 from tests import record_sets, tiny_runs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -43,18 +44,20 @@ def assert_exactly_once(model_dir, examples):
     assert [(e["examples"], e["exactly_once"]) for e in ledger] == [(n, True) for n in examples]
 
 
-def train(model_dir, records, replicas):
+def train_replicas(model_dir, records, replicas):
     """Without dropout, whose noise is each replica's own; the images' noise is the records' own."""
     experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise, epochs=1.5)
     strategy = {"strategy": "mirrored", "cpu_replicas": replicas} if replicas > 1 else {"strategy": "one_device"}
-    run.train(RunContext(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
+    train(RunContext(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
-    train(tmp_path / "one", records, 1)
+    train_replicas(tmp_path / "one", records, 1)
     # In a process of its own: TensorFlow takes one number of replicas for good.
-    several = multiprocessing.get_context("spawn").Process(target=train, args=(tmp_path / "several", records, replicas))
+    several = multiprocessing.get_context("spawn").Process(
+        target=train_replicas, args=(tmp_path / "several", records, replicas)
+    )
     several.start()
     several.join()
     assert several.exitcode == 0
@@ -65,9 +68,9 @@ def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
 def test_replicas_resume_in_the_same_bits(records, tmp_path):
     experiment = tiny_runs.experiment(records, epochs=1)
     loop = Loop(strategy="mirrored", cpu_replicas=2, steps_per_loop=2, checkpoint_every=2)
-    whole = run.train(RunContext(str(tmp_path / "whole")), experiment, loop)
-    run.train(RunContext(str(tmp_path / "parts")), dataclasses.replace(experiment, max_steps=4), loop)
-    parts = run.train(RunContext(str(tmp_path / "parts")), experiment, loop)
+    whole = train(RunContext(str(tmp_path / "whole")), experiment, loop)
+    train(RunContext(str(tmp_path / "parts")), dataclasses.replace(experiment, max_steps=4), loop)
+    parts = train(RunContext(str(tmp_path / "parts")), experiment, loop)
     assert parts["weights_digest"] == whole["weights_digest"]
     assert_exactly_once(tmp_path / "parts", [100])
 
@@ -75,8 +78,8 @@ def test_replicas_resume_in_the_same_bits(records, tmp_path):
 def test_a_batch_that_the_replicas_do_not_divide_is_refused(records, tmp_path):
     experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise)
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=18))
-    with pytest.raises(ValueError, match="batch of 18 cannot be divided over 4 replicas: use a multiple of 4"):
-        run.train(RunContext(str(tmp_path)), experiment, Loop(strategy="mirrored", cpu_replicas=4))
+    with pytest.raises(ValueError, match="batch of 18 images cannot be divided over 4 replicas: use a multiple of 4"):
+        train(RunContext(str(tmp_path)), experiment, Loop(strategy="mirrored", cpu_replicas=4))
 
 
 @pytest.mark.parametrize(

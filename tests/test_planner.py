@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pipeline.model import cost, speeds
-from pipeline.study import costs, planner, runs
-from pipeline.study.errors import StudyError
+from pipeline.model import cost, speeds, variants
+from pipeline.study import StudyError, planner, run_files
+from pipeline.study.run_files import CORE_HOURS, FINISHED, FLOPS, Run, Trial
 from tests import simulated_studies
 
 
@@ -36,7 +36,9 @@ def test_the_papers_budgets(core_hours, variant, epochs, rate, cores):
 @pytest.mark.parametrize(("core_hours", "variant"), [(400, "F0"), (5_000, "F3"), (110_000, "F7+")])
 def test_the_same_models_with_the_speeds_of_our_step(monkeypatch, core_hours, variant):
     monkeypatch.setattr(speeds, "SPEEDS", speeds.choose_speeds(speeds.read_table(speeds.TABLE)))
-    assert all(speeds.speed(each).source.startswith("estimated by the TPU compiler") for each in planner.PAPER_VARIANTS)
+    assert all(
+        speeds.speed(each).source.startswith("estimated by the TPU compiler") for each in variants.STUDY_CORE_BATCHES
+    )
     plan = planner.from_paper(core_hours)
     assert plan.choice.variant == variant
     assert plan.choice.compute == pytest.approx(core_hours, rel=0.05)
@@ -51,7 +53,7 @@ def test_model_and_epochs_grow_together():
     assert [plan.best_epochs for plan in plans] == pytest.approx([(p.budget / 5_000) ** 0.5 for p in plans])
 
 
-def test_what_lies_outside_of_the_paper_is_said():
+def test_a_plan_outside_of_the_papers_range_says_so():
     assert "outside of what was studied" in planner.describe(planner.from_paper(1e6))
     assert "fewer than the 0.25" in planner.describe(planner.from_paper(10))
     small = planner.from_paper(50, images=14e6)
@@ -67,8 +69,8 @@ def test_what_lies_outside_of_the_paper_is_said():
 
 
 def test_a_study_plans_by_its_own_law(tmp_path):
-    study = runs.read(simulated_studies.write(tmp_path))
-    plan = planner.from_study(30_000, costs.CORE_HOURS, study)
+    study = run_files.read(simulated_studies.write(tmp_path))
+    plan = planner.from_study(30_000, CORE_HOURS, study)
     assert plan.choice.compute == pytest.approx(30_000, rel=0.1)
     rate = simulated_studies.best_rate(plan.choice.variant, plan.choice.epochs)
     truth = simulated_studies.loss(plan.choice.variant, plan.choice.epochs, rate, 4e9)
@@ -89,24 +91,22 @@ def test_a_study_plans_by_its_own_law(tmp_path):
 
 
 def test_a_study_of_small_batches_is_no_plan_for_a_slice(tmp_path):
-    study = simulated_studies.write(tmp_path)
-    for path in tmp_path.glob("pretrain/*/config.gin"):
-        path.write_text(path.read_text().replace("GLOBAL_BATCH = 1024", "GLOBAL_BATCH = 32"))
-    plan = planner.from_study(30_000, costs.CORE_HOURS, runs.read(study))
+    study = simulated_studies.write(tmp_path, settings={"batch": 32})
+    plan = planner.from_study(30_000, CORE_HOURS, run_files.read(study))
     with pytest.raises(StudyError, match="A batch of 32 images does not suit a TPU v4 slice"):
         planner.describe(plan)
 
 
 def test_a_study_in_flops_names_its_own_models_and_warns_beyond_its_reach(tmp_path):
-    settings = {"variants": simulated_studies.SMALL, "epochs": (1, 2, 4, 8), "an_epoch": 1e7, "resolution": 48}
-    study = runs.read(simulated_studies.write(tmp_path, **settings))
-    plan = planner.from_study(1e16, costs.FLOPS, study)
+    settings = {"variants": variants.SMALL, "epochs": (1, 2, 4, 8), "images": 1e7, "resolution": 48}
+    study = run_files.read(simulated_studies.write(tmp_path, **settings))
+    plan = planner.from_study(1e16, FLOPS, study)
     text = planner.describe(plan)
-    assert plan.choice.variant in simulated_studies.SMALL
+    assert plan.choice.variant in variants.SMALL
     assert f"{tmp_path}/pretrain/" in text and "config.gin" in text
     assert "times the study's largest frontier run" in text
     with pytest.raises(ValueError, match=r"No cost in TPU-v4 core-hours is known for \w+ .*--unit=flops"):
-        planner.from_study(100, costs.CORE_HOURS, study)
+        planner.from_study(100, CORE_HOURS, study)
 
 
 def test_costs_are_the_reported_ones_at_both_ends_and_between_them_in_between():
@@ -141,18 +141,19 @@ def test_a_table_counts_where_it_spans_the_family(tmp_path):
 
 
 def test_the_table_in_the_repository_is_near_to_what_is_reported():
-    for name, found in speeds.read_table(speeds.TABLE).items():
-        assert found.images_per_second > 0
+    for name, speed in speeds.read_table(speeds.TABLE).items():
+        assert speed.images_per_second > 0
         if name in speeds.REPORTED:
-            assert 0.7 < found.images_per_second / speeds.REPORTED[name].images_per_second < 2.5
+            assert 0.7 < speed.images_per_second / speeds.REPORTED[name].images_per_second < 2.5
 
 
 def test_compute_in_each_unit():
     summary = {"variant": "F0", "flops_per_image": speeds.training_flops("F0") / 3, "images_seen": 1e9, "seconds": 7.0}
-    assert costs.of_run(summary, "seconds") == 7
-    assert costs.of_run(summary, "flops") == speeds.training_flops("F0") * 1e9
-    assert costs.of_run(summary, "core_hours") == pytest.approx(400)
+    run = Run(Trial("F0", 1.0, 0.8), "folder", FINISHED, summary=summary)
+    assert run.compute("seconds") == 7
+    assert run.compute("flops") == speeds.training_flops("F0") * 1e9
+    assert run.compute("core_hours") == pytest.approx(400)
     with pytest.raises(StudyError, match="Unknown unit 'parsecs'"):
-        costs.of_run(summary, "parsecs")
-    with pytest.raises(StudyError, match="lacks 'seconds'"):
-        costs.of_run({}, "seconds")
+        run.compute("parsecs")
+    with pytest.raises(StudyError, match=r"folder/run\.json lacks 'seconds'"):
+        Run(run.trial, "folder", FINISHED).compute("seconds")

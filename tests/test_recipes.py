@@ -93,4 +93,4 @@ def test_a_command_passes_all_checks(words, monkeypatch):
     registry.register()
     configure.load(files, params, entry="main", tasks=registry.TASKS)
     made = configure.get("Experiment")()
-    assert made.data.examples_per_step > 0
+    assert made.data.batch_shape().examples > 0

@@ -1,4 +1,4 @@
-"""The command line: from runs on disk to laws, figures and plans; what is wrong is said, with exit code 1."""
+"""The command line: from runs on disk to laws, figures and plans; errors, with exit code 1."""
 
 import json
 import pathlib
@@ -8,8 +8,9 @@ import pytest
 
 from pipeline import configure, registry, scaling_study
 from pipeline.model import speeds
-from pipeline.study import analysis, costs, runs
-from pipeline.study.runs import Trial
+from pipeline.study import run_files
+from pipeline.study.analysis import analyse
+from pipeline.study.run_files import FLOPS, Trial
 from tests import simulated_studies
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,23 +19,23 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def test_fit_finds_the_known_law(tmp_path, capsys):
     study = simulated_studies.write(tmp_path)
     assert scaling_study.main(["fit", f"--study={study}"]) == 0
-    said = capsys.readouterr().out
-    assert "36 pairs of model and epoch budget" in said
-    found = json.loads((tmp_path / "law.json").read_text())
+    output = capsys.readouterr().out
+    assert "36 pairs of model and epoch budget" in output
+    laws = json.loads((tmp_path / "law.json").read_text())
     # Model and images improve the loss with one exponent, so neither takes all of the compute.
-    growth = found["growth"]
+    growth = laws["growth"]
     assert 0.3 < growth["size"]["exponent"] < 0.7
     assert 0.3 < growth["epochs"]["exponent"] < 0.7
     difference = growth["size"]["exponent"] - growth["epochs"]["exponent"]
     assert growth["quotient"]["exponent"] == pytest.approx(difference)
     assert growth["agree"] == (growth["quotient"]["interval"][0] <= 0 <= growth["quotient"]["interval"][1])
-    assert set(found["held_out"]) == {"line", "saturating"}
-    assert found["saturating"]["floor"] == pytest.approx(simulated_studies.FLOOR, abs=0.2)
+    assert set(laws["held_out"]) == {"line", "saturating"}
+    assert laws["saturating"]["floor"] == pytest.approx(simulated_studies.FLOOR, abs=0.2)
 
 
 def test_fit_agrees_with_a_fit_by_hand(tmp_path):
-    study = runs.read(simulated_studies.write(tmp_path))
-    found = analysis.analyse(study, costs.FLOPS)
+    study = run_files.read(simulated_studies.write(tmp_path))
+    analysis = analyse(study, FLOPS)
     points = {}
     for run in study:
         flops = 3 * run.summary["flops_per_image"] * run.summary["images_seen"]
@@ -45,8 +46,8 @@ def test_fit_agrees_with_a_fit_by_hand(tmp_path):
             best = points[flops]
             x.append(flops)
     slope = np.polyfit(np.log(x), np.log([points[flops] for flops in x]), 1)[0]
-    assert found.line.slope == pytest.approx(slope)
-    assert found.decades == pytest.approx(np.log10(x[-1] / x[0]))
+    assert analysis.line.slope == pytest.approx(slope)
+    assert analysis.decades == pytest.approx(np.log10(x[-1] / x[0]))
 
 
 def test_diverged_and_unfinished_runs_are_left_out_and_counted(tmp_path, capsys):

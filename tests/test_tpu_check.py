@@ -1,9 +1,8 @@
-"""What `tpu_check` traces, what it says where it cannot, and (slow) the TPU compiler itself."""
+"""What `tpu_check` traces, its errors, and (slow) the TPU compiler itself."""
 
 import dataclasses
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -26,7 +25,7 @@ from tests import record_sets, tiny_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = "pipeline/tpu_check.py"
-KNOWN = program.Facts(classes=10, images=1000)
+DATASET = program.DatasetInfo(classes=10, images=1000)
 SMALL = ('nfnet.variant="nano"', "TRAIN_SIZE=48", "Experiment.num_classes=100")
 
 
@@ -56,29 +55,29 @@ def test_gin_files_tell_what_it_takes_without_data(file, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where no data are, whatever this checkout has
     experiment = registry.configured([str(ROOT / "gin" / file)], [])
     if "_jft" in file:
-        assert program.facts(experiment) == program.Facts(30_000, 4_000_000_000)
+        assert program.dataset_info(experiment) == program.DatasetInfo(30_000, 4_000_000_000)
     elif "_imagenet" in file:
-        assert program.facts(experiment) == program.Facts(1000, 1_281_167)
+        assert program.dataset_info(experiment) == program.DatasetInfo(1000, 1_281_167)
     else:
         with pytest.raises(program.ProgramError):
-            program.facts(experiment)
-    assert program.facts(dataclasses.replace(experiment, num_classes=3), images=7) == program.Facts(3, 7)
+            program.dataset_info(experiment)
+    assert program.dataset_info(dataclasses.replace(experiment, num_classes=3), images=7) == program.DatasetInfo(3, 7)
 
 
 def test_what_records_tell(tmp_path):
     record_sets.make(tmp_path, examples=40, classes=5)
-    assert program.facts(tiny_runs.experiment(tmp_path)) == program.Facts(classes=5, images=40)
+    assert program.dataset_info(tiny_runs.experiment(tmp_path)) == program.DatasetInfo(classes=5, images=40)
     wide = tiny_runs.experiment(tmp_path, num_classes=8, data={"images": 1})
-    assert program.facts(wide) == program.Facts(classes=8, images=40)  # the records are believed first
+    assert program.dataset_info(wide) == program.DatasetInfo(classes=8, images=40)  # the records are believed first
 
 
 def test_what_is_missing_without_data(tmp_path):
     with pytest.raises(program.ProgramError) as error:
-        program.facts(tiny_runs.experiment(tmp_path / "none"))
+        program.dataset_info(tiny_runs.experiment(tmp_path / "none"))
     for expected in ("no records in", "Experiment.num_classes=N", "--images=N"):
         assert expected in str(error.value)
     with pytest.raises(program.ProgramError) as error:
-        program.facts(tiny_runs.experiment(tmp_path / "none", num_classes=3))
+        program.dataset_info(tiny_runs.experiment(tmp_path / "none", num_classes=3))
     assert "num_classes" not in str(error.value)
 
 
@@ -103,12 +102,12 @@ def test_the_step_is_the_experiments_own(tmp_path):
         augmentation=Augmentation(repeats=2, mixing=Mixing()),
         epochs=3,
     )
-    step, budget = program.training_step(experiment, KNOWN)
+    step, budget = program.training_step(experiment, DATASET)
     assert (step.sam, step.accumulation_steps, step.objective.name) == (SAM(0.1), 2, "sigmoid")
     assert (step.seed, step.repeats) == (3, 2)
     assert step.label_smoothing == experiment.label_smoothing
     assert budget.examples == 3000 and budget.batch == tiny_runs.BATCH // 2
-    batch = program.example_batch(experiment, KNOWN, 8)
+    batch = program.example_batch(experiment, DATASET, 8)
     assert batch["image"].shape == (8, 32, 32, 3)
     assert batch["labels"].shape == batch["label_weights"].shape == (8, 2)  # mixing
     output = step(batch | {"weight": tf.ones([8])})
@@ -116,14 +115,24 @@ def test_the_step_is_the_experiments_own(tmp_path):
 
 
 def test_trace(tmp_path):
-    experiment = tiny_runs.experiment(tmp_path, ema_decay=0.9)
-    traced = program.trace(experiment, KNOWN, 4)
+    experiment = tiny_runs.experiment(tmp_path, ema_decay=0.9, augmentation=Augmentation(repeats=2))
+    traced = program.trace(experiment, DATASET, 4)
     weights = 3 * 3 * 3 * 16 + 16 + 16 + 3 * 3 * 16 * 16 + 16 + 16 + 16 * 10 + 10
-    assert traced.parameters == weights
-    assert traced.bytes["parameters"] == traced.bytes["average"] == 4 * weights
-    assert 4 * weights < traced.bytes["optimizer"] < 4 * weights + 100  # one momentum each, steps and rate
-    assert traced.bytes["batch"] == 4 * (32 * 32 * 3 * 4 + 8 + 4 + 4 + 8 + 4)
-    assert traced.steps == 63 + 63 + 32  # an epoch's 62.5 batches end inside of one; half an epoch
+    assert traced.workload == program.Workload(
+        model="tinynet",
+        train_size=32,
+        classes=10,
+        precision="float32",
+        parameters=weights,
+        replica_batch=4,
+        global_batch=tiny_runs.BATCH,
+        images=2 * 2500,
+        steps=125 + 125 + 63,  # two epochs of 8 examples per step, and half of one
+    )
+    sizes = traced.arguments
+    assert sizes.parameter_bytes == sizes.average_bytes == 4 * weights
+    assert 4 * weights < sizes.optimizer_bytes < 4 * weights + 100  # one momentum each, steps and rate
+    assert sizes.batch_bytes == 4 * (32 * 32 * 3 * 4 + 8 + 4 + 4 + 8 + 4)
     assert len(traced.hlo) > 10_000
     lines = set(traced.sources.values())
     assert any(line.startswith("pipeline/model/layers.py:") and line.endswith(" call, gradient") for line in lines)
@@ -135,7 +144,7 @@ def test_trace(tmp_path):
 def test_large_variables_take_no_memory_until_they_are_written(tmp_path):
     """Uninitialised, not drawn: the same shapes as the trainer's, whatever their values."""
     experiment = tiny_runs.experiment(tmp_path)
-    unset, drawn = (program.training_step(experiment, KNOWN, unset=unset)[0] for unset in (True, False))
+    unset, drawn = (program.training_step(experiment, DATASET, unset=unset)[0] for unset in (True, False))
     shapes = [[(v.name, v.shape, v.dtype) for v in step.model.variables] for step in (unset, drawn)]
     assert shapes[0] == shapes[1]
 
@@ -162,7 +171,7 @@ def test_tested_versions_are_the_pinned_ones():
 def test_a_bad_topology_is_refused_before_any_work():
     done = run("--gin_file=gin/f0_jft.gin", "--topology=v4:2x2")
     assert done.returncode == 1
-    assert "TopologyError: 'v4:2x2' is no topology: chips of v4 lie along 3 axes" in done.stderr
+    assert "TopologyError: 'v4:2x2' is no topology: chips of v4 have 3 axes" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -195,17 +204,15 @@ def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path, signal, words):
         compiler.compile_hlo(b"", "v4:2x2x1", "legacy")
 
 
-def killed_in_another_process():
-    if multiprocessing.parent_process():
-        os.kill(os.getpid(), signal.SIGKILL)
-    return registry.configured(["gin/f0_jft.gin"], SMALL)
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_a_tracing_process_that_dies_is_reported():
-    topology = chips.topology("v4:2x2x1", "legacy")
+def test_a_tracing_process_that_dies_is_reported(tmp_path):
+    topology, experiment = chips.topology("v4:2x2x1", "legacy"), tiny_runs.experiment(tmp_path, num_classes=3)
     with pytest.raises(compiler.CompilerError, match="traces the step was killed, very likely for lack of memory"):
-        check.check(killed_in_another_process, topology, replica_batch=8)
+        check.check(experiment, killed, topology, replica_batch=8, images=100)
 
 
 @needs_compiler
@@ -224,9 +231,9 @@ def test_a_stopped_check_leaves_nothing_running(stage):
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert any(line.startswith(stage) for line in process.stderr)
         process.terminate()
-        process.stderr.read()  # ends when nobody is left to write to it
+        process.stderr.read()  # ends when the last process that can write to it has ended
         assert process.wait() == 128 + signal.SIGTERM
-    until = time.monotonic() + 30  # the dead stay listed until init has looked at them
+    until = time.monotonic() + 30  # the dead stay listed until init has reaped them
     with pytest.raises(ProcessLookupError):
         while time.monotonic() < until:
             os.killpg(process.pid, 0)
@@ -248,26 +255,26 @@ def test_nano_for_a_v4(tmp_path):
     path = tmp_path / "nano.json"
     done = run("--gin_file=gin/f0_jft.gin", *params, "--topology=v4:2x2x1", "--replica_batch=32", f"--json={path}")
     assert done.returncode == 0, done.stderr
-    found = json.loads(path.read_text())
-    assert found["fits"] and found["versions"] == compiler.TESTED
-    assert (found["model"], found["replica_batch"], found["chip_config"], found["replicas"]) == (
+    fields = json.loads(path.read_text())
+    assert fields["fits"] and fields["versions"] == compiler.TESTED
+    assert (fields["model"], fields["replica_batch"], fields["chip_config"], fields["replicas"]) == (
         "nano",
         32,
         "legacy",
         8,
     )
-    assert found["images_per_second_per_core"] == pytest.approx(
-        32 * chips.CHIPS["v4"].clock / found["estimated_cycles"]
+    assert fields["images_per_second_per_core"] == pytest.approx(
+        32 * chips.CHIPS["v4"].clock / fields["estimated_cycles"]
     )
-    assert found["core_hours"] == pytest.approx(4e9 / found["images_per_second_per_core"] / 3600)
-    parameters = found["parameter_bytes"] + found["optimizer_bytes"]
-    assert parameters < found["argument_bytes"] < found["needed_bytes"] < found["hbm_bytes"]
+    assert fields["core_hours"] == pytest.approx(4e9 / fields["images_per_second_per_core"] / 3600)
+    parameters = fields["parameter_bytes"] + fields["optimizer_bytes"]
+    assert parameters < fields["argument_bytes"] < fields["needed_bytes"] < fields["hbm_bytes"]
     # Three times the forward pass, and what is no convolution.
     convolutions = 32 * 6 * cost.multiply_adds("nano", 48, 100)
-    assert 0.8 < found["flops"] / convolutions < 2
-    assert found["hbm_bytes_accessed"] > found["argument_bytes"]
-    assert len(found["most_expensive"]) == 10
-    assert "images/s a core" in done.stdout and "Compiling nano" in done.stderr
+    assert 0.8 < fields["flops"] / convolutions < 2
+    assert fields["hbm_bytes_accessed"] > fields["argument_bytes"]
+    assert len(fields["most_expensive"]) == 10
+    assert "images/s per core" in done.stdout and "Compiling nano" in done.stderr
 
 
 @needs_compiler
@@ -280,20 +287,20 @@ def test_every_experiment_of_the_study_compiles(file):
     params = ('nfnet.variant="pico"', "TRAIN_SIZE=64")
     done = run(f"--gin_file=gin/{file}", *(f"--gin_param={one}" for one in params), "--topology=v4:4x4x4")
     assert done.returncode == 0, done.stderr
-    assert "images/s a core" in done.stdout
+    assert "images/s per core" in done.stdout
 
 
 @needs_compiler
 @pytest.mark.slow
 def test_the_largest_batch_is_found_by_compiling(tmp_path):
-    """At the found batch the step fits, and a ninth more is more than memory holds."""
+    """At the batch found the step fits, and a ninth more is more than memory holds."""
     params = ('nfnet.variant="pico"', "TRAIN_SIZE=224", "Experiment.num_classes=100")
     flags = ["--gin_file=gin/f0_jft.gin", *(f"--gin_param={one}" for one in params), "--topology=v5e:2x2"]
     path = tmp_path / "pico.json"
     assert run(*flags, "--replica_batch=256", "--search", f"--json={path}").returncode == 0
-    found = json.loads(path.read_text())
-    largest = found["largest_replica_batch"]
-    assert found["largest_is_verified"] and largest > 256
+    fields = json.loads(path.read_text())
+    largest = fields["largest_replica_batch"]
+    assert fields["largest_is_verified"] and largest > 256
     assert run(*flags, f"--replica_batch={largest}").returncode == 0
     refused = run(*flags, f"--replica_batch={largest * 10 // 9}")
     assert refused.returncode == 2, refused.stdout + refused.stderr

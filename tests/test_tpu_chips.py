@@ -17,9 +17,9 @@ from pipeline.tpu import chips
     ],
 )
 def test_replicas_of_a_topology(name, configuration, replicas, cores, hbm):
-    found = chips.topology(name, configuration)
-    assert (found.name, found.replicas, found.cores_per_replica) == (name, replicas, cores)
-    assert found.hbm_bytes == round(hbm * 2**30)
+    topology = chips.topology(name, configuration)
+    assert (topology.name, topology.replicas, topology.cores_per_replica) == (name, replicas, cores)
+    assert topology.hbm_bytes == round(hbm * 2**30)
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_replicas_of_a_topology(name, configuration, replicas, cores, hbm):
     [
         ("v9:2x2x1", None, "'v9:2x2x1' is no topology: expected one of v4, v5e, v5p, v6e"),
         ("v4-8", None, "such as v4:2x2x1"),
-        ("v4:2x2", None, "lie along 3 axes, such as v4:2x2x1"),
-        ("v5e:2x2x1", None, "lie along 2 axes, such as v5e:2x2"),
+        ("v4:2x2", None, "have 3 axes, such as v4:2x2x1"),
+        ("v5e:2x2x1", None, "have 2 axes, such as v5e:2x2"),
         ("v4:2x0x1", None, "is no topology"),
         ("v5e:2x2", "megacore", "expected none: the chip has one core"),
         ("v4:2x2x1", "default", "expected legacy or megacore"),

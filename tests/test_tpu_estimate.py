@@ -1,9 +1,10 @@
-"""The arithmetic of `tpu_check` on a recorded compilation, and what it says where a step does not fit.
+"""The arithmetic of `tpu_check` on a recorded compilation, and its advice where a step does not fit.
 
 tests/data/tpu_v4_pico.*: NFNet-pico, 48 pixels, 32 images, 100 classes, gin/f0_jft.gin, compiled for v4:2x2x1 (legacy)
 by libtpu 0.0.51. Of the program's text the entry computation alone is kept, without its windows and paths.
 """
 
+import collections
 import dataclasses
 import functools
 import gzip
@@ -11,42 +12,61 @@ import io
 import json
 import pathlib
 import re
-import time
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from pipeline.data.augment import Augmentation
-from pipeline.tpu import check, chips, compiler, estimate, hlo, program, report
+from pipeline.tpu import check, chips, compiler, estimate_table, hlo, largest_batch, program
+from pipeline.tpu.estimate import Estimate, LargestBatch, estimate
 
 DATA = pathlib.Path(__file__).parent / "data"
-RUN = estimate.Run(global_batch=4096, epochs=0.5, repeats=2, images=1_000_000)
-WHAT = {"train_size": 48, "classes": 100, "precision": "mixed_bfloat16"}
 OUT_OF_MEMORY = (
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     "temporaries (40.50G) exceeds available HBM (15.25G). HLO module: step."
 )
 
 
+JSON_FIELDS = """
+    model train_size classes precision parameters topology chip_config replicas cores_per_replica replica_batch
+    global_batch fits hbm_bytes needed_bytes argument_bytes output_bytes temporary_bytes code_bytes parameter_bytes
+    average_bytes optimizer_bytes batch_bytes largest_replica_batch largest_is_verified estimated_cycles flops
+    hbm_bytes_accessed step_seconds images_per_second_per_core mfu flops_bound_seconds hbm_bound_seconds gradient_bytes
+    all_reduce_seconds images steps core_hours chip_hours dollars price_source most_expensive compile_seconds versions
+    date refusal
+"""
+
+
 @functools.cache
 def recorded() -> tuple[program.Program, compiler.Compilation]:
-    facts = json.loads((DATA / "tpu_v4_pico.json").read_text())
+    content = json.loads((DATA / "tpu_v4_pico.json").read_text())
+    step, compilation = content["program"], content["compilation"]
     text = gzip.decompress((DATA / "tpu_v4_pico.hlo.gz").read_bytes()).decode()
-    traced = program.Program(hlo=b"", **facts.pop("program"))
-    return traced, compiler.Compilation(hlo=text, **(facts | {"memory": compiler.Memory(**facts["memory"])}))
+    workload, arguments = program.Workload(**step["workload"]), program.ArgumentBytes(**step["arguments"])
+    compilation["memory"] = compiler.Memory(**compilation["memory"])
+    traced = program.Program(b"", workload, arguments, step["sources"])
+    return traced, compiler.Compilation(hlo=text, **compilation)
 
 
-def recorded_estimate(topology="v4:2x2x1", **changes) -> estimate.Estimate:
-    traced, compiled = recorded()
-    found = estimate.estimate(traced, compiled, chips.topology(topology), RUN, **WHAT)
-    return dataclasses.replace(found, **changes)
+def changed(whole, **changes):
+    """`whole` with other values of fields of its parts, named as in the JSON."""
+    parts = {name: part for name, part in vars(whole).items() if dataclasses.is_dataclass(part)}
+    for field, value in changes.items():
+        (name,) = (name for name, part in parts.items() if field in vars(part))
+        parts[name] = dataclasses.replace(parts[name], **{field: value})
+    return dataclasses.replace(whole, **parts)
 
 
-def refused(batch=32, **changes) -> estimate.Estimate:
-    traced = dataclasses.replace(recorded()[0], batch=batch)
+def estimated(configuration=None, **changes) -> Estimate:
+    """The estimate of the recorded compilation; all its fields can be changed."""
+    return changed(estimate(*recorded(), chips.topology("v4:2x2x1", configuration)), **changes)
+
+
+def refused(batch=32, **changes) -> Estimate:
+    traced = changed(recorded()[0], replica_batch=batch)
     answer = compiler.Compilation(9.0, compiler.TESTED, OUT_OF_MEMORY, *compiler.used_and_limit(OUT_OF_MEMORY))
-    return dataclasses.replace(estimate.estimate(traced, answer, chips.topology("v4:2x2x1"), RUN, **WHAT), **changes)
+    return changed(estimate(traced, answer, chips.topology("v4:2x2x1")), **changes)
 
 
 def experiment(parts=1, repeats=1, batch=4096):
@@ -61,41 +81,54 @@ def test_cycles_are_the_sum_over_the_entry_computation():
 
 
 def test_estimate_by_hand():
-    found = recorded_estimate()
-    assert found.fits
+    fields = SimpleNamespace(**estimated().as_dict())
+    assert fields.fits
     seconds = 948_039 / 1.05e9
-    assert found.step_seconds == pytest.approx(seconds)
-    assert found.images_per_second_per_core == pytest.approx(32 / seconds)
-    assert found.images == 1_000_000  # half an epoch, two views of each example
-    assert found.core_hours == pytest.approx(1_000_000 / (32 / seconds) / 3600)
-    assert found.chip_hours == pytest.approx(found.core_hours / 2)
-    assert found.dollars == pytest.approx(found.chip_hours * 3.22)
-    assert found.mfu == pytest.approx(found.flops / seconds / (275e12 / 2))
-    assert found.flops_bound_seconds == pytest.approx(found.flops / 137.5e12)
-    assert found.hbm_bound_seconds == pytest.approx(found.hbm_bytes_accessed / 0.614e12)
-    parts = found.argument_bytes + found.output_bytes + found.temporary_bytes + found.code_bytes
-    assert found.needed_bytes == parts
-    known = found.parameter_bytes + found.average_bytes + found.optimizer_bytes + found.batch_bytes
-    assert 0.3 * found.argument_bytes < known < found.argument_bytes  # small variables are padded to tiles
-    assert found.gradient_bytes == 4 * found.parameters
+    assert fields.step_seconds == pytest.approx(seconds)
+    assert fields.images_per_second_per_core == pytest.approx(32 / seconds)
+    assert fields.core_hours == pytest.approx(1_000_000 / (32 / seconds) / 3600)
+    assert fields.chip_hours == pytest.approx(fields.core_hours / 2)
+    assert fields.dollars == pytest.approx(fields.chip_hours * 3.22)
+    assert fields.mfu == pytest.approx(fields.flops / seconds / (275e12 / 2))
+    assert fields.flops_bound_seconds == pytest.approx(fields.flops / 137.5e12)
+    assert fields.hbm_bound_seconds == pytest.approx(fields.hbm_bytes_accessed / 0.614e12)
+    parts = fields.argument_bytes + fields.output_bytes + fields.temporary_bytes + fields.code_bytes
+    assert fields.needed_bytes == parts
+    arguments = fields.parameter_bytes + fields.average_bytes + fields.optimizer_bytes + fields.batch_bytes
+    assert 0.3 * fields.argument_bytes < arguments < fields.argument_bytes  # small variables are padded to tiles
+    assert fields.gradient_bytes == 4 * fields.parameters
 
 
 def test_a_replica_of_two_cores_has_both_in_its_numbers():
-    one, two = recorded_estimate(), estimate.estimate(*recorded(), chips.topology("v4:2x2x1", "megacore"), RUN, **WHAT)
+    one, two = (SimpleNamespace(**estimated(configuration).as_dict()) for configuration in ("legacy", "megacore"))
     assert two.images_per_second_per_core == pytest.approx(one.images_per_second_per_core / 2)
     assert two.mfu == pytest.approx(one.mfu / 2)
     assert two.core_hours == pytest.approx(2 * one.core_hours)
 
 
+def test_json_is_flat_and_has_every_field_whether_the_step_fits_or_not():
+    for result in (estimated(), refused()):
+        fields = json.loads(estimate_table.as_json(result))
+        assert sorted(fields) == sorted(JSON_FIELDS.split())
+        assert not any(isinstance(value, dict) for name, value in fields.items() if name != "versions")
+    unknown = {name for name, value in fields.items() if value is None}
+    assert unknown == {
+        *("argument_bytes", "output_bytes", "temporary_bytes", "code_bytes", "largest_replica_batch"),
+        *("estimated_cycles", "flops", "hbm_bytes_accessed", "step_seconds", "images_per_second_per_core", "mfu"),
+        *("flops_bound_seconds", "hbm_bound_seconds", "core_hours", "chip_hours", "dollars"),
+    }
+    assert fields["most_expensive"] == [] and fields["fits"] is False
+
+
 def test_most_expensive_lines():
-    found = recorded_estimate()
-    assert len(found.most_expensive) == 10
-    cycles = [line.cycles for line in found.most_expensive]
+    time = estimated().time
+    assert len(time.most_expensive) == 10
+    cycles = [line.cycles for line in time.most_expensive]
     assert cycles == sorted(cycles, reverse=True)
-    assert 0.5 * found.estimated_cycles < sum(cycles) <= found.estimated_cycles
-    assert re.fullmatch(r"pipeline/model/\w+\.py:\d+ \w+(, gradient)?", found.most_expensive[0].source)
+    assert 0.5 * time.estimated_cycles < sum(cycles) <= time.estimated_cycles
+    assert re.fullmatch(r"pipeline/model/\w+\.py:\d+ \w+(, gradient)?", time.most_expensive[0].source)
     everything = hlo.by_source(hlo.instructions(recorded()[1].hlo), {}, 10_000)
-    assert sum(line.cycles for line in everything) == found.estimated_cycles
+    assert sum(line.cycles for line in everything) == time.estimated_cycles
 
 
 def test_loops_calls_and_branches_count_as_often_as_they_run():
@@ -120,11 +153,11 @@ def test_loops_calls_and_branches_count_as_often_as_they_run():
         + "  %d = f32[] conditional(%i, %a, %b), true_computation=%left, false_computation=%right\n"
         + "  ROOT %k = f32[] call(%c), to_apply=%called\n}\n"
     )
-    found = {}
+    cycles = collections.Counter()
     for instruction in hlo.instructions(text):
-        found[instruction.operation] = found.get(instruction.operation, 0) + instruction.cycles
+        cycles[instruction.operation] += instruction.cycles
     expected = {"fused_op": 1000, "looped": 400, "compared": 4, "on_left": 40, "on_right": 60, "in_call": 5}
-    assert found == expected
+    assert cycles == expected
     assert hlo.cycles(hlo.instructions(text)) == sum(expected.values())
     limited = text.replace(', backend_config={"known_trip_count":{"n":"4"}}', "").replace(
         "%cond.1 (p: f32[]) -> pred[] {\n",
@@ -142,17 +175,15 @@ def test_loops_calls_and_branches_count_as_often_as_they_run():
 
 
 def test_a_refusal_is_an_answer():
-    found = refused()
-    assert not found.fits
-    assert (found.needed_bytes, found.hbm_bytes) == (round(40.5 * 2**30), round(15.25 * 2**30))
-    assert found.estimated_cycles is found.core_hours is found.images_per_second_per_core is None
+    fit = refused().fit
+    assert not fit.fits and fit.refusal == OUT_OF_MEMORY
+    assert (fit.needed_bytes, fit.hbm_bytes) == (round(40.5 * 2**30), round(15.25 * 2**30))
     assert compiler.used_and_limit("Used 17.5G of 15.48G hbm. Exceeded") == (17.5 * 2**30, round(15.48 * 2**30))
     assert compiler.used_and_limit("RESOURCE_EXHAUSTED") == (None, None)
-    assert json.loads(report.as_json(found))["fits"] is False
 
 
 def test_advice_names_bindings():
-    assert check.advice(recorded_estimate(), experiment()) == []
+    assert check.advice(estimated(), experiment()) == []
     text = "\n".join(check.advice(refused(512), experiment()))
     assert "Experiment.accumulation_steps=4" in text  # 40.5 GiB of 15.25 is 2.7 times too much
     assert "nfnet.recompute_stages" in text and "GLOBAL_BATCH" in text and "--replica_batch=192" in text
@@ -163,20 +194,22 @@ def test_advice_names_bindings():
 
 def test_predictions_of_the_largest_batch():
     gib = 2**30
-    found = recorded_estimate(
+    whole = estimated(
         hbm_bytes=15 * gib, needed_bytes=7 * gib, temporary_bytes=4 * gib, batch_bytes=0, replica_batch=64
     )
-    assert estimate.predicted_largest_batch(found, 8) == 192  # 3 GiB stay, 12 are left at 1/16 GiB an image
-    assert estimate.predicted_largest_batch(found, 80) == 160
-    assert estimate.predicted_largest_batch(refused(), 8) is None
-    half = dataclasses.replace(found, replica_batch=32, needed_bytes=int(5.5 * gib))
-    assert estimate.fitted_largest_batch(half, found, 8) == (15 - 4) * 32 / 1.5 // 8 * 8
+    assert largest_batch.from_one(whole, 8) == 192  # 3 GiB stay, 12 are left at 1/16 GiB an image
+    assert largest_batch.from_one(whole, 80) == 160
+    assert largest_batch.predict(whole, 80) == LargestBatch(160, False)
+    assert largest_batch.predict(whole, 256) == LargestBatch(64, False)  # which fits
+    assert largest_batch.predict(refused(), 8) == LargestBatch(None, False)
+    half = changed(whole, replica_batch=32, needed_bytes=int(5.5 * gib))
+    assert largest_batch.from_two(half, whole, 8) == (15 - 4) * 32 / 1.5 // 8 * 8
 
 
 @pytest.mark.parametrize("first", [16, 64, 200, 4096])
 @pytest.mark.parametrize("slope", [0.031, 0.11])
 def test_search_against_a_compiler_whose_memory_is_known(first, slope):
-    """Memory grows by `slope` GiB an image, of which the search knows nothing; 3 GiB stay."""
+    """Memory grows by `slope` GiB an image, which the search is not told; 3 GiB stay."""
     tried, gib, hbm = [], 2**30, 15.25
 
     def attempt(size):
@@ -184,7 +217,7 @@ def test_search_against_a_compiler_whose_memory_is_known(first, slope):
         needed = 3 + slope * size
         if needed > hbm:
             return refused(size)
-        return recorded_estimate(
+        return estimated(
             replica_batch=size,
             needed_bytes=round(needed * gib),
             temporary_bytes=round((1 + slope * size) * gib),
@@ -192,55 +225,54 @@ def test_search_against_a_compiler_whose_memory_is_known(first, slope):
             hbm_bytes=round(hbm * gib),
         )
 
-    largest = check.largest_batch(attempt(first), 8, attempt)
-    assert len(tried) <= 1 + check.ATTEMPTS
+    largest = largest_batch.search(attempt(first), 8, attempt)
+    assert len(tried) <= 1 + largest_batch.ATTEMPTS
     fitting = [size for size in tried if 3 + slope * size <= hbm]
-    assert largest == max(fitting, default=0)
+    assert largest == LargestBatch(max(fitting, default=0), True)
     best = int((hbm - 3) / slope) // 8 * 8
     if first <= best:
-        assert largest >= best - 16
+        assert largest.largest_replica_batch >= best - 16
 
 
 def test_the_default_batch_is_the_replicas_share():
     with pytest.raises(
         program.ProgramError, match=r"4096 images does not divide among the 12 replicas.*--replica_batch"
     ):
-        check._share(experiment(), chips.topology("v5e:3x4"))
-    assert check._share(experiment(), chips.topology("v4:4x4x4")) == 32
+        check.share_of_replica(experiment(), chips.topology("v5e:3x4"))
+    assert check.share_of_replica(experiment(), chips.topology("v4:4x4x4")) == 32
     assert check.batch_multiple(experiment(parts=3, repeats=4)) == 24
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_names_each_stage(terminal):
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
-    with report.Progress(console)("Compiling F0"):
-        time.sleep(0.01)
-    text = console.file.getvalue()
-    assert "Compiling F0" in text
-    assert re.search(r"0:00:0\d" if terminal else r"^  0 s$", text, re.MULTILINE)
+    with estimate_table.stage("Compiling F0", console):
+        started = console.file.getvalue()
+    assert terminal or started == "Compiling F0 ...\n"
+    assert re.search(r"Compiling F0 .*0:00:00", console.file.getvalue())
 
 
 def test_report_shows_what_matters():
-    def shown(found, advice=()):
+    def shown(result, advice=()):
         console = Console(file=io.StringIO(), width=120)
-        report.show(found, list(advice), console)
+        estimate_table.show(result, list(advice), console)
         return console.file.getvalue()
 
-    text = shown(recorded_estimate(largest_replica_batch=4000))
+    text = shown(estimated(largest_replica_batch=4000))
     for expected in (
         "pico, 0.1M parameters",
         "32 images on 1 core of v4:2x2x1 (legacy, 8 replicas)",
         "fits: 26.9 MiB of 15.25 GiB",
-        "4000 images a replica (predicted",
+        "4000 images per replica (predicted",
         "0.90 ms (0.95M cycles)",
-        "35,441.6 images/s a core",
+        "35,441.6 images/s per core",
         "0.0078 core-hours, 0.0039 chip-hours, $0.013",
         "libtpu 0.0.51",
         "Conv2DBackpropInput",
     ):
         assert expected in text
     assert "Untested" not in text
-    assert "Untested versions: jax 9 (tested: 0.10.2)" in shown(recorded_estimate(versions={"jax": "9"}))
+    assert "Untested versions: jax 9 (tested: 0.10.2)" in shown(estimated(versions={"jax": "9"}))
     text = shown(refused(), ["change this"])
     assert "DOES NOT FIT: 40.50 GiB of 15.25 GiB" in text
     assert "change this" in text and "Ran out of memory" in text and "images/s" not in text

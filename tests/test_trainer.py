@@ -9,7 +9,11 @@ from pipeline import report
 from pipeline.data import augment
 from pipeline.data.input import Data
 from pipeline.model import nfnet
-from pipeline.train import distribution, experiment, optimizer, run, run_config, schedule, trainer
+from pipeline.train import components, distribution, experiment, optimizer, run_config, schedule
+from pipeline.train.evaluator import Evaluator
+from pipeline.train.step import TrainingStep
+from pipeline.train.train import evaluation_steps, train
+from pipeline.train.trainer import Trainer
 from tests import record_sets
 
 SIZE = 32
@@ -40,7 +44,7 @@ def evaluate(found, batch):
     with strategy.scope():
         model = found.model(num_classes=10)
         model.linear.kernel.assign(tf.random.stateless_normal(model.linear.kernel.shape, [1, 2]))
-    evaluator = trainer.Evaluator(strategy, found, records, model, batch)
+    evaluator = Evaluator(strategy, found, records, model, batch)
     controller = orbit.Controller(global_step=tf.Variable(0, dtype=tf.int64), evaluator=evaluator, strategy=strategy)
     return model, controller.evaluate(evaluator.steps)
 
@@ -73,10 +77,10 @@ def test_the_step_is_the_gradient_of_the_mean_over_real_examples(directory):
     )
     data = Data(directory, 64, SIZE, SIZE, augment.Augmentation(min_area=1.0, flip=False))
     found = make_experiment(directory, data=data, optimizer=plain, label_smoothing=0.1)
-    parts = run.assemble(found, run_config.Loop(strategy="one_device"))
-    state = parts.state
-    step = trainer.TrainingStep(model=state.model, optimizer=state.optimizer, ledger=state.ledger, label_smoothing=0.1)
-    loop = trainer.Trainer(parts.strategy, found, parts.records, step)
+    run = components.assemble(run_config.RunContext("nowhere"), found, run_config.Loop(strategy="one_device"))
+    state = run.state
+    step = TrainingStep(model=state.model, optimizer=state.optimizer, ledger=state.ledger, label_smoothing=0.1)
+    loop = Trainer(found, run, step)
     loop.train_loop_begin()
     batch = next(iter(loop.train_dataset))
     assert batch["weight"].numpy().sum() == 48
@@ -88,7 +92,7 @@ def test_the_step_is_the_gradient_of_the_mean_over_real_examples(directory):
         targets = tf.one_hot(batch["labels"][:, 0], 10)[real] * 0.9 + 0.1 / 10
         loss = tf.reduce_mean(-tf.reduce_sum(targets * tf.nn.log_softmax(logits), 1))
     expected = tape.gradient(loss, variables)
-    output = parts.strategy.run(tf.function(step), args=(batch,))
+    output = run.strategy.run(tf.function(step), args=(batch,))
     assert float(output.examples) == 48
     assert float(output.loss) / 48 == pytest.approx(float(loss), rel=1e-5)
     for old, variable, gradient in zip(before, variables, expected, strict=True):
@@ -99,7 +103,7 @@ def test_the_step_is_the_gradient_of_the_mean_over_real_examples(directory):
 def test_training_lowers_the_loss_and_the_ledger_is_exact(directory, tmp_path):
     found = make_experiment(directory, epochs=6.0, ema_decay=0.9)
     context = run_config.RunContext(str(tmp_path))
-    summary = run.train(context, found, run_config.Loop(strategy="one_device", steps_per_loop=6, checkpoint_every=6))
+    summary = train(context, found, run_config.Loop(strategy="one_device", steps_per_loop=6, checkpoint_every=6))
     losses = [line["loss"] for line in report.read_metrics(str(tmp_path)) if "loss" in line]
     assert losses[-1] < losses[0]
     assert [entry["exactly_once"] for entry in summary["ledger"]] == [True] * 6
@@ -112,4 +116,4 @@ def test_evaluation_comes_every_so_many_epochs_and_at_the_end(directory, every, 
     found = make_experiment(directory, epochs=4.0)
     records = found.data.training_records()
     budget = found.budget(records.examples, records.manifest.digest)
-    assert run.evaluation_steps(budget, budget.steps, every) == steps
+    assert evaluation_steps(budget, budget.steps, every) == steps

@@ -47,7 +47,6 @@ def experiment(directory, model=TinyNet, **settings) -> Experiment:
     return Experiment(
         model=model,
         data=Data(str(directory), BATCH, augmentation=augmentation, **data),
-        optimizer=optimizer.SGD,
         schedule=functools.partial(schedule.cosine, peak=0.2, warmup_epochs=0.2),
-        **{"epochs": 2.5, "ema_decay": 0.9, "label_smoothing": 0.1, **settings},
+        **{"optimizer": optimizer.SGD, "epochs": 2.5, "ema_decay": 0.9, "label_smoothing": 0.1, **settings},
     )

@@ -1,9 +1,9 @@
-"""Compiles the study's variants for a core of TPU v4 and keeps their speeds in pipeline/model/tpu_v4_speeds.json.
+"""Compiles the study's variants for a core of TPU v4 and writes their speeds to pipeline/model/tpu_v4_speeds.json.
 
-    python tools/tpu_table.py [--variants F0 F3] [--anew]
+    python tools/tpu_table.py [--variants F0 F3] [--again]
 
-Each variant takes minutes and is written when it is done; what the file has from the same compiler is not compiled
-again without --anew. Prints the table as Markdown, beside what the paper reports.
+Each variant takes minutes and is written when it is done; variants that the file has from the same compiler are
+skipped without --again. Prints the table as Markdown, beside what the paper reports.
 """
 
 import argparse
@@ -15,18 +15,10 @@ import sys
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from pipeline.model import speeds  # noqa: E402 (the path comes first)
+from pipeline import files  # noqa: E402 (the path comes first)
+from pipeline.model import speeds, variants  # noqa: E402
 from pipeline.tpu import chips, compiler  # noqa: E402
 
-# Gin file, and images a core with which the study's runs go on slices of a sensible size.
-VARIANTS = {
-    "F0": ("gin/f0_jft.gin", 64),
-    "F1": ("gin/f1_jft.gin", 64),
-    "F3": ("gin/f3_jft.gin", 32),
-    "F3+": ("gin/f3plus_jft.gin", 32),
-    "F7": ("gin/f7_jft.gin", 32),
-    "F7+": ("gin/f7plus_jft.gin", 32),
-}
 TOPOLOGY, CONFIGURATION = "v4:2x2x1", chips.LEGACY
 KEPT = (
     "replica_batch",
@@ -47,15 +39,16 @@ KEPT = (
 def compile_variant(name: str) -> dict:
     """The row of a variant: `KEPT` of its estimate."""
     from pipeline import registry
-    from pipeline.tpu import check, report
+    from pipeline.tpu import check, estimate_table
 
-    gin_file, batch = VARIANTS[name]
+    gin_file, batch = f"gin/{variants.identifier(name)}_jft.gin", variants.STUDY_CORE_BATCHES[name]
     configured = functools.partial(registry.configured, [gin_file], [])
     topology = chips.topology(TOPOLOGY, CONFIGURATION)
-    found, _ = check.check(configured, topology, replica_batch=batch, progress=report.Progress())
-    if not found.fits:
-        raise SystemExit(f"{name} does not fit with {batch} images a core: {found.refusal}")
-    return {"gin_file": gin_file, **{field: found.as_dict()[field] for field in KEPT}}
+    estimate, _ = check.check(configured(), configured, topology, replica_batch=batch, progress=estimate_table.stage)
+    if not estimate.fit.fits:
+        raise SystemExit(f"{name} does not fit with {batch} images per core: {estimate.fit.refusal}")
+    fields = estimate.as_dict()
+    return {"gin_file": gin_file, **{field: fields[field] for field in KEPT}}
 
 
 def core_hours(row: dict, epochs: float) -> float:
@@ -66,7 +59,7 @@ def core_hours(row: dict, epochs: float) -> float:
 def markdown(rows: dict[str, dict]) -> str:
     """The table as docs/performance.md shows it."""
     lines = [
-        "| variant | images a core | M cycles | images/s a core | MFU | core-hours an epoch | reported | ours |",
+        "| variant | images per core | M cycles | images/s per core | MFU | core-hours per epoch | reported | ours |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -84,8 +77,9 @@ def markdown(rows: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which")
-    parser.add_argument("--anew", action="store_true", help="compile again what the file has")
+    names = list(variants.STUDY_CORE_BATCHES)
+    parser.add_argument("--variants", nargs="+", choices=names, default=names, help="to compile")
+    parser.add_argument("--again", action="store_true", help="compile again what the file has")
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     compiler.end_with_its_processes()
@@ -94,13 +88,11 @@ def main() -> None:
         with open(arguments.output) as file:
             rows = json.load(file)["variants"]
     for name in arguments.variants:
-        if arguments.anew or rows.get(name, {}).get("versions") != compiler.versions():
+        if arguments.again or rows.get(name, {}).get("versions") != compiler.versions():
             rows[name] = compile_variant(name)
-            rows = {each: rows[each] for each in VARIANTS if each in rows}
+            rows = {each: rows[each] for each in names if each in rows}
             table = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, "variants": rows}
-            with open(arguments.output, "w") as file:
-                json.dump(table, file, indent=1)
-                file.write("\n")
+            files.write_atomically(arguments.output, json.dumps(table, indent=1) + "\n")
     print(markdown(rows))
 
 

@@ -6,6 +6,7 @@ crops follow the NFNet authors' published input pipeline.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -104,19 +105,18 @@ class Augmentation:
 
     def crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
         """The random crop of an encoded image, resized and perhaps mirrored: float32 [size, size, 3] in [0, 255]."""
-        crop_seed, flip_seed, _, _ = tf.unstack(tf.random.split(seed, 4))
-        image = _resize(self._random_crop(encoded, crop_seed), size)
-        return tf.image.stateless_random_flip_left_right(image, flip_seed) if self.flip else image
+        image = _resize(self._random_crop(encoded, _fold(seed, "crop")), size)
+        return tf.image.stateless_random_flip_left_right(image, _fold(seed, "flip")) if self.flip else image
 
     def examples(self, encoded: tf.data.Dataset, size: int, parallel_calls: int = tf.data.AUTOTUNE) -> tf.data.Dataset:
         """Varies a data set of examples, in order, with everything that is set.
 
         Images are mixed within groups of `group` consecutive ones, by the seed of the group's first: the result
-        does not depend on how the images are batched or shared out, as long as nobody cuts a group.
+        does not depend on how the images are batched or shared out, as long as no group is cut.
 
         Args:
           encoded: examples with `image` (string []), `seed` (int32 [2]), `labels` int64 [k], `label_weights` float32
-            [k], `weight` float32 [], and whatever else shall pass through. Their number times `repeats` must be a
+            [k], `weight` float32 [], and other fields, which pass through. Their number times `repeats` must be a
             multiple of `group`, or the last ones are left out.
           size: pixels a side.
           parallel_calls: parallel calls of each stage.
@@ -144,12 +144,12 @@ class Augmentation:
             return example | {"image": image if self.mix_first else self._randaugment(image, example["seed"])}
 
         def views(example):
-            seeds = [tf.random.experimental.stateless_fold_in(example["seed"], view) for view in range(self.repeats)]
+            seeds = [_fold(example["seed"], f"view {view}") for view in range(self.repeats)]
             each = [first_view(example | {"seed": seed}) for seed in seeds]
             return tf.nest.map_structure(lambda *values: tf.stack(values), *each)
 
         def mix(group):
-            seed = tf.random.experimental.stateless_fold_in(group["seed"][0], self.repeats)
+            seed = _fold(group["seed"][0], "mixing")
             return self.mixing(group, seed, self.repeats)
 
         examples = over(encoded, views).unbatch() if self.repeats > 1 else over(encoded, first_view)
@@ -162,10 +162,10 @@ class Augmentation:
             return image
         if image.dtype != tf.uint8:
             image = tf.cast(tf.round(image), tf.uint8)
-        return self.randaugment(image, tf.random.split(seed, 4)[2])
+        return self.randaugment(image, _fold(seed, "randaugment"))
 
     def _erase(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return random_erasing(image, tf.random.split(seed, 4)[3], self.erasing) if self.erasing else image
+        return random_erasing(image, _fold(seed, "erasing"), self.erasing) if self.erasing else image
 
     def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         is_jpeg = tf.io.is_jpeg(encoded)
@@ -193,6 +193,11 @@ class Augmentation:
             return tf.slice(image, *crop_window(tf.shape(image)))
 
         return tf.ensure_shape(tf.cond(is_jpeg, decode_window, decode_all), [None, None, 3])
+
+
+def _fold(seed: tf.Tensor, purpose: str) -> tf.Tensor:
+    """The seed, int32 [2], of one use of randomness among those of an image."""
+    return tf.random.experimental.stateless_fold_in(seed, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:

@@ -24,8 +24,8 @@ class Data:
       augmentation: how a training image is varied.
       train_split, validation_split: names of the splits.
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
-      check_shards: look at the start whether every shard is there and as large as the manifest says: a request for
-        each shard where the records are remote. None looks only where they are on this machine's disk.
+      check_shards: check at the start that every shard exists with the size that the manifest says: one request a
+        shard where the records are remote. None checks only records on this machine's disk.
       block, window: sizes of the shuffle, in records (see `order.py`).
       max_labels: labels kept of a multi-label record, its first ones.
       images: about how many images the training split has, for estimates before the records exist.

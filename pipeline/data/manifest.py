@@ -102,7 +102,7 @@ def write(manifest: Manifest, directory: str) -> str:
 
 
 def read(directory: str) -> Manifest:
-    """Reads the manifest of the record set in `directory`; its shards are not looked at (see `check_shards`).
+    """Reads the manifest of the record set in `directory`; its shards are not checked (see `check_shards`).
 
     Raises:
       ManifestError: no such directory, no manifest, or a damaged one.
@@ -130,7 +130,7 @@ def read(directory: str) -> Manifest:
 
 
 def is_local(directory: str) -> bool:
-    """Whether the record set is on this machine's disk, where looking at every shard costs one listing."""
+    """Whether the record set is on this machine's disk, where checking every shard takes one listing."""
     return not files.is_remote(directory)
 
 

@@ -81,7 +81,7 @@ class Mixing:
 
 
 def _next(start: int, end: int, repeats: int) -> tf.Tensor:
-    """For each place in [start, end) the place `repeats` further on, beginning anew at the end."""
+    """For each place in [start, end) the place `repeats` further on, starting over at the end."""
     return start + (tf.range(end - start) + repeats) % (end - start)
 
 
@@ -95,7 +95,7 @@ def _blend(own: tf.Tensor, other: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 
 
 def _outside_boxes(share: tf.Tensor, height: int, width: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Boxes that cover 1 - share of an image, as far as they lie inside it.
+    """Boxes that cover 1 - share of an image, clipped to it.
 
     Sides and centres are the authors': sqrt(1 - share) of each side, about a uniformly drawn pixel.
 

@@ -111,12 +111,12 @@ def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
 
 
 def shear_x(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Row y shows what lay at x + level * y."""
+    """Row y shows what was at x + level * y."""
     return _affine(image, [1.0, level, 0.0], [0.0, 1.0, 0.0])
 
 
 def shear_y(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Column x shows what lay at y + level * x."""
+    """Column x shows what was at y + level * x."""
     return _affine(image, [1.0, 0.0, 0.0], [level, 1.0, 0.0])
 
 
@@ -131,7 +131,7 @@ def translate_y(image: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
 
 
 def cutout(image: tf.Tensor, half_side: int, centre_y: tf.Tensor, centre_x: tf.Tensor) -> tf.Tensor:
-    """Greys the square of 2 * half_side pixels around (centre_y, centre_x), int32, as far as it lies inside."""
+    """Greys the square of 2 * half_side pixels around (centre_y, centre_x), int32, clipped to the image."""
     height, width = image.shape[:2]
     top, bottom = tf.maximum(centre_y - half_side, 0), tf.minimum(centre_y + half_side, height)
     left, right = tf.maximum(centre_x - half_side, 0), tf.minimum(centre_x + half_side, width)
@@ -194,7 +194,7 @@ def _affine(image: tf.Tensor, to_x: list[float | tf.Tensor], to_y: list[float | 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Applies `layers` operations, each drawn anew from `operations`, all at one magnitude.
+    """Applies `layers` operations, each drawn independently from `operations`, all at one magnitude.
 
     Attributes:
       layers: operations an image goes through.

@@ -43,7 +43,7 @@ def convert(image: Image.Image) -> Image.Image:
     16 bits are scaled to 8, inks go through their profile, transparency goes onto white.
 
     Raises:
-      ValueError: the pixels are floating-point numbers, of which nobody knows the range.
+      ValueError: the pixels are floating-point numbers of an unknown range.
     """
     image.seek(0)
     image.load()

@@ -84,12 +84,23 @@ VARIANTS: dict[str, Variant] = {
     **{f"F{i}+": _published(i + 1, r, (384, 768, 2048, 2048)) for i, r in enumerate(_DROPOUT_RATES)},
 }
 
+#: Variants of our own for one machine, smallest first.
+SMALL = ("pico", "nano", "micro", "tiny")
+#: The variants of the scaling study (Smith et al., "ConvNets Match Vision Transformers at Scale", 2023), smallest
+#: first, and the images that a core of TPU v4 trains on in a step at 224 pixels.
+STUDY_CORE_BATCHES = {"F0": 64, "F1": 64, "F3": 32, "F3+": 32, "F7": 32, "F7+": 32}
+
 
 def get(name: str) -> Variant:
     """Returns the variant called `name`; raises ValueError naming those that exist."""
     if name not in VARIANTS:
         raise ValueError(f"Unknown variant {name!r}; expected one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
+
+
+def identifier(name: str) -> str:
+    """`name` as files and Keras models spell it: 'f3plus' for 'F3+'."""
+    return name.lower().replace("+", "plus")
 
 
 def stem(variant: Variant) -> tuple[Conv, ...]:

@@ -35,7 +35,7 @@ def load(directory: str):
         if not tf.saved_model.contains_saved_model(path):
             raise FileNotFoundError(
                 f"{directory} holds no SavedModel, neither itself nor in a numbered version folder: export one with "
-                "`python pipeline/main.py --gin_file=EXPERIMENT.gin --gin_param='RUN=@export' --model_dir=RUN_DIR`."
+                "`python pipeline/main.py --model_dir=RUN --task=export`."
             )
     return tf.saved_model.load(path)
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline.data import augment
+from pipeline.objective import SOFTMAX, Objective
 
 
 class Classifier(tf.Module):
@@ -16,18 +17,20 @@ class Classifier(tf.Module):
       classes: class names in label order.
       size: evaluation resolution, pixels.
       top: how many names to return for each image.
-      kind: 'softmax' or 'sigmoid', as the model was trained.
+      objective: what the model has learned.
     """
 
-    def __init__(self, model: tf_keras.Model, classes: list[str], size: int, top: int = 5, kind: str = "softmax"):
+    def __init__(
+        self, model: tf_keras.Model, classes: list[str], size: int, top: int = 5, objective: Objective = SOFTMAX
+    ):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
-        # In a function, where saving does not look: it would trace the Keras model's own calls as well.
+        # In a function, which saving does not track: it would trace the Keras model's own calls as well.
         self._logits = lambda images: tf.cast(model(images, training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size
         self._top = min(top, len(classes))
-        self._activation = tf.nn.softmax if kind == "softmax" else tf.nn.sigmoid
+        self._activation = objective.activation
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def __call__(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

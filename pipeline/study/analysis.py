@@ -1,19 +1,45 @@
-"""What a study found: its frontier, the laws fitted to it, and how well smaller runs predict the largest."""
+"""The results of a study: its frontier, the laws fitted to it, and how well smaller runs predict the largest."""
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
 
 from pipeline import files
-from pipeline.study import costs, law, runs
-from pipeline.study.errors import StudyError
-from pipeline.study.runs import DIVERGED, FINISHED, UNFINISHED, Cell, Run
+from pipeline.study import StudyError, law, recipe
+from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, UNITS, Run
 
 LAW_FILE = "law.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A variant with an epoch budget, at its best learning rate.
+
+    Attributes:
+      variant, epochs, learning_rate: which.
+      loss: held-out loss, the geometric mean over seeds.
+      runs: the finished runs at that learning rate, one a seed.
+      tried: all learning rates that were tried.
+    """
+
+    variant: str
+    epochs: float
+    learning_rate: float
+    loss: float
+    runs: tuple[Run, ...]
+    tried: tuple[float, ...]
+
+    @property
+    def edge(self) -> str:
+        """'lower' or 'upper' where the best learning rate is the least or largest of those tried, else ''."""
+        if self.learning_rate == min(self.tried):
+            return "lower"
+        return "upper" if self.learning_rate == max(self.tried) else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +80,20 @@ class Analysis:
         return float(np.ptp(np.log10(self.compute[self.frontier])))
 
 
-def analyse(all_runs: Sequence[Run], unit: str, level: float = law.LEVEL) -> Analysis:
+def analyse(runs: Sequence[Run], unit: str, level: float = law.LEVEL) -> Analysis:
     """Fits the laws of a study.
 
     Raises:
       StudyError: data or recipes are mixed, too few runs are finished, the frontier holds one model, or a run's cost
-        in `unit` is not known.
+        in `unit` is unknown.
     """
-    runs.check_same(all_runs)
-    pretraining = [run for run in all_runs if not run.trial.task]
-    count = {status: sum(run.status == status for run in pretraining) for status in (FINISHED, DIVERGED, UNFINISHED)}
-    cells = [(np.mean([costs.of_run(r.summary, unit) for r in cell.runs]), cell) for cell in runs.cells(all_runs)]
-    cells.sort(key=lambda pair: pair[0])
-    compute, cells = np.array([c for c, _ in cells]), tuple(cell for _, cell in cells)
-    left_out = f"{count[DIVERGED]} diverged and {count[UNFINISHED]} are unfinished"
+    recipe.check_same(run for run in runs if run.status != UNFINISHED)
+    statuses = [run.status for run in runs if not run.trial.task]
+    diverged, unfinished = statuses.count(DIVERGED), statuses.count(UNFINISHED)
+    pairs = [(float(np.mean([run.compute(unit) for run in cell.runs])), cell) for cell in best_cells(runs)]
+    pairs.sort(key=lambda pair: pair[0])
+    compute, cells = np.array([c for c, _ in pairs]), tuple(cell for _, cell in pairs)
+    left_out = f"{diverged} diverged and {unfinished} are unfinished"
     if len(cells) < law.MIN_POINTS_LINE:
         raise StudyError(
             f"A law needs at least {law.MIN_POINTS_LINE} pairs of model and epoch budget with a finished run, found "
@@ -97,59 +123,82 @@ def analyse(all_runs: Sequence[Run], unit: str, level: float = law.LEVEL) -> Ana
         saturating=_or_reason(law.fit_saturating, x, y, level),
         growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier], level),
         held_out={name: _or_reason(law.leave_largest_out, x, y, fit) for name, fit in fits.items()},
-        diverged=count[DIVERGED],
-        unfinished=count[UNFINISHED],
+        diverged=diverged,
+        unfinished=unfinished,
     )
 
 
-def describe(found: Analysis) -> str:
+def best_cells(runs: Sequence[Run]) -> list[Cell]:
+    """The best learning rate of every variant and epoch budget with a finished pre-training.
+
+    The learning rate is chosen by the seed with which most were tried; the loss is the mean over seeds.
+    """
+    best_of_each = []
+    pretraining = [run for run in runs if not run.trial.task and run.status != UNFINISHED]
+    for key in sorted({(run.trial.variant, run.trial.epochs) for run in pretraining}):
+        here = [run for run in pretraining if (run.trial.variant, run.trial.epochs) == key]
+        seeds = [run.trial.seed for run in here]
+        seed = max(sorted(set(seeds)), key=seeds.count)
+        best = min((run for run in here if run.trial.seed == seed), key=lambda run: run.loss)
+        if best.status != FINISHED:
+            continue
+        rate = best.trial.learning_rate
+        same = tuple(run for run in here if run.trial.learning_rate == rate and run.status == FINISHED)
+        loss = math.exp(sum(math.log(run.loss) for run in same) / len(same))
+        tried = tuple(sorted({run.trial.learning_rate for run in here}))
+        best_of_each.append(Cell(*key, rate, loss, same, tried))
+    return best_of_each
+
+
+def describe(analysis: Analysis) -> str:
     """The analysis as text."""
-    percent = f"{found.line.level:.0%} interval"
-    models = len({found.cells[i].variant for i in found.frontier})
+    percent = f"{analysis.line.level:.0%} interval"
+    models = len({analysis.cells[i].variant for i in analysis.frontier})
+    line = analysis.line
     lines = [
-        f"{len(found.cells)} pairs of model and epoch budget; left out: {found.diverged} diverged and "
-        f"{found.unfinished} unfinished runs.",
-        f"Frontier: {len(found.frontier)} points, {models} models, {found.decades:.2f} decades of compute "
-        f"({costs.LABELS[found.unit]}).",
-        f"Line:       loss {found.line.text}, exponent {_interval(found.line.slope, found.line.slope_interval)} "
-        f"({percent}), residuals {found.line.deviation:.2%}",
+        f"{len(analysis.cells)} pairs of model and epoch budget; left out: {analysis.diverged} diverged and "
+        f"{analysis.unfinished} unfinished runs.",
+        f"Frontier: {len(analysis.frontier)} points, {models} models, {analysis.decades:.2f} decades of compute "
+        f"({UNITS[analysis.unit]}).",
+        f"Line:       loss {line.text}, exponent {_interval(line.slope, line.slope_interval)} "
+        f"({percent}), residuals {line.deviation:.2%}",
     ]
-    if isinstance(found.saturating, str):
-        lines.append(f"With floor: not fitted. {found.saturating}")
+    if isinstance(analysis.saturating, str):
+        lines.append(f"With floor: not fitted. {analysis.saturating}")
     else:
-        s = found.saturating
+        s = analysis.saturating
         lines.append(
             f"With floor: loss {s.text}, exponent {_interval(s.exponent, s.exponent_interval)}, "
             f"floor {_interval(s.floor, s.floor_interval)}"
         )
-    if isinstance(found.growth, str):
-        lines.append(f"Growth of the optimum: not fitted. {found.growth}")
+    if isinstance(analysis.growth, str):
+        lines.append(f"Growth of the optimum: not fitted. {analysis.growth}")
     else:
-        g = found.growth
+        g = analysis.growth
         lines += [
             f"Best size (parameters) grows as compute^{_interval(g.size.slope, g.size.slope_interval)}",
             f"Best epoch budget grows as compute^{_interval(g.epochs.slope, g.epochs.slope_interval)}",
             f"They {'agree with' if g.agree else 'disagree with'} one rate for both: difference "
             f"{_interval(g.quotient.slope, g.quotient.slope_interval)}",
         ]
-    for name, held_out in found.held_out.items():
+    for name, held_out in analysis.held_out.items():
         if isinstance(held_out, str):
             lines.append(f"Largest run from the smaller ones ({name}): {held_out}")
             continue
-        cell = found.cells[found.frontier[held_out.index]]
+        cell = analysis.cells[analysis.frontier[held_out.index]]
         low, high = held_out.interval
         lines.append(
             f"Largest run from the smaller ones ({name}): {cell.variant}, {cell.epochs:g} epochs: predicted "
-            f"{held_out.predicted:.4g} ({low:.4g} to {high:.4g}), found {held_out.actual:.4g}, "
+            f"{held_out.predicted:.4g} ({low:.4g} to {high:.4g}), measured {held_out.actual:.4g}, "
             f"{'inside' if held_out.inside else 'outside'} the interval"
         )
     for edge, word in (("lower", "lowest"), ("upper", "highest")):
-        if at_edge := [f"{cell.variant} {cell.epochs:g}" for cell in found.cells if cell.edge == edge]:
+        if at_edge := [f"{cell.variant} {cell.epochs:g}" for cell in analysis.cells if cell.edge == edge]:
             lines.append(f"Best learning rate is the {word} tried for (model, epochs): {', '.join(at_edge)}")
     return "\n".join(lines)
 
 
-def write(found: Analysis, directory: str) -> str:
+def write(analysis: Analysis, directory: str) -> str:
     """Writes the fitted laws as `law.json`; returns its path."""
 
     def values(item):
@@ -164,32 +213,32 @@ def write(found: Analysis, directory: str) -> str:
 
     frontier = [
         {"variant": c.variant, "epochs": c.epochs, "compute": compute, "loss": c.loss}
-        for c, compute in ((found.cells[i], found.compute[i]) for i in found.frontier)
+        for c, compute in ((analysis.cells[i], analysis.compute[i]) for i in analysis.frontier)
     ]
-    growth = {"reason": found.growth}
-    if not isinstance(found.growth, str):
-        parts = {name: values(getattr(found.growth, name)) for name in ("size", "epochs", "quotient")}
-        growth = {**parts, "agree": found.growth.agree}
+    growth = {"reason": analysis.growth}
+    if not isinstance(analysis.growth, str):
+        parts = {name: values(getattr(analysis.growth, name)) for name in ("size", "epochs", "quotient")}
+        growth = {**parts, "agree": analysis.growth.agree}
     content = {
-        "unit": found.unit,
-        "level": found.line.level,
+        "unit": analysis.unit,
+        "level": analysis.line.level,
         "frontier": frontier,
-        "line": values(found.line),
-        "saturating": values(found.saturating),
+        "line": values(analysis.line),
+        "saturating": values(analysis.saturating),
         "growth": growth,
         "held_out": {
             name: {"reason": h} if isinstance(h, str) else {**dataclasses.asdict(h), "inside": h.inside}
-            for name, h in found.held_out.items()
+            for name, h in analysis.held_out.items()
         },
-        "diverged": found.diverged,
-        "unfinished": found.unfinished,
+        "diverged": analysis.diverged,
+        "unfinished": analysis.unfinished,
     }
     path = os.path.join(directory, LAW_FILE)
     files.write_atomically(path, json.dumps(content, indent=1))
     return path
 
 
-def ranks(all_runs: Sequence[Run], task: str) -> tuple[list[tuple[Run, Run]], np.ndarray, np.ndarray, float]:
+def ranks(runs: Sequence[Run], task: str) -> tuple[list[tuple[Run, Run]], np.ndarray, np.ndarray, float]:
     """Checkpoints by pre-training loss against the same by fine-tuned accuracy.
 
     Returns:
@@ -199,8 +248,8 @@ def ranks(all_runs: Sequence[Run], task: str) -> tuple[list[tuple[Run, Run]], np
     Raises:
       StudyError: fewer than 3 checkpoints were fine-tuned.
     """
-    tuned = {run.trial.pretraining: run for run in all_runs if run.trial.task == task and run.status == FINISHED}
-    pairs = [(run, tuned[run.trial]) for run in all_runs if run.status == FINISHED and run.trial in tuned]
+    tuned = {run.trial.pretraining: run for run in runs if run.trial.task == task and run.status == FINISHED}
+    pairs = [(run, tuned[run.trial]) for run in runs if run.status == FINISHED and run.trial in tuned]
     if len(pairs) < 3:
         raise StudyError(f"Ranks need at least 3 checkpoints that were fine-tuned on {task!r}, found {len(pairs)}.")
     losses, errors = [one.loss for one, _ in pairs], [other.error for _, other in pairs]
@@ -210,7 +259,7 @@ def ranks(all_runs: Sequence[Run], task: str) -> tuple[list[tuple[Run, Run]], np
     return pairs, by_loss, by_error, float(stats.spearmanr(by_loss, by_error).statistic)
 
 
-def _or_reason(function, *arguments):
+def _or_reason(function: Callable, *arguments):
     try:
         return function(*arguments)
     except StudyError as error:

@@ -1,15 +1,15 @@
-"""The process of one run: begun, looked at, stopped, and what came of it."""
+"""The process of one run: started, polled, stopped, and how it ended."""
 
+import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
-from pipeline.study import runs as reading
-from pipeline.study.errors import StudyError
-from pipeline.study.runs import Run, Trial
+from pipeline import files
+from pipeline.study import StudyError, run_files
+from pipeline.study.run_files import Run
 
 MAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "main.py")
 LOG_FILE = "log.txt"
@@ -17,28 +17,23 @@ PREEMPTED = 143  # exit code of a run that was told to stop
 
 
 class Stopped(RuntimeError):
-    """The sweep or a run of it was told to stop; runs at work have saved a checkpoint."""
+    """The sweep or one of its runs was told to stop; running ones have saved a checkpoint."""
 
 
 class Execution:
-    """A trial at work in a process of its own; it goes on from its checkpoint if it has one.
+    """A run in a process of its own; it resumes from its checkpoint if it has one.
 
     Args:
       arguments: of `pipeline/main.py`.
-      trial, directory: which run of which study.
+      run: which; its trial is written into its folder.
       lock: file that the process inherits, so that the study is locked as long as it or the sweep lives.
     """
 
-    def __init__(self, arguments: Sequence[str], trial: Trial, directory: str, lock: int):
-        earlier = reading.read_one(trial, directory)
-        self._trial, self._directory = trial, directory
-        self._before = earlier.wall_seconds if earlier else 0.0
-        self._folder = reading.write_trial(trial, directory, self._before)
-        self._is_new = not reading.has_checkpoint(self._folder)
-        if self._is_new:
-            reading.forget_recipe(self._folder)  # of an attempt that saved nothing, perhaps with another recipe
-        self._log_path = os.path.join(self._folder, LOG_FILE)
-        self._begun, self._checked = time.monotonic(), False
+    def __init__(self, arguments: Sequence[str], run: Run, lock: int):
+        self.run = run
+        run_files.write_trial(run)
+        self._log_path = os.path.join(run.folder, LOG_FILE)
+        self._start = time.monotonic()
         with open(self._log_path, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, MAIN, *arguments],
@@ -53,52 +48,36 @@ class Execution:
         """Whether its process has ended."""
         return self._process.poll() is not None
 
-    def check(self, others: Sequence[Run]) -> None:
-        """Raises a StudyError where its recipe is not that of `others`."""
-        if not (self._checked or self.ended or reading.recipe(self._folder) is None):
-            reading.check_same([*others, Run(self._trial, self._folder, reading.UNFINISHED)])
-            self._checked = True
-
     def tell_to_stop(self) -> None:
         """Asks for a checkpoint and an end."""
         if not self.ended:
             self._process.terminate()
 
     def close(self) -> None:
-        """Waits for the end, and notes the time that it took."""
+        """Waits for the end, and writes down the time that it took."""
         self._process.wait()
-        reading.write_trial(self._trial, self._directory, self._before + time.monotonic() - self._begun)
-
-    def discard_if_strange(self, others: Sequence[Run]) -> None:
-        """Removes what an ended run left, if it was begun here and its recipe is not that of `others`."""
-        try:
-            reading.check_same([*others, Run(self._trial, self._folder, reading.UNFINISHED)])
-        except StudyError:
-            if self._is_new:
-                shutil.rmtree(self._folder)
+        seconds = self.run.wall_seconds + time.monotonic() - self._start
+        run_files.write_trial(dataclasses.replace(self.run, wall_seconds=seconds))
 
     def result(self) -> str:
-        """Why an ended run diverged, which its folder then says too; '' where it finished.
+        """Why an ended run diverged, which is also written into its folder; '' where it finished.
 
         Raises:
           StudyError: it failed, or left no summary; with the end of its log.
-          Stopped: somebody told it to stop.
+          Stopped: it was told to stop.
         """
         self.close()
-        if self._process.returncode == 0 and os.path.exists(os.path.join(self._folder, reading.SUMMARY_FILE)):
+        folder, code = self.run.folder, self._process.returncode
+        if code == 0 and os.path.exists(os.path.join(folder, run_files.SUMMARY_FILE)):
             return ""
         last = _last_lines(self._log_path)
-        if self._process.returncode == PREEMPTED:
-            raise Stopped(f"{self._folder} was told to stop; the same command goes on from its checkpoint.")
+        if code == PREEMPTED:
+            raise Stopped(f"{folder} was told to stop; the same command resumes it from its checkpoint.")
         if "\nDivergedError: " in last:
             reason = last.rsplit("\nDivergedError: ", 1)[1].strip()
-            with open(os.path.join(self._folder, reading.DIVERGED_FILE), "w") as file:
-                file.write(reason + "\n")
+            files.write_atomically(os.path.join(folder, run_files.DIVERGED_FILE), reason + "\n")
             return reason
-        raise StudyError(
-            f"{self._folder} failed with exit code {self._process.returncode}; the end of {self._log_path}:\n"
-            f"{last[-1500:]}"
-        )
+        raise StudyError(f"{folder} failed with exit code {code}; the end of {self._log_path}:\n{last[-1500:]}")
 
 
 def _last_lines(path: str, size: int = 4000) -> str:

@@ -1,6 +1,6 @@
 """The study's figures, each as PNG, SVG and the CSV behind it.
 
-Models differ in colour, marker and line style at once, so that they can be told apart in grey and in colour blindness.
+Models differ in colour, marker and line style at once, so that they can be distinguished in grey and when colour-blind.
 """
 
 import csv
@@ -11,11 +11,12 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib import ticker
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 
-from pipeline.study import analysis, costs
-from pipeline.study.analysis import Analysis
-from pipeline.study.errors import StudyError
-from pipeline.study.runs import DIVERGED, FINISHED, Run
+from pipeline.study import StudyError
+from pipeline.study.analysis import Analysis, ranks
+from pipeline.study.run_files import CORE_HOURS, DIVERGED, FINISHED, UNITS, Run
 
 matplotlib.use("Agg")
 # Okabe and Ito's colours, from dark to light so that neighbours differ in grey; their yellow is too pale for paper.
@@ -45,22 +46,22 @@ REPORTED = (
 )
 
 
-def draw(all_runs: Sequence[Run], found: Analysis, directory: str) -> list[str]:
+def draw(runs: Sequence[Run], analysis: Analysis, directory: str) -> list[str]:
     """Draws every figure for which there are runs into `directory`; returns the paths of the PNG files.
 
     Raises:
-      StudyError: a run's cost in the analysis' unit is not known.
+      StudyError: a run's cost in the analysis' unit is unknown.
     """
     os.makedirs(directory, exist_ok=True)
-    styles = _styles(found)
+    styles = _styles(analysis)
     with plt.rc_context(_RC):
-        paths = [_loss(found, styles, directory), _learning_rate(found, styles, directory)]
-        for task in sorted({run.trial.task for run in all_runs if run.trial.task and run.status == FINISHED}):
-            if lost := sum(run.trial.task == task and run.status == DIVERGED for run in all_runs):
+        paths = [_loss(analysis, styles, directory), _learning_rate(analysis, styles, directory)]
+        for task in sorted({run.trial.task for run in runs if run.trial.task and run.status == FINISHED}):
+            if lost := sum(run.trial.task == task and run.status == DIVERGED for run in runs):
                 print(f"{lost} fine-tunings of {task} diverged and are in none of its figures.")
-            paths.append(_transfer(all_runs, found, task, styles, directory))
+            paths.append(_transfer(runs, analysis, task, styles, directory))
             try:
-                ranked = analysis.ranks(all_runs, task)
+                ranked = ranks(runs, task)
             except StudyError as error:
                 print(f"No figure of ranks: {error}")
                 continue
@@ -68,25 +69,25 @@ def draw(all_runs: Sequence[Run], found: Analysis, directory: str) -> list[str]:
     return paths
 
 
-def _loss(found: Analysis, styles: dict, directory: str) -> str:
+def _loss(analysis: Analysis, styles: dict, directory: str) -> str:
     """Held-out loss against compute by model (the paper's figure 2)."""
     figure, axes = plt.subplots(figsize=(8.6, 4.4))
     rows = []
     for variant, style in styles.items():
-        here = [i for i, cell in enumerate(found.cells) if cell.variant == variant]
-        axes.plot(found.compute[here], found.loss[here], label=variant, **style)
+        here = [i for i, cell in enumerate(analysis.cells) if cell.variant == variant]
+        axes.plot(analysis.compute[here], analysis.loss[here], label=variant, **style)
         for i in here:
-            cell = found.cells[i]
-            on_frontier = int(i in found.frontier)
+            cell = analysis.cells[i]
+            on_frontier = int(i in analysis.frontier)
             rows.append(
-                (variant, cell.epochs, cell.learning_rate, len(cell.runs), found.compute[i], cell.loss, on_frontier)
+                (variant, cell.epochs, cell.learning_rate, len(cell.runs), analysis.compute[i], cell.loss, on_frontier)
             )
-    on = found.frontier
-    axes.plot(found.compute[on], found.loss[on], "o", ms=11, mfc="none", mec="#444444", lw=0, label="frontier")
-    reach = np.geomspace(found.compute[on].min(), found.compute[on].max() * 3, 100)
-    fits = [("line", found.line, "#444444", "-")]
-    if not isinstance(found.saturating, str):
-        fits.append(("with floor", found.saturating, "#999999", "--"))
+    on = analysis.frontier
+    axes.plot(analysis.compute[on], analysis.loss[on], "o", ms=11, mfc="none", mec="#444444", lw=0, label="frontier")
+    reach = np.geomspace(analysis.compute[on].min(), analysis.compute[on].max() * 3, 100)
+    fits = [("line", analysis.line, "#444444", "-")]
+    if not isinstance(analysis.saturating, str):
+        fits.append(("with floor", analysis.saturating, "#999999", "--"))
     laws = []
     for name, fit, colour, line in fits:
         predicted = fit.predict(reach)
@@ -96,52 +97,52 @@ def _loss(found: Analysis, styles: dict, directory: str) -> str:
         if name == "line":
             axes.fill_between(reach, *predicted.prediction, color=colour, alpha=0.12, lw=0, label="for a new run")
             axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.25, lw=0, label="of the line")
-    axes.set(xscale="log", yscale="log", xlabel=costs.LABELS[found.unit], ylabel="held-out loss")
-    axes.set_ylim(0.9 * found.loss.min(), 1.05 * found.loss.max())
+    axes.set(xscale="log", yscale="log", xlabel=UNITS[analysis.unit], ylabel="held-out loss")
+    axes.set_ylim(0.9 * analysis.loss.min(), 1.05 * analysis.loss.max())
     _plain_ticks(axes.yaxis)
-    # Beside the axes: curves of loss may lie anywhere in them.
+    # Beside the axes: curves of loss may be anywhere in them.
     axes.legend(fontsize=8, title=f"bands: {fit.level:.0%}", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    head = ("law", found.unit, "validation_loss", "law_low", "law_high", "new_run_low", "new_run_high")
+    head = ("law", analysis.unit, "validation_loss", "law_low", "law_high", "new_run_low", "new_run_high")
     _write_csv(os.path.join(directory, "loss_laws.csv"), head, laws)
-    head = ("variant", "epochs", "learning_rate", "seeds", found.unit, "validation_loss", "on_frontier")
+    head = ("variant", "epochs", "learning_rate", "seeds", analysis.unit, "validation_loss", "on_frontier")
     return _save(figure, directory, "loss", head, rows)
 
 
-def _learning_rate(found: Analysis, styles: dict, directory: str) -> str:
+def _learning_rate(analysis: Analysis, styles: dict, directory: str) -> str:
     """Best learning rate against epoch budget by model (the paper's figure 3)."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4))
     rows = []
     for place, (variant, style) in enumerate(styles.items()):
-        cells = sorted((cell for cell in found.cells if cell.variant == variant), key=lambda cell: cell.epochs)
+        cells = sorted((cell for cell in analysis.cells if cell.variant == variant), key=lambda cell: cell.epochs)
         shift = 1.03 ** (place - (len(styles) - 1) / 2)  # grids by factors of two put models on top of each other
         epochs = [cell.epochs * shift for cell in cells]
         axes.plot(epochs, [cell.learning_rate for cell in cells], label=variant, **style)
         for cell in cells:
             rows.append((variant, cell.epochs, cell.learning_rate, cell.edge, min(cell.tried), max(cell.tried)))
-    at_edge = [(cell.epochs, cell.learning_rate) for cell in found.cells if cell.edge]
+    at_edge = [(cell.epochs, cell.learning_rate) for cell in analysis.cells if cell.edge]
     axes.set(xscale="log", yscale="log", xlabel="epoch budget", ylabel="best learning rate")
-    axes.xaxis.set_major_locator(ticker.FixedLocator(sorted({cell.epochs for cell in found.cells})))
-    axes.yaxis.set_major_locator(ticker.FixedLocator(sorted({rate for cell in found.cells for rate in cell.tried})))
+    axes.xaxis.set_major_locator(ticker.FixedLocator(sorted({cell.epochs for cell in analysis.cells})))
+    axes.yaxis.set_major_locator(ticker.FixedLocator(sorted({rate for cell in analysis.cells for rate in cell.tried})))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(ticker.NullLocator())
-    title = f"{len(at_edge)} of {len(found.cells)} lie on the edge of what was tried" if at_edge else None
+    title = f"{len(at_edge)} of {len(analysis.cells)} are on the edge of what was tried" if at_edge else None
     axes.legend(fontsize=8, title=title, title_fontsize=8)
     head = ("variant", "epochs", "best_learning_rate", "edge", "lowest_tried", "highest_tried")
     return _save(figure, directory, "learning_rate", head, rows)
 
 
-def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict, directory: str) -> str:
+def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, directory: str) -> str:
     """Fine-tuned top-1 error against compute of pre-training, beside reported numbers (the paper's figure 1)."""
-    pretraining = {run.trial: run for run in all_runs if not run.trial.task and run.status == FINISHED}
-    tuned = [run for run in all_runs if run.trial.task == task and run.status == FINISHED]
+    pretraining = {run.trial: run for run in runs if not run.trial.task and run.status == FINISHED}
+    tuned = [run for run in runs if run.trial.task == task and run.status == FINISHED]
     tuned = [run for run in tuned if run.trial.pretraining in pretraining]
     rows = []
     for run in tuned:
-        compute = costs.of_run(pretraining[run.trial.pretraining].summary, found.unit)
+        compute = pretraining[run.trial.pretraining].compute(analysis.unit)
         rows.append((run.trial.variant, run.trial.epochs, run.trial.learning_rate, run.trial.seed, compute, run.error))
     rows.sort(key=lambda row: (list(styles).index(row[0]) if row[0] in styles else len(styles), row[4]))
-    together = found.unit == costs.CORE_HOURS
+    together = analysis.unit == CORE_HOURS
     figure, panels = plt.subplots(1, 1 if together else 2, figsize=(6.4 if together else 10, 4.4), squeeze=False)
     axes, beside = panels[0][0], panels[0][-1]
     for variant, style in styles.items():
@@ -151,7 +152,7 @@ def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict,
             axes.plot(*np.array([row[4:] for row in best]).T, label=variant, **style)
             rest = {**style, "linestyle": "none", "alpha": 0.4, "ms": 4}
             axes.plot(*np.array([row[4:] for row in here]).T, **rest)
-    axes.set(xscale="log", yscale="log", xlabel=costs.LABELS[found.unit], ylabel=f"top-1 error after {task}")
+    axes.set(xscale="log", yscale="log", xlabel=UNITS[analysis.unit], ylabel=f"top-1 error after {task}")
     for i, (name, compute, error) in enumerate(REPORTED):
         beside.plot(compute, error, _MARKERS[-1 - i], color="#7F7F7F", mfc="white", ms=8, lw=0, label=name)
     if not together:
@@ -170,9 +171,9 @@ def _transfer(all_runs: Sequence[Run], found: Analysis, task: str, styles: dict,
     beside.legend(fontsize=8, title="as reported" if together else None, title_fontsize=8)
     if together:
         axes.legend(fontsize=8, title="hollow: as reported", title_fontsize=8)
-    head = ["model", "epochs", "learning_rate", "seed", found.unit, "top1_error"]
+    head = ["model", "epochs", "learning_rate", "seed", analysis.unit, "top1_error"]
     if not together:
-        head.append(costs.CORE_HOURS)
+        head.append(CORE_HOURS)
         rows = [(*row, "") for row in rows]
     for name, compute, error in REPORTED:
         rows.append((name, "", "", "", compute, error) if together else (name, "", "", "", "", error, compute))
@@ -205,9 +206,9 @@ def _epochs(rows: Sequence[Sequence]) -> list[float]:
     return sorted({row[1] for row in rows})
 
 
-def _styles(found: Analysis) -> dict[str, dict]:
+def _styles(analysis: Analysis) -> dict[str, dict]:
     """Colour, marker and line of each variant, small models first."""
-    sizes = {cell.variant: cell.runs[0].summary["parameters"] for cell in found.cells}
+    sizes = {cell.variant: cell.runs[0].summary["parameters"] for cell in analysis.cells}
     return {
         variant: {
             "color": _COLOURS[i % len(_COLOURS)],
@@ -220,7 +221,7 @@ def _styles(found: Analysis) -> dict[str, dict]:
     }
 
 
-def _plain_ticks(axis, percent: bool = False) -> None:
+def _plain_ticks(axis: Axis, percent: bool = False) -> None:
     """Labels a logarithmic axis that spans less than a decade or two with plain numbers."""
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
     axis.set_major_formatter(ticker.PercentFormatter(1, None) if percent else ticker.FormatStrFormatter("%g"))
@@ -230,7 +231,7 @@ def _plain_ticks(axis, percent: bool = False) -> None:
         axis.set_major_locator(ticker.MaxNLocator(5))
 
 
-def _save(figure, directory: str, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
+def _save(figure: Figure, directory: str, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
     path = os.path.join(directory, name)
     _write_csv(f"{path}.csv", head, rows)
     figure.savefig(f"{path}.svg", metadata={"Date": None})

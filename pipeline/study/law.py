@@ -8,12 +8,12 @@ Compute may be in any unit; nothing here knows which.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from scipy import optimize, stats
 
-from pipeline.study.errors import StudyError
+from pipeline.study import StudyError
 
 LEVEL = 0.9
 RESAMPLES = 400
@@ -91,7 +91,7 @@ class Saturating:
 
     Attributes:
       floor, scale, exponent: of the law, all positive.
-      lowest: the lowest fitted y, which no floor lies above.
+      lowest: the lowest fitted y, which no floor exceeds.
       center: geometric mean of the fitted x.
       level: of the intervals.
       samples: rows of (log floor, log scale, log exponent) of resampled fits, float64 [resamples, 3].
@@ -134,7 +134,7 @@ class Saturating:
         prediction = self._interval(log_value, refitted + self.residuals[:, None])
         return Prediction(np.exp(log_value), confidence, prediction)
 
-    def _interval(self, log_value, samples) -> tuple[np.ndarray, np.ndarray]:
+    def _interval(self, log_value: float | np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Percentiles of `samples`, moved away from `log_value` by `widening`, as values."""
         ends = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
         return _exp(log_value + self.widening * (end - log_value) for end in ends)
@@ -189,13 +189,14 @@ def fit_saturating(
         raise StudyError("The loss does not fall with compute, so there is no law with a floor to fit.")
     floors, exponents = y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
     starts = [(floor, np.log(np.exp(y.mean()) - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
-    best = min((_minimise(np.array(start), x, y) for start in starts), key=lambda found: found.cost)
-    fitted = _log_saturating(best.x, x)
+    ends = _minimise_rows(np.array(starts), x, np.tile(y, (len(starts), 1)))
+    best = _minimise(ends[_huber(ends, x, y).argmin()], x, y).x
+    fitted = _log_saturating(best, x)
     residuals = (y - fitted) * np.sqrt(count / (count - 3))
     residuals -= residuals.mean()
     drawn = rng.choice(residuals, (resamples, count + 1))
-    samples = _refit(best.x, x, fitted + drawn[:, :-1])
-    floor, scale, exponent = np.exp(best.x)
+    samples = _minimise_rows(best, x, fitted + drawn[:, :-1])
+    floor, scale, exponent = np.exp(best)
     tail = (1 + level) / 2
     widening = stats.t.ppf(tail, count - 3) / stats.norm.ppf(tail)
     return Saturating(
@@ -221,7 +222,7 @@ class Growth:
 
     @property
     def agree(self) -> bool:
-        """Whether one rate for both lies within the interval of the difference."""
+        """Whether one rate for both is within the interval of the difference."""
         low, high = self.quotient.slope_interval
         return bool(low <= 0 <= high)
 
@@ -257,7 +258,7 @@ class HeldOut:
 
     @property
     def inside(self) -> bool:
-        """Whether the run lies within the prediction interval."""
+        """Whether the run is within the prediction interval."""
         return bool(self.interval[0] <= self.actual <= self.interval[1])
 
 
@@ -297,20 +298,22 @@ def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray) -> optimize.Optim
     )
 
 
-def _refit(start: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
-    """As `_minimise` from one start, for all rows of `y` at once; float64 [rows, 3].
+def _huber(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Huber loss of log residuals of each row of parameters; float64 [rows]."""
+    size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
+    return np.where(size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)).sum(-1)
+
+
+def _minimise_rows(starts: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
+    """As `_minimise` for all rows of `y` at once, from one start or from one for each row; float64 [rows, 3].
 
     Levenberg-Marquardt on reweighted squares. SciPy takes one row at a time, and a hundred times as long.
     """
-    parameters = np.tile(start, (len(y), 1))
+    parameters = np.broadcast_to(starts, (len(y), 3)).copy()
     damping = np.full(len(y), 1e-3)
     lowest, highest = _bounds(y[0])
 
-    def cost(parameters):
-        size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
-        return np.where(size < HUBER_DELTA, size**2 / 2, HUBER_DELTA * (size - HUBER_DELTA / 2)).sum(-1)
-
-    current = cost(parameters)
+    current = _huber(parameters, x, y)
     for _ in range(iterations):
         errors = _log_saturating(parameters.T[:, :, None], x) - y
         weights = HUBER_DELTA / np.maximum(np.abs(errors), HUBER_DELTA)
@@ -320,7 +323,7 @@ def _refit(start: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60
         scale = damping[:, None] * (np.einsum("rii->ri", curvature) + 1e-9)
         step = np.linalg.solve(curvature + scale[:, :, None] * np.eye(3), -(weighted @ errors[:, :, None]))
         moved = np.clip(parameters + step[:, :, 0], lowest, highest)
-        new = cost(moved)
+        new = _huber(moved, x, y)
         better = new < current
         parameters[better], current[better] = moved[better], new[better]
         damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
@@ -349,6 +352,6 @@ def _positive(x: Sequence[float], y: Sequence[float], least: int, what: str) -> 
     return x, y
 
 
-def _exp(ends) -> tuple[np.ndarray, np.ndarray]:
+def _exp(ends: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.exp(end) for end in ends)
     return low, high

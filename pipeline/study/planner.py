@@ -8,22 +8,21 @@ own exponents decide, and its fitted law predicts the loss.
 import dataclasses
 import math
 import os
-import re
 import shlex
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.model import speeds
-from pipeline.study import analysis, costs, law
-from pipeline.study.errors import StudyError
-from pipeline.study.runs import CONFIG_FILE, Run
+from pipeline.model import speeds, variants
+from pipeline.study import StudyError, law
+from pipeline.study.analysis import Analysis, Cell, analyse
+from pipeline.study.run_files import CONFIG_FILE, CORE_HOURS, Run
 
-PAPER_VARIANTS = ("F0", "F1", "F3", "F3+", "F7", "F7+")
 ONE_EPOCH_CORE_HOURS = 5_000  # where the best budget of JFT-4B passes one epoch, as reported
 MIN_EPOCHS, MAX_EPOCHS = 0.25, 8.0  # what the paper studied
 BATCH = 4096
 LEARNING_RATE = 1.6  # best for small epoch budgets in the whole family, as reported
+STEADY_RATE_VARIANTS = ("F0", "F1")  # whose best learning rate does not fall with the epoch budget; ours
 
 # Shapes of TPU-v4 slices by cores, two a chip. A run's 64 lanes are shared by hosts of 4 chips, so 64 hosts at most.
 TOPOLOGIES = {64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8"}
@@ -58,7 +57,7 @@ class Plan:
       learning_rates: to try, in order.
       batch: images of a step.
       prediction: held-out loss by each fitted law, name to (value, low, high); empty without a study.
-      remarks: what should be known about the plan.
+      remarks: assumptions and limits of the plan.
       command: of the run, a list of words.
     """
 
@@ -86,8 +85,7 @@ def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
     _check(core_hours, "core-hours")
     _check(images, "images")
     best = math.sqrt(core_hours / ONE_EPOCH_CORE_HOURS) * speeds.STUDY_IMAGES / images
-    hours_an_epoch = {variant: speeds.core_hours(variant, images) for variant in PAPER_VARIANTS}
-    choice = _choose(core_hours, hours_an_epoch, best)
+    choice = _choose(core_hours, _core_hours_per_epoch(images), best)
     remarks = ["No study: by the paper's rules, which hold for JFT-4B; it gives no loss to predict from."]
     if images != speeds.STUDY_IMAGES:
         remarks.append(
@@ -102,53 +100,55 @@ def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
             f"{rates[0]:g} here is our guess."
         )
     command = _paper_command(choice, rates[0])
-    return Plan(core_hours, costs.CORE_HOURS, choice, best, rates, BATCH, {}, tuple(remarks), command)
+    return Plan(core_hours, CORE_HOURS, choice, best, rates, BATCH, {}, tuple(remarks), command)
 
 
-def from_study(budget: float, unit: str, all_runs: Sequence[Run], images: float | None = None) -> Plan:
+def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | None = None) -> Plan:
     """A plan by the laws of a study.
 
     Args:
       budget: compute of one run of pre-training, in `unit`.
-      unit: one of `costs.LABELS`.
-      all_runs: the study's.
+      unit: one of `run_files.UNITS`.
+      runs: the study's.
       images: in an epoch; the study's where None.
 
     Raises:
-      StudyError: the study cannot be fitted, its optimum does not grow, or its cost in `unit` is not known.
+      StudyError: the study cannot be fitted, its optimum does not grow, or its cost in `unit` is unknown.
     """
     _check(budget, unit)
-    found = analysis.analyse(all_runs, unit)
-    if isinstance(found.growth, str):
-        raise StudyError(f"The study does not say how the best epoch budget grows. {found.growth}")
-    a_run = found.cells[0].runs[0].summary
-    own_images = a_run["images_seen"] / a_run["epochs"]
+    analysis = analyse(runs, unit)
+    if isinstance(analysis.growth, str):
+        raise StudyError(f"The study does not say how the best epoch budget grows. {analysis.growth}")
+    summary = analysis.cells[0].runs[0].summary
+    own_images = summary["images_seen"] / summary["epochs"]
     images = images or own_images
-    an_epoch = {}
-    for cell in found.cells:
-        summary = cell.runs[0].summary
-        an_epoch[cell.variant] = costs.of_run(summary, unit) / summary["images_seen"] * images
-    if unit == costs.CORE_HOURS:
-        an_epoch = {variant: speeds.core_hours(variant, images) for variant in PAPER_VARIANTS} | an_epoch
-    best = float(found.growth.epochs.predict([budget]).value[0]) * own_images / images
-    choice = _choose(budget, an_epoch, best)
-    largest = found.compute[found.frontier].max()
+    compute_per_epoch = {}
+    for cell in analysis.cells:
+        run = cell.runs[0]
+        compute_per_epoch[cell.variant] = run.compute(unit) / run.summary["images_seen"] * images
+    if unit == CORE_HOURS:
+        compute_per_epoch = _core_hours_per_epoch(images) | compute_per_epoch
+    best = float(analysis.growth.epochs.predict([budget]).value[0]) * own_images / images
+    choice = _choose(budget, compute_per_epoch, best)
+    largest = analysis.compute[analysis.frontier].max()
     remarks = _budget_remarks(budget, choice, best, unit.replace("_", "-"))
     if budget > largest:
         remarks.append(
             f"The budget is {budget / largest:.3g} times the study's largest frontier run: the prediction holds if the "
-            "law goes on unbent, and the intervals do not cover that it may not."
+            "law stays the same up to there, and the intervals do not cover that it may not."
         )
     if images != own_images:
         remarks.append("The study had another number of images; its law is taken to hold for the number seen.")
-    near = min(found.cells, key=lambda cell: _distance(cell, choice, found))
+    near = min(analysis.cells, key=lambda cell: _distance(cell, choice, analysis))
     rates = (near.learning_rate, near.learning_rate / 2)
     remarks.append(f"Learning rates from the study's {near.variant}, {near.epochs:g} epochs: its best and half of it.")
-    fits = {"line": found.line} | ({} if isinstance(found.saturating, str) else {"with floor": found.saturating})
+    fits = {"line": analysis.line}
+    if not isinstance(analysis.saturating, str):
+        fits["with floor"] = analysis.saturating
     predictions = {name: _predicted(fit, choice.compute) for name, fit in fits.items()}
-    config = os.path.join(near.runs[0].folder, CONFIG_FILE)
-    command = _study_command(config, choice, rates[0], on_tpu=unit == costs.CORE_HOURS)
-    return Plan(budget, unit, choice, best, rates, _batch(config), predictions, tuple(remarks), command)
+    command = _study_command(near.runs[0], choice, rates[0], on_tpu=unit == CORE_HOURS)
+    batch = int(near.runs[0].bindings["Data.batch"])
+    return Plan(budget, unit, choice, best, rates, batch, predictions, tuple(remarks), command)
 
 
 def describe(plan: Plan) -> str:
@@ -162,19 +162,19 @@ def describe(plan: Plan) -> str:
         f"Learning rates    {' and '.join(f'{rate:g}' for rate in plan.learning_rates)}, a run each; where the lowest "
         "is the best, half of it too, and where the highest is, twice of it",
     ]
-    if plan.unit == costs.CORE_HOURS:
+    if plan.unit == CORE_HOURS:
         cores = slice_cores(choice, plan.batch)
         lines += [
-            f"Batch             {plan.batch}, {plan.batch / cores:g} a core",
+            f"Batch             {plan.batch}, {plan.batch / cores:g} per core",
             f"Topology          TPU v4-{cores} ({TOPOLOGIES[cores]} chips), {choice.compute / cores:.3g} hours",
-            f"Speed             {speeds.speed(choice.variant).images_per_second:.3g} images/s a core, "
+            f"Speed             {speeds.speed(choice.variant).images_per_second:.3g} images/s per core, "
             f"at 224 pixels and 30,000 classes, {speeds.speed(choice.variant).source}",
         ]
     else:
         lines.append("Batch, topology   those of the study")
     for name, (value, low, high) in plan.prediction.items():
         lines.append(f"Held-out loss     {value:.4g} ({low:.4g} to {high:.4g}, {law.LEVEL:.0%} for a new run; {name})")
-    lines += [f"Mind              {remark}" for remark in plan.remarks]
+    lines += [f"Note              {remark}" for remark in plan.remarks]
     lines.append(f"Run\n  {shlex.join(plan.command)}")
     return "\n".join(lines)
 
@@ -182,22 +182,27 @@ def describe(plan: Plan) -> str:
 def slice_cores(choice: Candidate, batch: int = BATCH) -> int:
     """Cores of the smallest TPU-v4 slice on which the run fits and lasts at most 14 days; the largest at most.
 
-    64 images a core for F0 and F1 and 32 for the others are assumed to fit; `pipeline/tpu_check.py` checks.
+    Images per core are taken to fit as `variants.STUDY_CORE_BATCHES` says; `pipeline/tpu_check.py` checks.
     """
-    least = batch // (64 if choice.variant in ("F0", "F1") else 32)
+    least = batch // variants.STUDY_CORE_BATCHES.get(choice.variant, min(variants.STUDY_CORE_BATCHES.values()))
     fitting = [cores for cores in TOPOLOGIES if least <= cores <= batch]
     if not fitting:
         raise StudyError(
             f"A batch of {batch} images does not suit a TPU v4 slice of {min(TOPOLOGIES)} to {max(TOPOLOGIES)} cores: "
-            "make the study with a GLOBAL_BATCH between them and 64 images a core, or plan in FLOPs or seconds."
+            "make the study with a GLOBAL_BATCH between them and 64 images per core, or plan in FLOPs or seconds."
         )
     return next((cores for cores in fitting if choice.compute / cores <= MAX_DAYS * 24), fitting[-1])
 
 
-def _choose(budget: float, compute_an_epoch: dict[str, float], best: float) -> Candidate:
+def _core_hours_per_epoch(images: float) -> dict[str, float]:
+    """TPU-v4 core-hours of an epoch of so many images, of each of the paper's variants."""
+    return {variant: speeds.core_hours(variant, images) for variant in variants.STUDY_CORE_BATCHES}
+
+
+def _choose(budget: float, compute_per_epoch: dict[str, float], best: float) -> Candidate:
     """The variant that makes of the budget nearest to the best number of epochs, at most 8."""
     best, candidates = min(best, MAX_EPOCHS), []
-    for variant, compute in compute_an_epoch.items():
+    for variant, compute in compute_per_epoch.items():
         affordable = budget / compute
         epochs = float(f"{affordable:.2g}")
         if epochs > affordable * 1.02:  # a report's core-hours are round numbers themselves
@@ -207,8 +212,8 @@ def _choose(budget: float, compute_an_epoch: dict[str, float], best: float) -> C
             continue  # much of the budget would be left
         candidates.append(Candidate(variant, epochs, epochs * compute, abs(math.log(affordable / best))))
     if not candidates:  # more than the largest model can use
-        largest = max(compute_an_epoch, key=compute_an_epoch.get)
-        return Candidate(largest, MAX_EPOCHS, MAX_EPOCHS * compute_an_epoch[largest], 0.0)
+        largest = max(compute_per_epoch, key=compute_per_epoch.get)
+        return Candidate(largest, MAX_EPOCHS, MAX_EPOCHS * compute_per_epoch[largest], 0.0)
     return min(candidates, key=lambda candidate: candidate.distance)
 
 
@@ -232,28 +237,23 @@ def _budget_remarks(budget: float, choice: Candidate, best: float, unit: str) ->
 
 def _paper_rates(choice: Candidate) -> tuple[float, float]:
     """Two trials: 1.6 and half of it; halved from 1.5 epochs of a model beyond F1 on (ours)."""
-    first = LEARNING_RATE if choice.epochs < 1.5 or choice.variant in ("F0", "F1") else LEARNING_RATE / 2
+    first = LEARNING_RATE if choice.epochs < 1.5 or choice.variant in STEADY_RATE_VARIANTS else LEARNING_RATE / 2
     return first, first / 2
 
 
 def _paper_command(choice: Candidate, rate: float) -> tuple[str, ...]:
-    name = f"{choice.variant.lower().replace('+', 'plus')}_jft"
+    name = f"{variants.identifier(choice.variant)}_jft"
     bindings = (f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}", 'Loop.strategy="tpu"')
     return _command(os.path.join("gin", f"{name}.gin"), bindings, f"runs/{name}_e{choice.epochs:g}_lr{rate:g}")
 
 
-def _study_command(config: str, choice: Candidate, rate: float, on_tpu: bool) -> tuple[str, ...]:
+def _study_command(run: Run, choice: Candidate, rate: float, on_tpu: bool) -> tuple[str, ...]:
+    """The recipe of `run` with the chosen model, epochs and learning rate."""
     bindings = [f'nfnet.variant="{choice.variant}"', f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}"]
     if on_tpu:
         bindings.append('Loop.strategy="tpu"')
+    config = os.path.join(run.folder, CONFIG_FILE)
     return _command(config, bindings, f"runs/{choice.variant}_e{choice.epochs:g}_lr{rate:g}")
-
-
-def _batch(config: str) -> int:
-    """The global batch of a run's configuration; the paper's where it is not said."""
-    with open(config) as file:
-        found = re.search(r"^(?:GLOBAL_BATCH|Data\.batch) = (\d+)$", file.read(), re.MULTILINE)
-    return int(found[1]) if found else BATCH
 
 
 def _command(file: str, bindings: Sequence[str], model_dir: str) -> tuple[str, ...]:
@@ -261,9 +261,9 @@ def _command(file: str, bindings: Sequence[str], model_dir: str) -> tuple[str, .
     return ("python", "pipeline/main.py", f"--gin_file={file}", *params, f"--model_dir={model_dir}")
 
 
-def _distance(cell, choice: Candidate, found: analysis.Analysis) -> float:
+def _distance(cell: Cell, choice: Candidate, analysis: Analysis) -> float:
     """Of a cell from the chosen model and budget: in size first, then in epochs, as logarithms."""
-    sizes = [one.runs[0].summary["flops_per_image"] for one in found.cells if one.variant == choice.variant]
+    sizes = [one.runs[0].summary["flops_per_image"] for one in analysis.cells if one.variant == choice.variant]
     size = sizes[0] if sizes else speeds.training_flops(choice.variant) / 3
     own = cell.runs[0].summary["flops_per_image"]
     return abs(math.log(own / size)) + abs(math.log(cell.epochs / choice.epochs))

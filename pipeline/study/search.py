@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.model import cost
-from pipeline.study import runs as reading
-from pipeline.study.errors import StudyError
-from pipeline.study.runs import Run, Trial
+from pipeline.study import StudyError
+from pipeline.study.run_files import FINISHED, UNFINISHED, Run, Trial
 
 TWO_TRIALS, GRID = "two_trials", "grid"
 BEST, ALL = "best", "all"
@@ -28,9 +27,9 @@ class Study:
       finetune_files: gin file of each fine-tuning task; over it, nfnet.variant, INITIAL_CHECKPOINT and SEED are set.
       seeds: the first is used to find the learning rate, the others repeat the best.
       search: 'two_trials' starts from the neighbour's best learning rate and half of it, 'grid' from all of
-        `learning_rates` in every cell; both go on where the best lies on an edge of what was tried.
+        `learning_rates` in every cell; both continue where the best is on an edge of what was tried.
       max_extensions: how many learning rates may be added to those of the start.
-      at_once: how many runs work at a time on this machine.
+      at_once: runs at the same time on this machine.
       finetune: 'best' fine-tunes the best learning rate of each variant and budget, 'all' every pre-training.
       params: gin bindings over every file.
     """
@@ -62,9 +61,9 @@ class Study:
         rates = sorted(self.learning_rates)
         if any(not math.isclose(2 * low, high) for low, high in itertools.pairwise(rates)):
             raise StudyError(f"Study.learning_rates must be spaced by factors of two, found {rates}.")
-        for name, known in (("search", (TWO_TRIALS, GRID)), ("finetune", (BEST, ALL))):
-            if getattr(self, name) not in known:
-                raise StudyError(f"Study.{name} is {getattr(self, name)!r}; expected one of {known}.")
+        for name, options in (("search", (TWO_TRIALS, GRID)), ("finetune", (BEST, ALL))):
+            if getattr(self, name) not in options:
+                raise StudyError(f"Study.{name} is {getattr(self, name)!r}; expected one of {options}.")
         if len(set(self.tasks)) != len(self.finetune_files):
             raise StudyError(f"Study.finetune_files must have distinct names, found {self.tasks}.")
 
@@ -88,7 +87,7 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class PendingTrial:
     """A trial that can be run now, and why."""
 
     trial: Trial
@@ -97,12 +96,12 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Where the search for the learning rate of one variant and budget stands.
+    """State of the search for the learning rate of one variant and budget.
 
     Attributes:
       missing: learning rates to try next, with the reason.
-      best: the best learning rate, None while the search goes on or where every rate diverged.
-      note: what should be known about the best one.
+      best: the best learning rate, None while the search continues or where every rate diverged.
+      note: a warning about the best one, or ''.
     """
 
     missing: tuple[tuple[float, str], ...] = ()
@@ -110,56 +109,59 @@ class Search:
     note: str = ""
 
 
-def next_trials(study: Study, runs: Sequence[Run]) -> list[Wanted]:
+def next_trials(study: Study, runs: Sequence[Run]) -> list[PendingTrial]:
     """The trials that can run now, each independent of the others; empty when the study is done."""
-    done = {run.trial: run for run in runs if run.status != reading.UNFINISHED}
-    wanted: dict[Trial, str] = {}
-    for cell, search in searches(study, done).items():
+    done = _done(runs)
+    reasons: dict[Trial, str] = {}
+    for cell, search in searches(study, runs).items():
         for rate, reason in search.missing:
-            wanted[Trial(*cell, rate, study.seeds[0])] = reason
+            reasons[Trial(*cell, rate, study.seeds[0])] = reason
         if search.best is not None:
-            wanted |= {Trial(*cell, search.best, seed): "another seed" for seed in study.seeds[1:]}
-            wanted |= {trial: "fine-tuning" for trial in _finetunings(study, Trial(*cell, search.best), done)}
-    return [Wanted(trial, reason) for trial, reason in wanted.items() if trial not in done]
+            reasons |= {Trial(*cell, search.best, seed): "another seed" for seed in study.seeds[1:]}
+            reasons |= {trial: "fine-tuning" for trial in _finetunings(study, Trial(*cell, search.best), done)}
+    return [PendingTrial(trial, reason) for trial, reason in reasons.items() if trial not in done]
 
 
-def searches(study: Study, done: Mapping[Trial, Run]) -> dict[tuple[str, float], Search]:
+def searches(study: Study, runs: Sequence[Run]) -> dict[tuple[str, float], Search]:
     """The state of every learning-rate search that can start, by (variant, epochs)."""
-    found: dict[tuple[str, float], Search] = {}
+    done = _done(runs)
+    states: dict[tuple[str, float], Search] = {}
     for cell in study.grid:
         neighbour = study.neighbour(*cell)
         start = None
         if study.search == TWO_TRIALS and neighbour is not None:
-            if neighbour not in found or found[neighbour].missing:
-                continue  # the neighbour's search goes on
-            start = found[neighbour].best
+            if neighbour not in states or states[neighbour].missing:
+                continue  # the neighbour's search is not done
+            start = states[neighbour].best
         tried = {
             trial.learning_rate: run.loss
             for trial, run in done.items()
             if (trial.variant, trial.epochs, trial.seed, trial.task) == (*cell, study.seeds[0], "")
         }
-        found[cell] = _search(study, start, tried)
-    return found
+        states[cell] = _search(study, start, tried)
+    return states
 
 
 def remaining(study: Study, runs: Sequence[Run]) -> Iterator[Trial]:
-    """The trials that are still to come as far as can be foreseen: known ones, and the least of each search ahead."""
-    known = [wanted.trial for wanted in next_trials(study, runs)]
-    yield from known
-    done = {run.trial: run for run in runs if run.status != reading.UNFINISHED}
-    states = searches(study, done)
+    """The trials to come as far as can be foreseen: those that can run now, and the fewest of each later search."""
+    yield from (pending.trial for pending in next_trials(study, runs))
+    states = searches(study, runs)
     for cell in study.grid:
         state = states.get(cell)
         if state is not None and state.best is not None:
             continue
         if state is None:
-            first = study.learning_rates[0]  # stands for the neighbour's best, with what lies below and above it
+            first = study.learning_rates[0]  # stands for the neighbour's best, with the rates below and above it
             trials = (first, first / 2, first * 2)[: 2 + study.max_extensions]
-            ahead = study.learning_rates if study.search == GRID else trials
-            yield from (Trial(*cell, rate, study.seeds[0]) for rate in ahead)
+            rates = study.learning_rates if study.search == GRID else trials
+            yield from (Trial(*cell, rate, study.seeds[0]) for rate in rates)
         rate = study.learning_rates[0]
         yield from (Trial(*cell, rate, seed) for seed in study.seeds[1:])
         yield from (Trial(*cell, rate, study.seeds[0], task) for task in study.tasks)
+
+
+def _done(runs: Sequence[Run]) -> dict[Trial, Run]:
+    return {run.trial: run for run in runs if run.status != UNFINISHED}
 
 
 def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> Search:
@@ -176,9 +178,9 @@ def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> 
         return Search(((lowest / 2, "all diverged: the grid is extended"),))
     for end, edge, beyond in (("lower", lowest, lowest / 2), ("upper", highest, highest * 2)):
         if best == edge and may_extend:
-            return Search(((beyond, f"the best, {best:g}, lies on the {end} edge: the grid is extended"),))
+            return Search(((beyond, f"the best, {best:g}, is on the {end} edge: the grid is extended"),))
         if best == edge:
-            return Search(best=best, note=f"the best learning rate, {best:g}, still lies on the {end} edge")
+            return Search(best=best, note=f"the best learning rate, {best:g}, is still on the {end} edge")
     return Search(best=best)
 
 
@@ -186,7 +188,7 @@ def _finetunings(study: Study, best: Trial, done: Mapping[Trial, Run]) -> Iterat
     best = dataclasses.replace(best, seed=study.seeds[0])
     for trial, run in done.items():
         same = (trial.variant, trial.epochs, trial.task) == (best.variant, best.epochs, "")
-        if same and run.status == reading.FINISHED and (study.finetune == ALL or trial == best):
+        if same and run.status == FINISHED and (study.finetune == ALL or trial == best):
             yield from (dataclasses.replace(trial, task=task) for task in study.tasks)
 
 

@@ -1,4 +1,4 @@
-"""Runs a study on this machine, a run of `pipeline/main.py` after the other or several at once; skips what is done."""
+"""Runs a study on this machine, as processes of `pipeline/main.py`, one or several at a time; skips what is done."""
 
 import contextlib
 import fcntl
@@ -8,183 +8,177 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from pipeline.model import cost
-from pipeline.study import runs as reading
-from pipeline.study import search
-from pipeline.study.errors import StudyError
+from pipeline.study import StudyError, recipe, run_files, search
 from pipeline.study.execution import Execution, Stopped
-from pipeline.study.runs import Run, Trial
+from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, Run, Trial
 from pipeline.study.search import Study
 
-LOOK_SECONDS = 0.5
+# From gin files and bindings over them to the resolved configuration, `configurable.parameter` to the value's text.
+Resolve = Callable[[Sequence[str], Sequence[str]], Mapping[str, str]]
+
+POLL_SECONDS = 0.5
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run(study: Study) -> list[Run]:
+def run(study: Study, resolve: Resolve) -> list[Run]:
     """Executes what is missing of a study; returns its runs.
 
-    A run that was killed goes on from its checkpoint; one that diverges is kept, marked and left out.
+    A run that was killed resumes from its checkpoint; one that diverges is kept, marked and left out.
+
+    Args:
+      study: what to run.
+      resolve: gives the bindings of a run before it starts, by which recipes are compared.
 
     Raises:
       StudyError: runs of different data or recipes would be mixed, or a run failed.
       Stopped: SIGTERM or Ctrl-C.
     """
     os.makedirs(study.directory, exist_ok=True)
-    with _lock(study.directory) as lock, _stop_asked() as stop:
-        done = _belonging(study)
-        with Progress(study, done) as progress:
-            done = _run_all(study, done, lock, stop, progress)
-            for (variant, epochs), state in search.searches(study, {r.trial: r for r in done}).items():
-                if state.note:
-                    progress.say(f"{variant}, {epochs:g} epochs: {state.note}.")
-    return done
+    with _lock(study.directory) as lock, _stop_requested() as stop:
+        runs = _read(study)
+        if trials := over(runs):
+            diverged = sum(run.status == DIVERGED for run in runs)
+            _say(f"{study.directory}: {len(trials)} runs are finished ({diverged} diverged); skipping them.")
+        with _progress_bar(study, runs) as bar:
+            runs = _run_all(study, resolve, runs, lock, stop, bar)
+        for (variant, epochs), state in search.searches(study, runs).items():
+            if state.note:
+                _say(f"{variant}, {epochs:g} epochs: {state.note}.")
+    return runs
 
 
-def _run_all(study: Study, done: list[Run], lock: int, stop: threading.Event, progress: "Progress") -> list[Run]:
-    """Keeps `study.at_once` runs at work until none is left; returns all."""
-    working: dict[Trial, Execution] = {}
+def _run_all(study: Study, resolve: Resolve, runs: list[Run], lock: int, stop: threading.Event, bar: tqdm) -> list[Run]:
+    """Keeps `study.at_once` runs running until none is left; returns all."""
+    running: dict[Trial, Execution] = {}
     try:
         while True:
-            for wanted in _in_order(study, done):
-                if len(working) < study.at_once and wanted.trial not in working:
-                    progress.show(wanted, done, len(working))
-                    working[wanted.trial] = Execution(
-                        arguments(study, wanted.trial), wanted.trial, study.directory, lock
-                    )
-            if not working:
-                return done
-            time.sleep(LOOK_SECONDS)
-            progress.tick()
+            for pending in _in_order(study, runs):
+                if len(running) < study.at_once and pending.trial not in running:
+                    new = _start(study, resolve, pending.trial, [*runs, *(each.run for each in running.values())])
+                    _announce(study, pending, runs, len(running), bar)
+                    running[new.trial] = Execution(arguments(study, new.trial), new, lock)
+            if not running:
+                return [run for run in runs if run.status != UNFINISHED]
+            time.sleep(POLL_SECONDS)
+            bar.refresh()
             if stop.is_set():
-                raise Stopped("stopped; the runs at work have saved a checkpoint, and the same command goes on.")
-            for trial, execution in list(working.items()):
-                execution.check(done)
+                raise Stopped("stopped; the running ones have saved a checkpoint, and the same command resumes them.")
+            for trial, execution in list(running.items()):
                 if execution.ended:
-                    del working[trial]
+                    del running[trial]
                     if reason := execution.result():
-                        progress.say(f"{trial.name} diverged and is left out: {reason}")
-                    done = _belonging(study)
-                    progress.count(done)
-    except StudyError:
-        _stop(working)
-        for execution in working.values():
-            execution.discard_if_strange(done)
-        raise
+                        _say(f"{trial.name} diverged and is left out: {reason}")
+                    runs = _read(study)
+                    bar.n = len(over(runs))
     except BaseException:
-        _stop(working)
+        for execution in running.values():
+            execution.tell_to_stop()
+        for execution in running.values():
+            execution.close()
         raise
 
 
-def _stop(working: dict[Trial, Execution]) -> None:
-    for execution in working.values():
-        execution.tell_to_stop()
-    for execution in working.values():
-        execution.close()
-
-
-def _in_order(study: Study, done: Sequence[Run]) -> list[search.Wanted]:
+def _in_order(study: Study, runs: Sequence[Run]) -> list[search.PendingTrial]:
     """What can run now. Several at once: the longest chains first, so that none is left alone at the end."""
-    wanted = search.next_trials(study, done)
+    pending = search.next_trials(study, runs)
     if study.at_once == 1:
-        return wanted
-    return sorted(wanted, key=lambda one: -cost.multiply_adds(one.trial.variant, 224, 1))
+        return pending
+    return sorted(pending, key=lambda each: -cost.multiply_adds(each.trial.variant, 224, 1))
 
 
-def commands(study: Study) -> list[str]:
-    """A command for each run that can start now, as a scheduler takes it; each run's folder is noted down."""
-    done = _belonging(study) if os.path.isdir(study.directory) else []
-    lines = []
-    for wanted in search.next_trials(study, done):
-        reading.write_trial(wanted.trial, study.directory)
-        lines.append(shlex.join(["python", "pipeline/main.py", *arguments(study, wanted.trial)]))
-    return lines
+def commands(study: Study, resolve: Resolve) -> list[str]:
+    """A command for each run that can start now, as a scheduler takes it; each run's trial is written."""
+    runs = _read(study)
+    pending = [_start(study, resolve, pending.trial, runs) for pending in search.next_trials(study, runs)]
+    for new in pending:
+        run_files.write_trial(new)
+    return [shlex.join(["python", "pipeline/main.py", *arguments(study, new.trial)]) for new in pending]
 
 
 def arguments(study: Study, trial: Trial) -> list[str]:
-    """What `pipeline/main.py` is told to run `trial`."""
-    bindings = [*study.params, f'nfnet.variant="{trial.variant}"', f"SEED={trial.seed}"]
-    if trial.task:
-        bindings.append(f'INITIAL_CHECKPOINT="{trial.pretraining.folder(study.directory)}"')
-    else:
-        bindings += [f"EPOCHS={trial.epochs!r}", f"LEARNING_RATE={trial.learning_rate!r}"]
-    file = study.tasks[trial.task] if trial.task else study.pretrain_file
+    """Arguments of `pipeline/main.py` that run `trial`."""
+    file, bindings = _configuration(study, trial)
     params = (f"--gin_param={binding}" for binding in bindings)
     return [f"--gin_file={file}", *params, f"--model_dir={trial.folder(study.directory)}"]
 
 
-class Progress:
-    """Says which run begins, how many are done and to come, and the time left; on a terminal a line shows it too."""
+def _configuration(study: Study, trial: Trial) -> tuple[str, list[str]]:
+    """The trial's gin file, and the bindings over it."""
+    bindings = [*study.params, f'nfnet.variant="{trial.variant}"', f"SEED={trial.seed}"]
+    if trial.task:
+        bindings.append(f'INITIAL_CHECKPOINT="{trial.pretraining.folder(study.directory)}"')
+        return study.tasks[trial.task], bindings
+    return study.pretrain_file, [*bindings, f"EPOCHS={trial.epochs!r}", f"LEARNING_RATE={trial.learning_rate!r}"]
 
-    def __init__(self, study: Study, done: Sequence[Run]):
-        self._study, self._known = study, over(done)
-        if done:
-            diverged = sum(run.status == reading.DIVERGED for run in done)
-            self.say(f"{study.directory}: {len(self._known)} runs are finished ({diverged} diverged); skipping them.")
-        self._bar = tqdm(
-            desc="study",
-            initial=len(self._known),
-            total=len(self._known) + len(list(search.remaining(study, done))),
-            bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}",
-            file=sys.stderr,
-            disable=not sys.stderr.isatty(),
-        )
 
-    def __enter__(self):
-        return self
+def _start(study: Study, resolve: Resolve, trial: Trial, runs: Sequence[Run]) -> Run:
+    """The run of `trial` that is about to start; a StudyError where it does not belong to the study's other `runs`."""
+    file, bindings = _configuration(study, trial)
+    new = run_files.start(trial, study.directory, resolve([file], bindings))
+    recipe.check_same([*runs, new])
+    return new
 
-    def __exit__(self, *_):
-        self._bar.close()
 
-    def show(self, wanted: search.Wanted, done: Sequence[Run], working: int) -> None:
-        """Names the run that begins beside those at work, and the time left."""
-        left = seconds_left(self._study, done)
-        left = "time left not known yet" if left is None else f"about {max(1, round(left / 60))} min left"
-        what = f"{wanted.trial.task or 'pre-training'} {wanted.trial.name}"
-        total = len(self._known) + len(list(search.remaining(self._study, done)))
-        self._bar.total = total
-        self._bar.set_postfix_str(f"{left}, {what}")
-        self.say(f"[{len(self._known) + working + 1} of about {total}, {left}] {what} ({wanted.reason})")
+def _read(study: Study) -> list[Run]:
+    """The study's runs that finished, diverged or saved a checkpoint; a StudyError where they do not fit together."""
+    runs = [run for run in run_files.read_any(study.directory) if run.status != UNFINISHED or run.has_checkpoint]
+    recipe.check_same(runs)
+    return runs
 
-    def tick(self) -> None:
-        """Redraws the line."""
-        self._bar.refresh()
 
-    def count(self, done: Sequence[Run]) -> None:
-        """Moves to the runs done."""
-        trials = over(done)
-        self._bar.update(len(trials) - len(self._known))
-        self._known = trials
+def _progress_bar(study: Study, runs: Sequence[Run]) -> tqdm:
+    """Runs done and to come, on a terminal."""
+    done = len(over(runs))
+    return tqdm(
+        desc="study",
+        initial=done,
+        total=done + len(list(search.remaining(study, runs))),
+        bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}",
+        file=sys.stderr,
+        disable=not sys.stderr.isatty(),
+    )
 
-    @staticmethod
-    def say(message: str) -> None:
-        """Writes a line that stays."""
-        tqdm.write(message, file=sys.stderr)
-        sys.stderr.flush()
+
+def _announce(study: Study, pending: search.PendingTrial, runs: Sequence[Run], running: int, bar: tqdm) -> None:
+    """Names the run that starts beside `running` others, and the time left."""
+    seconds, trial = seconds_left(study, runs), pending.trial
+    left = "time left unknown" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
+    name, done = f"{trial.task or 'pre-training'} {trial.name}", len(over(runs))
+    bar.total = done + len(list(search.remaining(study, runs)))
+    bar.set_postfix_str(f"{left}, {name}")
+    _say(f"[{done + running + 1} of about {bar.total}, {left}] {name} ({pending.reason})")
+
+
+def _say(message: str) -> None:
+    """Writes a line that stays above the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def over(runs: Sequence[Run]) -> set[Trial]:
-    """The trials of those runs that are over."""
-    return {run.trial for run in runs if run.status != reading.UNFINISHED}
+    """The trials of those runs that finished or diverged."""
+    return {run.trial for run in runs if run.status != UNFINISHED}
 
 
-def seconds_left(study: Study, done: Sequence[Run]) -> float | None:
-    """Seconds that the rest of the study takes, by the wall time of runs done; None before the first.
+def seconds_left(study: Study, runs: Sequence[Run]) -> float | None:
+    """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None before the first.
 
-    A run takes a start and a time in proportion to its model's multiply-adds and epochs; both are fitted, for
-    pre-training and fine-tuning each.
+    A run takes a constant time, and one in proportion to its model's multiply-adds and epochs; both are fitted, for
+    pre-training and for fine-tuning.
     """
 
     def work(trial: Trial) -> float:
         return cost.multiply_adds(trial.variant, 224, 1) * (1 if trial.task else trial.epochs)
 
     total = 0.0
-    ahead = list(search.remaining(study, done))
-    finished = [run for run in done if run.status == reading.FINISHED and run.wall_seconds]
+    ahead = list(search.remaining(study, runs))
+    finished = [run for run in runs if run.status == FINISHED and run.wall_seconds]
     for is_task in (False, True):
         coming = [work(trial) for trial in ahead if bool(trial.task) == is_task]
         past = [(work(run.trial), run.wall_seconds) for run in finished if bool(run.trial.task) == is_task]
@@ -201,18 +195,6 @@ def seconds_left(study: Study, done: Sequence[Run]) -> float | None:
     return total / study.at_once
 
 
-def _belonging(study: Study) -> list[Run]:
-    """The runs of the study's folder; a StudyError where they do not belong together."""
-    try:
-        found = reading.read(study.directory)
-    except StudyError:
-        if any(reading.TRIAL_FILE in files for _, _, files in os.walk(study.directory)):
-            raise
-        return []  # none yet
-    reading.check_same(found)
-    return [run for run in found if run.status != reading.UNFINISHED]
-
-
 @contextlib.contextmanager
 def _lock(directory: str) -> Iterator[int]:
     path = os.path.join(directory, "lock")
@@ -221,18 +203,18 @@ def _lock(directory: str) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyError(
-                f"Another `scaling_study.py run`, or a run that it started, works in {directory}: wait for its end."
+                f"Another `scaling_study.py run`, or a run that it started, uses {directory}: wait for its end."
             ) from None
         yield file.fileno()
 
 
 @contextlib.contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
+def _stop_requested() -> Iterator[threading.Event]:
     """An event that SIGTERM, Ctrl-C and the end of the terminal set."""
-    asked = threading.Event()
-    earlier = {number: signal.signal(number, lambda *_: asked.set()) for number in _STOPPING}
+    requested = threading.Event()
+    earlier = {number: signal.signal(number, lambda *_: requested.set()) for number in _STOPPING}
     try:
-        yield asked
+        yield requested
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The kinds of TPU: what a chip has, what it costs, and how the compiler calls it.
+"""The kinds of TPU: what a chip has, what it costs, and what the compiler calls it.
 
 Sources: cores, HBM, peak and interconnect from Google Cloud's page of each kind, docs.cloud.google.com/tpu/docs/v4 and
 so on. Clock: the peak over the FLOPs that the chip's matrix units do in a cycle.
@@ -134,7 +134,7 @@ def topology(name: str, configuration: str | None = None) -> Topology:
     chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
     if len(shape) != chip.axes or min(shape) < 1:
         raise TopologyError(
-            f"{name!r} is no topology: chips of {chip.kind} lie along {chip.axes} axes, such as "
+            f"{name!r} is no topology: chips of {chip.kind} have {chip.axes} axes, such as "
             f"{chip.kind}:{'x'.join(['2', '2', '1'][: chip.axes])}."
         )
     if configuration is not None and configuration not in chip.configurations:

@@ -1,4 +1,4 @@
-"""XLA's TPU compiler, which libtpu brings along, on a machine without a TPU: HLO to an optimised program and its facts.
+"""XLA's TPU compiler, which is part of libtpu, on a machine without a TPU: from HLO to an optimised program.
 
 It runs in a process of its own: the compiler ends its process on some errors, and its memory is free afterwards.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 from pipeline.tpu import hlo
 
@@ -30,29 +31,29 @@ class CompilerError(RuntimeError):
 class Memory:
     """Bytes of device memory that a program takes: arguments, results apart from them, temporaries and code."""
 
-    arguments: int
-    outputs: int
-    temporaries: int
-    code: int
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    code_bytes: int
 
     @property
-    def total(self) -> int:
+    def total_bytes(self) -> int:
         """All of them."""
-        return self.arguments + self.outputs + self.temporaries + self.code
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes + self.code_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """What the compiler said of a program.
+    """The compiler's answer to a program.
 
     Attributes:
       seconds: that it took.
       versions: of jax, jaxlib and libtpu.
-      refusal: why the program does not fit into memory; '' where it does. Then what follows is known.
+      refusal: why the program does not fit into memory; '' where it does.
       used_bytes, limit_bytes: memory that a refused program would take, and that there is; None where it did not say.
-      memory: see `Memory`.
+      memory: see `Memory`; None where the program was refused, as are the following.
       flops, bytes_accessed: of one run, bytes of HBM traffic.
-      hlo: text of the optimised module.
+      hlo: text of the optimised module; '' where the program was refused.
     """
 
     seconds: float
@@ -67,33 +68,34 @@ class Compilation:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the compiler's packages, found without importing them.
+    """Versions of the compiler's packages, read without importing them.
 
     Raises:
       CompilerError: one is missing; says how to install it.
     """
-    found = {}
+    installed = {}
     for package in TESTED:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise CompilerError(
                 f"Compiling for a TPU takes the package {package}, which is not installed: "
                 "pip install -r requirements-tpu.txt"
             ) from None
-    return found
+    return installed
 
 
-def untested(found: dict[str, str]) -> str:
+def untested(installed: dict[str, str]) -> str:
     """What differs from the versions that this was tested with; '' if nothing."""
-    other = [f"{name} {version} (tested: {TESTED[name]})" for name, version in found.items() if version != TESTED[name]]
-    return ", ".join(other)
+    return ", ".join(
+        f"{name} {version} (tested: {TESTED[name]})" for name, version in installed.items() if version != TESTED[name]
+    )
 
 
 def end_with_its_processes() -> None:
     """Makes SIGTERM end this process and those that trace and compile for it."""
 
-    def end(number: int, frame) -> None:
+    def end(number: int, _: types.FrameType | None) -> None:
         for child in multiprocessing.active_children():
             child.kill()
         sys.exit(128 + number)  # which ends a compiler that is waited for
@@ -112,7 +114,7 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
     Raises:
       CompilerError: the compiler is missing, or failed; says how.
     """
-    found = versions()
+    installed = versions()
     with tempfile.TemporaryDirectory(prefix="tpu_check_") as folder:
         with open(os.path.join(folder, "program.hlo"), "wb") as file:
             file.write(hlo)
@@ -135,20 +137,20 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
                 + (done.stderr.strip()[-2000:] or "it wrote no message.")
             ) from None
         if error := result.get("error"):
-            return _refused(error, topology, seconds, found)
+            return _refused(error, topology, seconds, installed)
         with open(os.path.join(folder, "optimised.hlo")) as file:
             text = file.read()
-    return Compilation(seconds, found, memory=Memory(**result.pop("memory")), hlo=text, **result)
+    return Compilation(seconds, installed, memory=Memory(**result.pop("memory")), hlo=text, **result)
 
 
-def _refused(error: str, topology: str, seconds: float, found: dict[str, str]) -> Compilation:
+def _refused(error: str, topology: str, seconds: float, installed: dict[str, str]) -> Compilation:
     """The answer to a compiler's error: a program that does not fit is an answer, anything else is not."""
     no_memory = "RESOURCE_EXHAUSTED" in error or "Ran out of memory" in error
     on_chip = re.search("vmem|smem|cmem", error, re.IGNORECASE) and not re.search("hbm", error, re.IGNORECASE)
     if not no_memory or on_chip:
         raise CompilerError(f"The compiler refused the program for {topology}: {error[:2000]}")
     used, limit = used_and_limit(error)
-    return Compilation(seconds, found, refusal=error, used_bytes=used, limit_bytes=limit)
+    return Compilation(seconds, installed, refusal=error, used_bytes=used, limit_bytes=limit)
 
 
 def used_and_limit(error: str) -> tuple[int | None, int | None]:
@@ -165,19 +167,16 @@ def used_and_limit(error: str) -> tuple[int | None, int | None]:
 
 
 def _main(folder: str, topology: str, configuration: str) -> None:
-    """What the process of its own does: program.hlo in `folder` to result.json and optimised.hlo."""
-    from jax._src import compiler
-    from jax._src.lib import xla_client
+    """The compiler's own process: program.hlo in `folder` to result.json and optimised.hlo."""
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
+    with open(os.path.join(folder, "program.hlo"), "rb") as file:
+        module = file.read()
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, chip_config_name=configuration)
         device = described.devices[0]
-        with open(os.path.join(folder, "program.hlo"), "rb") as file:
-            module = module_without_copies(file.read())
-        options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
-        executable = device.client.compile(module, xla_client.DeviceList((device,)), options)
+        executable = device.client.compile(*compile_arguments(module, device))
     except JaxRuntimeError as error:
         _write(folder, {"error": str(error)})
         return
@@ -197,23 +196,27 @@ def _main(folder: str, topology: str, configuration: str) -> None:
 def _costs(executable, text: str) -> tuple[float, float]:
     """FLOPs and bytes of HBM traffic of a run.
 
-    The compiler counts one turn of each loop. What it is of the whole is found by JAX's own count, for which a loop's
-    body can stand alone: exact for FLOPs, an estimate for traffic, which it counts without a TPU's layouts.
+    The compiler counts one turn of each loop. How much of the whole that is comes from JAX's own count, for which a
+    loop's body can stand alone: exact for FLOPs, an estimate for traffic, which it counts without a TPU's layouts.
     """
-    found = executable.cost_analysis()
-    found = found[0] if isinstance(found, list) else found
-    names, turning = ("flops", "bytes accessed"), [loop for loop in hlo.loops(text) if loop[1] > 1]
+    costs = executable.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    names, loops = ("flops", "bytes accessed"), [loop for loop in hlo.loops(text) if loop[1] > 1]
     more = dict.fromkeys(names, 0.0)
-    if turning:
+    if loops:
         whole = _count(text)
-        for body, turns in turning:
+        for body, turns in loops:
             once = _count(hlo.with_entry(text, body))
             for name in names:
-                more[name] += (turns - 1) * found[name] * once[name] / whole[name]
-    return tuple(found[name] + more[name] for name in names)
+                more[name] += (turns - 1) * costs[name] * once[name] / whole[name]
+    return tuple(costs[name] + more[name] for name in names)
 
 
 def _count(text: str) -> dict[str, float]:
+    """JAX's count of the FLOPs and the traffic of an HLO module.
+
+    Private: publicly, only what JAX traced itself can be counted, and this program is TensorFlow's.
+    """
     import jax
     from jax._src.lib import _jax, xla_client
 
@@ -221,11 +224,33 @@ def _count(text: str) -> dict[str, float]:
     return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
 
 
-def module_without_copies(hlo: bytes):
-    """The HLO module as MLIR, without `mhlo.copy`, which the compiler does not take: a copy is its operand."""
-    from jax._src.interpreters import mlir
+def compile_arguments(hlo: bytes, device) -> tuple:
+    """What a JAX client's `compile` and `compile_and_load` take to compile an HLO module for one device.
+
+    Private: publicly, JAX compiles only what it traced itself, and this program is TensorFlow's.
+
+    Args:
+      hlo: serialised HLO module.
+      device: of the client, a `jax.Device`.
+
+    Returns:
+      The module as MLIR, the devices, and the options.
+    """
+    from jax._src import compiler
+    from jax._src.lib import xla_client
+
+    options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+    return _module_without_copies(hlo), xla_client.DeviceList((device,)), options
+
+
+def _module_without_copies(hlo: bytes):
+    """The HLO module as MLIR, without `mhlo.copy`, which the compiler does not take: a copy is its operand.
+
+    Private: JAX converts HLO to MLIR in no public function.
+    """
     from jax._src.lib import _jax, xla_client
-    from jax._src.lib.mlir import ir
+    from jax.extend.mlir import ir
+    from jax.interpreters import mlir
 
     text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
     with mlir.make_ir_context() as context:

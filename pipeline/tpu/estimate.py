@@ -1,209 +1,183 @@
-"""From a traced step and its compilation to what a run takes: memory, time, core-hours, money. Arithmetic alone."""
+"""From a traced step and its compilation to what a run takes: memory, time, core-hours, money. Arithmetic alone.
+
+The fields of the parts of an `Estimate` are those of the JSON that `tpu_check` writes. Bytes, FLOPs and cycles are
+those of one replica.
+"""
 
 import dataclasses
 import datetime
 
 from pipeline.tpu import chips, hlo
 from pipeline.tpu.chips import Topology
-from pipeline.tpu.compiler import Compilation
-from pipeline.tpu.program import Program
+from pipeline.tpu.compiler import Compilation, Memory
+from pipeline.tpu.program import ArgumentBytes, Program, Workload
 
 TOP = 10  # of the most expensive lines of source
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What of an experiment decides the length of a run: global batch, epochs, views of an example, training images."""
+class Placement:
+    """Where the step runs."""
 
-    global_batch: int
-    epochs: float
-    repeats: int
-    images: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What `tpu_check` says of a step: the fields of its JSON. Bytes, FLOPs and cycles are those of one replica.
-
-    Attributes:
-      model, train_size, classes, precision, parameters: what is trained.
-      topology, chip_config, replicas, cores_per_replica: where.
-      replica_batch, global_batch: images.
-      fits: whether the step fits into the memory of a replica.
-      hbm_bytes: that memory, as the compiler has it where it told.
-      needed_bytes: arguments, results, temporaries and code together; what the compiler said where it refused.
-      argument_bytes, output_bytes, temporary_bytes, code_bytes: the parts; outputs that replace no argument.
-      parameter_bytes, average_bytes, optimizer_bytes, batch_bytes: the greatest part of the arguments.
-      largest_replica_batch: that fits; see `largest_is_verified`.
-      largest_is_verified: whether the compiler took that batch; else it is a prediction from one compilation.
-      estimated_cycles: the sum of the compiler's estimates; nothing overlaps but what the compiler counts so.
-      flops, hbm_bytes_accessed: of a step, as the compiler counts them.
-      step_seconds: cycles over the clock.
-      images_per_second_per_core: images of a step over its time and the replica's cores.
-      mfu: FLOPs over what the replica's cores could do in that time, in bfloat16.
-      flops_bound_seconds, hbm_bound_seconds: the step's FLOPs over the peak; its traffic over the bandwidth.
-      gradient_bytes, all_reduce_seconds: see `chips.Topology.all_reduce_seconds`; not part of the step's time, since it
-        can overlap with the backward pass.
-      images, steps: of the epoch budget; images count each view.
-      core_hours, chip_hours, dollars: of the budget, without input, evaluation, checkpoints and all-reduce.
-      price_source: where the price is from.
-      most_expensive: lines of source.
-      compile_seconds, versions, date: of this estimate.
-      refusal: what the compiler said where the step does not fit.
-    """
-
-    model: str
-    train_size: int
-    classes: int
-    precision: str
-    parameters: int
     topology: str
     chip_config: str
     replicas: int
     cores_per_replica: int
-    replica_batch: int
-    global_batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Whether the step fits into the memory of a replica.
+
+    Attributes:
+      fits: whether it does.
+      hbm_bytes: that memory, as the compiler reported it, or else as the kind of chip has it.
+      needed_bytes: arguments, results, temporaries and code together; None where a refusing compiler did not say.
+      refusal: the compiler's message where the step does not fit, else ''.
+    """
+
     fits: bool
     hbm_bytes: int
     needed_bytes: int | None
-    argument_bytes: int | None
-    output_bytes: int | None
-    temporary_bytes: int | None
-    code_bytes: int | None
-    parameter_bytes: int
-    average_bytes: int
-    optimizer_bytes: int
-    batch_bytes: int
+    refusal: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestBatch:
+    """The largest batch of a replica that fits: compiled where verified, else predicted; None where unknown."""
+
     largest_replica_batch: int | None
     largest_is_verified: bool
-    estimated_cycles: int | None
-    flops: float | None
-    hbm_bytes_accessed: float | None
-    step_seconds: float | None
-    images_per_second_per_core: float | None
-    mfu: float | None
-    flops_bound_seconds: float | None
-    hbm_bound_seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """What a step does and how long it takes.
+
+    Attributes:
+      estimated_cycles: the sum of the compiler's estimates; nothing overlaps but what the compiler counts so.
+      flops, hbm_bytes_accessed: as the compiler counts them.
+      step_seconds: cycles over the clock.
+      images_per_second_per_core: images of a step over its time and the replica's cores.
+      mfu: FLOPs over what the replica's cores could do in that time, in bfloat16.
+      flops_bound_seconds, hbm_bound_seconds: the step's FLOPs over the peak; its traffic over the bandwidth.
+      most_expensive: lines of source.
+    """
+
+    estimated_cycles: int
+    flops: float
+    hbm_bytes_accessed: float
+    step_seconds: float
+    images_per_second_per_core: float
+    mfu: float
+    flops_bound_seconds: float
+    hbm_bound_seconds: float
+    most_expensive: tuple[hlo.Line, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class AllReduce:
+    """The sum of gradients over replicas, by `Topology.all_reduce_seconds`.
+
+    It is not part of the step's time, since it can overlap with the backward pass.
+    """
+
     gradient_bytes: int
     all_reduce_seconds: float
-    images: float
-    steps: int
-    core_hours: float | None
-    chip_hours: float | None
-    dollars: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of the whole epoch budget, without input, evaluation, checkpoints and all-reduce."""
+
+    core_hours: float
+    chip_hours: float
+    dollars: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Where the numbers are from."""
+
     price_source: str
-    most_expensive: tuple[hlo.Line, ...]
     compile_seconds: float
     versions: dict[str, str]
     date: str
-    refusal: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a step and a run take; `compiled_memory`, `time` and `cost` are None where the step does not fit."""
+
+    workload: Workload
+    placement: Placement
+    fit: Fit
+    arguments: ArgumentBytes
+    compiled_memory: Memory | None
+    largest_batch: LargestBatch
+    time: StepTime | None
+    all_reduce: AllReduce
+    cost: Cost | None
+    provenance: Provenance
 
     def as_dict(self) -> dict:
-        """The estimate as JSON holds it."""
-        return dataclasses.asdict(self)
+        """The fields of all parts, as JSON holds them; those of a part that is None are None."""
+        fields = {field.name: None for part in (Memory, StepTime, Cost) for field in dataclasses.fields(part)}
+        fields["most_expensive"] = ()
+        for part in vars(self).values():
+            fields |= dataclasses.asdict(part) if part is not None else {}
+        return fields
 
 
-def estimate(program: Program, compilation: Compilation, topology: Topology, run: Run, **what) -> Estimate:
-    """Puts together what is known of a step.
+def estimate(program: Program, compilation: Compilation, topology: Topology) -> Estimate:
+    """The estimate of a traced and compiled step on `topology`; its largest batch is predicted from no compilation."""
+    memory, time = compilation.memory, None
+    if not compilation.refusal:
+        time = _step_time(program, compilation, topology)
+    gradient_bytes = 4 * program.workload.parameters
+    return Estimate(
+        workload=program.workload,
+        placement=Placement(topology.name, topology.configuration, topology.replicas, topology.cores_per_replica),
+        fit=Fit(
+            fits=not compilation.refusal,
+            hbm_bytes=compilation.limit_bytes or topology.hbm_bytes,
+            needed_bytes=memory.total_bytes if memory else compilation.used_bytes,
+            refusal=compilation.refusal,
+        ),
+        arguments=program.arguments,
+        compiled_memory=memory,
+        largest_batch=LargestBatch(None, False),
+        time=time,
+        all_reduce=AllReduce(gradient_bytes, topology.all_reduce_seconds(gradient_bytes)),
+        cost=time and _cost(program.workload, time, topology),
+        provenance=Provenance(
+            price_source=chips.PRICE_SOURCE,
+            compile_seconds=round(compilation.seconds, 1),
+            versions=compilation.versions,
+            date=datetime.date.today().isoformat(),
+        ),
+    )
 
-    Args:
-      program: the traced step.
-      compilation: what the compiler said of it.
-      topology: where it runs.
-      run: how much it has to do.
-      **what: `train_size`, `classes`, `precision` of the estimate.
-    """
-    known, memory = compilation.memory, compilation.memory
-    hbm = compilation.limit_bytes or topology.hbm_bytes
-    needed = memory.total if memory else compilation.used_bytes
-    gradients = 4 * program.parameters
-    found = Estimate(
-        model=program.model,
-        parameters=program.parameters,
-        topology=topology.name,
-        chip_config=topology.configuration,
-        replicas=topology.replicas,
-        cores_per_replica=topology.cores_per_replica,
-        replica_batch=program.batch,
-        global_batch=run.global_batch,
-        fits=not compilation.refusal,
-        hbm_bytes=hbm,
-        needed_bytes=needed,
-        argument_bytes=known and memory.arguments,
-        output_bytes=known and memory.outputs,
-        temporary_bytes=known and memory.temporaries,
-        code_bytes=known and memory.code,
-        parameter_bytes=program.bytes["parameters"],
-        average_bytes=program.bytes["average"],
-        optimizer_bytes=program.bytes["optimizer"],
-        batch_bytes=program.bytes["batch"],
-        largest_replica_batch=None,
-        largest_is_verified=False,
-        estimated_cycles=None,
+
+def _step_time(program: Program, compilation: Compilation, topology: Topology) -> StepTime:
+    instructions = hlo.instructions(compilation.hlo)
+    cycles = hlo.cycles(instructions)
+    seconds = cycles / topology.chip.clock
+    peak = topology.of_replica(topology.chip.peak_flops)
+    return StepTime(
+        estimated_cycles=cycles,
         flops=compilation.flops,
         hbm_bytes_accessed=compilation.bytes_accessed,
-        step_seconds=None,
-        images_per_second_per_core=None,
-        mfu=None,
-        flops_bound_seconds=None,
-        hbm_bound_seconds=None,
-        gradient_bytes=gradients,
-        all_reduce_seconds=topology.all_reduce_seconds(gradients),
-        images=run.images * run.epochs * run.repeats,
-        steps=program.steps,
-        core_hours=None,
-        chip_hours=None,
-        dollars=None,
-        price_source=chips.PRICE_SOURCE,
-        most_expensive=(),
-        compile_seconds=round(compilation.seconds, 1),
-        versions=compilation.versions,
-        date=datetime.date.today().isoformat(),
-        refusal=compilation.refusal,
-        **what,
-    )
-    return _with_times(found, program, compilation, topology) if found.fits else found
-
-
-def _with_times(found: Estimate, program: Program, compilation: Compilation, topology: Topology) -> Estimate:
-    chip, ran = topology.chip, hlo.instructions(compilation.hlo)
-    cycles = hlo.cycles(ran)
-    seconds = cycles / chip.clock
-    speed = program.batch / seconds / topology.cores_per_replica
-    core_hours = found.images / speed / 3600
-    peak = topology.of_replica(chip.peak_flops)
-    return dataclasses.replace(
-        found,
-        estimated_cycles=cycles,
         step_seconds=seconds,
-        images_per_second_per_core=speed,
+        images_per_second_per_core=program.workload.replica_batch / seconds / topology.cores_per_replica,
         mfu=compilation.flops / seconds / peak,
         flops_bound_seconds=compilation.flops / peak,
-        hbm_bound_seconds=compilation.bytes_accessed / topology.of_replica(chip.hbm_bandwidth),
-        core_hours=core_hours,
-        chip_hours=core_hours / chip.cores,
-        dollars=core_hours / chip.cores * chip.dollars_per_hour,
-        most_expensive=tuple(hlo.by_source(ran, program.sources, TOP)),
+        hbm_bound_seconds=compilation.bytes_accessed / topology.of_replica(topology.chip.hbm_bandwidth),
+        most_expensive=tuple(hlo.by_source(instructions, program.sources, TOP)),
     )
 
 
-def predicted_largest_batch(found: Estimate, multiple: int) -> int | None:
-    """The largest batch, a multiple of `multiple`, that should fit by one compilation; None where nothing is known.
-
-    Temporaries and the batch are taken to grow with it, all else not. Some temporaries, the gradients among them, do
-    not grow, so that a batch above the compiled one rather fits than not.
-    """
-    if found.temporary_bytes is None:
-        return None
-    growing = (found.temporary_bytes + found.batch_bytes) / found.replica_batch
-    fixed = found.needed_bytes - growing * found.replica_batch
-    return max(int((found.hbm_bytes - fixed) / growing) // multiple * multiple, 0)
-
-
-def fitted_largest_batch(first: Estimate, second: Estimate, multiple: int) -> int:
-    """The same from two compilations of different batches: memory as a line through both."""
-    slope = (second.needed_bytes - first.needed_bytes) / (second.replica_batch - first.replica_batch)
-    fixed = first.needed_bytes - slope * first.replica_batch
-    if slope <= 0:
-        return max(first.replica_batch, second.replica_batch)
-    return max(int((first.hbm_bytes - fixed) / slope) // multiple * multiple, 0)
+def _cost(workload: Workload, time: StepTime, topology: Topology) -> Cost:
+    core_hours = workload.images / time.images_per_second_per_core / 3600
+    chip_hours = core_hours / topology.chip.cores
+    return Cost(core_hours, chip_hours, chip_hours * topology.chip.dollars_per_hour)

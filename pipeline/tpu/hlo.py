@@ -1,4 +1,4 @@
-"""The text of an optimised TPU program: its instructions with the compiler's estimate of their cycles."""
+"""The text of an optimised TPU program: its instructions, with the cycles that the compiler estimates."""
 
 import collections
 import dataclasses
@@ -41,8 +41,8 @@ class Instruction:
 def instructions(text: str) -> list[Instruction]:
     """The instructions that a step runs: the entry computation's, and those of its loops, calls and branches.
 
-    A loop's count as often as it turns. Every branch of a conditional counts. What is inside of a fusion is part of its
-    own estimate.
+    A loop's instructions count once for each turn. Every branch of a conditional counts. What is inside of a fusion is
+    part of its own estimate.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -68,9 +68,9 @@ def with_entry(text: str, name: str) -> str:
     return re.sub(r"^HloModule ([\w.\-]+).*", r"HloModule \1, is_scheduled=true", rest, count=1)
 
 
-def cycles(found: list[Instruction]) -> int:
+def cycles(step: list[Instruction]) -> int:
     """Estimated cycles of a step."""
-    return sum(instruction.cycles for instruction in found)
+    return sum(instruction.cycles for instruction in step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Line:
     cycles: int
 
 
-def by_source(found: list[Instruction], sources: Mapping[str, str], count: int) -> list[Line]:
+def by_source(step: list[Instruction], sources: Mapping[str, str], count: int) -> list[Line]:
     """The `count` most expensive lines of source; `sources` maps names of operations to lines.
 
-    Operations without a line stand for themselves, with the numbers in their names left out so that like ones count
+    Operations without a line are their own source, with the numbers in their names left out so that like ones count
     together.
     """
     groups = collections.defaultdict(list)
-    for instruction in found:
+    for instruction in step:
         operation = instruction.operation
         kind = re.sub(r"_\d+$", "", operation.rsplit("/", 1)[-1]) or instruction.opcode
         source = sources.get(operation) or re.sub(r"\d+", "*", operation.rpartition("/")[0]) or "(no name)"
@@ -101,23 +101,23 @@ def by_source(found: list[Instruction], sources: Mapping[str, str], count: int) 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
     """Name of each computation to its lines, and the entry's name."""
-    found, entry, current = {}, None, None
+    computations, entry, current = {}, None, None
     for line in text.splitlines():
         if line.startswith("}"):
             current = None
         elif current is not None:
             current.append(line)
         elif match := _COMPUTATION.match(line):
-            current = found[match[2]] = []
+            current = computations[match[2]] = []
             entry = match[2] if match[1] else entry
-    return found, entry
+    return computations, entry
 
 
 def _turns(computations: Mapping[str, list[str]], line: str) -> int:
-    """How often a loop turns: as the compiler says, or else up to the one limit that its condition compares with; 1
-    where neither tells."""
-    if known := _TRIPS.search(line):
-        return int(known[1])
+    """Turns of a loop: the compiler's count, or else the one limit that its condition compares with; 1 without
+    either."""
+    if trips := _TRIPS.search(line):
+        return int(trips[1])
     condition = "\n".join(computations[_LOOP.search(line)[1]])
     limits = _LIMIT.findall(condition)
     return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1
@@ -129,7 +129,7 @@ def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterat
             continue
         opcode = match[3]
         if opcode in _BODIES:
-            attributes = line.partition("), ")[2]  # what stands after the operands
+            attributes = line.partition("), ")[2]  # after the operands
             often = _turns(computations, line) if opcode == "while" else 1
             for body in _BODIES[opcode].findall(attributes):
                 if body in computations:

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import os
 import traceback
+from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
 from pipeline.model import nfnet
-from pipeline.train import state as states
+from pipeline.train import state
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import TrainingStep
 
@@ -20,16 +21,51 @@ _GRADIENT = "gradient_tape/"
 
 
 class ProgramError(ValueError):
-    """The step cannot be made: what is missing, and how to give it."""
+    """The step cannot be built: what is missing, and how to give it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What the records would tell: width of the last layer, images of the training split, kind of labels."""
+class DatasetInfo:
+    """What the step depends on of the data: width of the last layer, training images, kind of labels."""
 
     classes: int
     images: int
     label_kind: str = record.SINGLE_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a replica trains, and for how long.
+
+    Attributes:
+      model: its name, or that of its variant.
+      train_size: pixels of a side of its images.
+      classes: width of its last layer.
+      precision: as `Experiment.precision`.
+      parameters: trainable ones.
+      replica_batch, global_batch: images of a step.
+      images, steps: of the whole epoch budget; images count each view.
+    """
+
+    model: str
+    train_size: int
+    classes: int
+    precision: str
+    parameters: int
+    replica_batch: int
+    global_batch: int
+    images: float
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ArgumentBytes:
+    """Sizes of most of the step's arguments: all of the model's variables, their average, and so on."""
+
+    parameter_bytes: int
+    average_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +74,17 @@ class Program:
 
     Attributes:
       hlo: serialised HLO module; its parameters are the batch's tensors and the variables.
-      model: name of the model, or of its variant.
-      batch: images of the replica.
-      steps: of the whole epoch budget.
-      parameters: trainable parameters.
-      bytes: of 'parameters' (all of the model's variables), 'average', 'optimizer' and 'batch'.
-      sources: name of an operation to the line of this project that made it.
+      workload, arguments: see there.
+      sources: name of an operation to the line of this project that created it.
     """
 
     hlo: bytes
-    model: str
-    batch: int
-    steps: int
-    parameters: int
-    bytes: dict[str, int]
+    workload: Workload
+    arguments: ArgumentBytes
     sources: dict[str, str]
 
 
-def facts(experiment: Experiment, images: int | None = None) -> Facts:
+def dataset_info(experiment: Experiment, images: int | None = None) -> DatasetInfo:
     """What the step depends on of the data: from `experiment`, or from its records where they can be read.
 
     Args:
@@ -63,12 +92,13 @@ def facts(experiment: Experiment, images: int | None = None) -> Facts:
       images: of the training split; None takes the records' own, or else `Data.images`.
 
     Raises:
-      ProgramError: neither tells.
+      ProgramError: a number is neither configured nor recorded.
     """
     data = experiment.data
     try:
-        found = manifest.read(data.directory)
-        classes, examples, label_kind = len(found.classes), found.split(data.train_split).written, found.label_kind
+        dataset = manifest.read(data.directory)
+        classes, examples = len(dataset.classes), dataset.split(data.train_split).written
+        label_kind = dataset.label_kind
     except manifest.ManifestError:
         classes, examples, label_kind = None, None, record.SINGLE_LABEL
     classes, images = experiment.num_classes or classes, images or examples or data.images
@@ -82,7 +112,7 @@ def facts(experiment: Experiment, images: int | None = None) -> Facts:
     ]
     if missing:
         raise ProgramError(f"There are no records in {data.directory!r}, so give " + "; and ".join(missing) + ".")
-    return Facts(classes, images, label_kind)
+    return DatasetInfo(classes, images, label_kind)
 
 
 def check_batch(experiment: Experiment, batch: int) -> None:
@@ -93,62 +123,63 @@ def check_batch(experiment: Experiment, batch: int) -> None:
         raise ProgramError(f"A replica cannot take {batch} images. {error}") from None
 
 
-def trace(experiment: Experiment, known: Facts, batch: int) -> Program:
+def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
     """Traces the step that the trainer would run, on a CPU.
 
     Args:
       experiment: what is trained.
-      known: its data's facts.
+      dataset: on what.
       batch: images of the replica.
 
     Raises:
       ProgramError: the batch does not suit the experiment.
     """
     check_batch(experiment, batch)
-    step, budget = training_step(experiment, known)
-    examples = example_batch(experiment, known, batch)
+    step, budget = training_step(experiment, dataset)
+    examples = example_batch(experiment, dataset, batch)
     compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
-    hlo = compiled.experimental_get_compiler_ir(examples)(stage="hlo_serialized")
-    graph = compiled.get_concrete_function(examples).graph
-    trained = step.model.trainable_variables
-    averaged = [] if experiment.ema_decay is None else step.model.variables
-    return Program(
-        hlo=hlo,
+    workload = Workload(
         model=getattr(step.model, "variant", step.model.name),
-        batch=batch,
+        train_size=experiment.data.train_size,
+        classes=dataset.classes,
+        precision=experiment.precision,
+        parameters=sum(variable.shape.num_elements() for variable in step.model.trainable_variables),
+        replica_batch=batch,
+        global_batch=experiment.data.batch,
+        images=dataset.images * experiment.epochs * experiment.data.augmentation.repeats,
         steps=budget.steps,
-        parameters=sum(variable.shape.num_elements() for variable in trained),
-        bytes={
-            "parameters": _bytes(step.model.variables),
-            "average": _bytes(averaged),
-            "optimizer": _bytes(step.optimizer.variables),
-            "batch": _bytes(examples.values()),
-        },
-        sources=_sources(graph),
     )
+    arguments = ArgumentBytes(
+        parameter_bytes=_bytes(step.model.variables),
+        average_bytes=0 if experiment.ema_decay is None else _bytes(step.model.variables),
+        optimizer_bytes=_bytes(step.optimizer.variables),
+        batch_bytes=_bytes(examples.values()),
+    )
+    hlo = compiled.experimental_get_compiler_ir(examples)(stage="hlo_serialized")
+    return Program(hlo, workload, arguments, _sources(compiled.get_concrete_function(examples).graph))
 
 
 def training_step(
-    experiment: Experiment, known: Facts, unset: bool = True, device: str = "tpu"
+    experiment: Experiment, dataset: DatasetInfo, unset: bool = True, device: str = "tpu"
 ) -> tuple[TrainingStep, EpochBudget]:
     """The trainer's step on a kind of device, from the state of step 0, and the epoch budget.
 
     `unset` leaves large variables unwritten.
     """
-    budget = experiment.budget(known.images)
+    budget = experiment.budget(dataset.images)
     with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
-        state = states.create(experiment, known.classes, budget)
-    return TrainingStep.of(experiment, state), budget
+        train_state = state.create(experiment, dataset.classes, budget)
+    return TrainingStep.of(experiment, train_state), budget
 
 
-def example_batch(experiment: Experiment, known: Facts, batch: int) -> dict[str, tf.Tensor]:
+def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> dict[str, tf.Tensor]:
     """Zeros of the shapes and dtypes of what the input gives a replica of `batch` images."""
-    specs = experiment.data.training_batch(known.label_kind, batch, experiment.objective)
+    specs = experiment.data.training_batch(dataset.label_kind, batch, experiment.objective)
     return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
-def _without_values(next_creator, **settings):
-    """Makes a variable whose memory nobody writes: a billion random weights would take a minute and 4 GB each time.
+def _without_values(next_creator: Callable, **settings) -> tf.Variable:
+    """Creates a variable whose memory is not written: a billion random weights would take a minute and 4 GB each time.
 
     Tracing needs shapes alone. Tensors' initial values, the optimiser's, are there already and are few.
     """
@@ -158,41 +189,48 @@ def _without_values(next_creator, **settings):
     return next_creator(**settings)
 
 
-def _bytes(values) -> int:
+def _bytes(values: Iterable[tf.Tensor | tf.Variable]) -> int:
     return sum(value.shape.num_elements() * value.dtype.size for value in values)
 
 
 def _sources(graph: tf.Graph) -> dict[str, str]:
     """Operation name to `file:line function` of this project, for `graph` and the graphs of its functions.
 
-    The gradient of an operation has the line of that operation, and says so.
+    The gradient of an operation has the line of that operation, with ', gradient' after it.
     """
-    found, gradients = {}, []
-    pending = [graph]
-    while pending:
-        here = pending.pop()
-        for operation in here.get_operations():
-            frame = _frame(operation)
-            if operation.name.startswith(_GRADIENT) and (frame is None or frame.filename == _STEP):
-                gradients.append(operation.name)
-            elif frame is not None:
-                line = f"{os.path.relpath(frame.filename, os.path.dirname(_PROJECT))}:{frame.lineno} {frame.name}"
-                found[operation.name] = line
-        pending += [function.graph for function in here._functions.values() if hasattr(function, "graph")]
+    sources, gradients = {}, []
+    for operation in (operation for each in _graphs(graph) for operation in each.get_operations()):
+        frame = _frame(operation)
+        if operation.name.startswith(_GRADIENT) and (frame is None or frame.filename == _STEP):
+            gradients.append(operation.name)
+        elif frame is not None:
+            path = os.path.relpath(frame.filename, os.path.dirname(_PROJECT))
+            sources[operation.name] = f"{path}:{frame.lineno} {frame.name}"
     scopes = {}
-    for name, line in found.items():
+    for name, line in sources.items():
         scopes.setdefault(os.path.dirname(name), line)
     for name in gradients:
         forward = os.path.dirname(name.removeprefix(_GRADIENT))
         convolution = f"{forward}/{os.path.basename(name).split('Backprop')[0]}"
-        line = found.get(forward) or found.get(convolution) or scopes.get(forward)
+        line = sources.get(forward) or sources.get(convolution) or scopes.get(forward)
         if line:
-            found[name] = f"{line}, gradient"
-    return found
+            sources[name] = f"{line}, gradient"
+    return sources
+
+
+def _graphs(graph: tf.Graph) -> Iterator[tf.Graph]:
+    """`graph` and the graphs of its functions.
+
+    Private: TensorFlow's public view of a graph's functions is `GraphDef`, which has no Python tracebacks.
+    """
+    yield graph
+    for function in graph._functions.values():
+        if hasattr(function, "graph"):
+            yield from _graphs(function.graph)
 
 
 def _frame(operation: tf.Operation) -> traceback.FrameSummary | None:
-    """The innermost frame of this project in which the operation was made."""
+    """The innermost frame of this project in which the operation was created."""
     here = os.path.abspath(__file__)
     return next(
         (f for f in reversed(operation.traceback or ()) if f.filename.startswith(_PROJECT) and f.filename != here),

@@ -6,9 +6,12 @@ import os
 
 import tensorflow as tf
 
+from pipeline import files
+from pipeline.train import tpu_machine
+
 
 class PeerLostError(RuntimeError):
-    """Another process of a cluster is gone; this one cannot go on without it."""
+    """Another process of a cluster is gone; this one cannot continue without it."""
 
 
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
@@ -33,7 +36,7 @@ def create(kind: str = "auto", tpu: str = "", cpu_replicas: int = 1) -> tf.distr
     if kind == "tpu":
         return _tpu_strategy(tpu)
     if kind == "multi_worker":
-        if not json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster"):
+        if not _cluster():
             raise ValueError(
                 "Strategy 'multi_worker' needs TF_CONFIG with the cluster's workers and this task's index, and the "
                 "environment has none: set it on every worker, or use 'mirrored' or 'one_device'."
@@ -45,16 +48,28 @@ def create(kind: str = "auto", tpu: str = "", cpu_replicas: int = 1) -> tf.distr
 
 
 def hosts(strategy: tf.distribute.Strategy) -> int:
-    """How many processes read input, which is the number of input pipelines of `strategy`."""
-    return strategy.extended._input_workers_with_options().num_workers
+    """How many hosts read input, which is the number of input pipelines of `strategy`."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return strategy.extended.num_hosts
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return sum(len(addresses) for job, addresses in _cluster().items() if job in ("chief", "worker"))
+    return 1
 
 
 def process() -> int:
     """Number of this process among those of `TF_CONFIG`: 0 is the chief; 0 without `TF_CONFIG`."""
-    config = json.loads(os.environ.get("TF_CONFIG", "{}"))
-    cluster, task = config.get("cluster", {}), config.get("task", {})
-    before = len(cluster.get("chief", [])) if task.get("type") == "worker" else 0
+    task = _tf_config().get("task", {})
+    before = len(_cluster().get("chief", [])) if task.get("type") == "worker" else 0
     return before + int(task.get("index", 0))
+
+
+def _tf_config() -> dict:
+    return json.loads(os.environ.get("TF_CONFIG", "{}"))
+
+
+def _cluster() -> dict[str, list[str]]:
+    """Job to addresses, as `TF_CONFIG` names them; empty without it."""
+    return _tf_config().get("cluster", {})
 
 
 def is_chief() -> bool:
@@ -85,9 +100,31 @@ def _gathering(strategy: tf.distribute.Strategy):
     return run
 
 
+def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
+    """Raises a ValueError where a host of a TPU slice could not reach one of `folders`, a local path on this machine.
+
+    The input of a slice is read, and its checkpoints are written, by TensorFlow's servers on the slice's hosts.
+    """
+    if not isinstance(strategy, tf.distribute.TPUStrategy):
+        return
+    elsewhere = [device for device in strategy.extended.worker_devices if "/job:localhost/" not in device]
+    if hosts(strategy) == 1 and not elsewhere:
+        return
+    for what, folder in folders.items():
+        if not files.is_remote(folder):
+            raise ValueError(
+                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which "
+                "read and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, set "
+                "Loop.shared_folders = True."
+            )
+
+
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the step is compiled by default: on TPUs (always) and GPUs; on CPUs XLA is 4 to 5 times slower."""
-    return isinstance(strategy, tf.distribute.TPUStrategy) or bool(tf.config.list_physical_devices("GPU"))
+    """Whether the step asks for compilation by default: on GPUs.
+
+    On a TPU the whole of `strategy.run` is compiled anyway; on a CPU XLA is 4 to 5 times slower.
+    """
+    return not isinstance(strategy, tf.distribute.TPUStrategy) and bool(tf.config.list_physical_devices("GPU"))
 
 
 def check_cpu_kernels() -> None:
@@ -100,14 +137,15 @@ def check_cpu_kernels() -> None:
 
 
 def _detect() -> str:
-    if json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster"):
+    if _cluster():
         return "multi_worker"
-    if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
+    if os.environ.get("TPU_NAME") or tpu_machine.chips():
         return "tpu"
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
+    tpu_machine.check_kernels()
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu or os.environ.get("TPU_NAME", "local"))
     except (ValueError, RuntimeError, tf.errors.OpError) as error:

@@ -65,6 +65,11 @@ class Experiment:
         """What the network learns."""
         return objective.get(self.loss)
 
+    def create_model(self, num_classes: int) -> tf_keras.Model:
+        """A model with random weights, which computes in `precision`; in the strategy's scope."""
+        tf_keras.mixed_precision.set_global_policy(self.precision)
+        return self.model(num_classes=num_classes)
+
     def classes(self, found: int) -> int:
         """Width of the last layer for a record set of `found` classes.
 

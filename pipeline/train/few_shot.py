@@ -16,9 +16,9 @@ from pipeline import files, report
 from pipeline.data import order as orders
 from pipeline.data import reader
 from pipeline.train import checkpoint
-from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import RunContext
+from pipeline.train.trained_model import load_model
 
 _PENALTIES = 10.0 ** np.arange(-6, 4)  # times the mean squared singular value of the features
 
@@ -43,7 +43,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
       ValueError: a class has too few examples, or the examples have several labels.
     """
     saved = checkpoint.find(context.model_dir)
-    model = _frozen_model(experiment, saved)
+    model = load_model(saved, experiment.create_model)
     made = experiment.data.read_manifest()
     train = extract(model, experiment, experiment.data.training_records(made))
     validation = extract(model, experiment, experiment.data.validation_records(made))
@@ -118,12 +118,3 @@ def _leave_one_out(u, s, y, penalty) -> float:
     residuals = y - u @ (shrink[:, None] * (u.T @ y))
     leverage = (u**2) @ shrink + 1 / len(y)  # the intercept adds its share
     return float(np.mean((residuals / np.maximum(1 - leverage, 1e-9)[:, None]) ** 2))
-
-
-def _frozen_model(experiment: Experiment, saved: checkpoint.Saved) -> tf_keras.Model:
-    """The checkpoint's network, with the classes that it was trained on."""
-    arrays = states.evaluated_weights(saved)
-    tf_keras.mixed_precision.set_global_policy(experiment.precision)
-    model = experiment.model(num_classes=len(arrays.get("linear/bias", [0])))
-    states.assign(model, arrays, saved)
-    return model

@@ -27,7 +27,7 @@ def clip_adaptively(gradient: tf.Tensor, weight: tf.Tensor, clipping: float, eps
 
 
 class Scheduled:
-    """What the trainer asks of an optimiser beside Keras' interface."""
+    """What the trainer needs of an optimiser in addition to Keras' interface."""
 
     def learning_rate_at(self, step) -> tf.Tensor:
         """The learning rate with which step `step` (counted from 0) is taken, float32 []."""
@@ -44,7 +44,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
     Args:
       learning_rate: a number, or a schedule of the step.
       momentum: of the gradients.
-      nesterov: whether momentum looks ahead.
+      nesterov: whether to use Nesterov momentum.
       weight_decay: L2 decay of the variables in `decayed`; applied to the clipped gradient.
       clipping: AGC's threshold; None does not clip.
       clipping_epsilon: the smallest norm that a weight counts with, so that weights at 0 can move.

@@ -1,5 +1,6 @@
 """Public weights as a checkpoint that fine-tunes, evaluates and exports like one of ours."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -8,7 +9,8 @@ import numpy as np
 import tf_keras
 
 from pipeline.model import nfnet, public_files, variants, weights
-from pipeline.train import checkpoint, state
+from pipeline.train import checkpoint
+from pipeline.train.trained_model import load_model
 
 _SHOWN = 5
 
@@ -45,11 +47,7 @@ def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
     Raises:
       CheckpointError: there is no checkpoint, or it is of another model.
     """
-    saved = checkpoint.find(path)
-    arrays = state.evaluated_weights(saved)
-    model = nfnet.create(variant, len(arrays.get("linear/bias", [0])))
-    state.assign(model, arrays, saved)
-    return model
+    return load_model(checkpoint.find(path), functools.partial(nfnet.create, variant))
 
 
 def save(model: tf_keras.Model, directory: str, origin: str) -> str:
@@ -57,7 +55,7 @@ def save(model: tf_keras.Model, directory: str, origin: str) -> str:
 
     Args:
       model: an NFNet.
-      directory: where `main.py` will look for it.
+      directory: of the run, for `main.py`.
       origin: path of the file or folder that the weights came from.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run is told beside its experiment: where it works, and how."""
+"""The settings of a run that do not change what it learns: its folder, its devices, its loops."""
 
 import dataclasses
 import os
@@ -15,9 +15,9 @@ class RunContext:
     Attributes:
       model_dir: folder of the run.
       config: the configuration as gin text, saved as `config.gin`.
-      bindings: what decides the result, `configurable.parameter` to value; a run goes on only under the same.
+      bindings: what decides the result, `configurable.parameter` to value; a run continues only under the same.
       config_digest: SHA-256 of `bindings`.
-      force_resume: go on although configuration or data changed since the checkpoint.
+      force_resume: continue although configuration or data changed since the checkpoint.
     """
 
     model_dir: str
@@ -38,10 +38,11 @@ class Loop:
 
     Attributes:
       strategy: 'auto', 'tpu', 'mirrored', 'multi_worker' or 'one_device'; `tpu` and `cpu_replicas` belong to it.
-      steps_per_loop: steps between looks at the outside world, inside one compiled loop.
+      shared_folders: local folders are on a file system that every host of a TPU slice mounts at the same path.
+      steps_per_loop: steps of one compiled loop; metrics and SIGTERM are polled between loops.
       checkpoint_every: steps between checkpoints.
       keep, keep_every_hours: the newest checkpoints stay, and of older ones one every so many hours (0: none).
-      background_checkpoints: write checkpoints while training goes on.
+      background_checkpoints: write checkpoints during training.
       evaluate_every_epochs: evaluate so often, and always at the end; None: only at the end.
       eval_batch: global batch of evaluation; the training batch where None.
       xla: compile the step; None compiles on TPUs and GPUs.
@@ -51,6 +52,7 @@ class Loop:
     strategy: str = "auto"
     tpu: str = ""
     cpu_replicas: int = 1
+    shared_folders: bool = False
     steps_per_loop: int = 100
     checkpoint_every: int = 1000
     keep: int = 3
@@ -67,6 +69,14 @@ class Loop:
                 raise ValueError(f"Loop.{name} must be at least 1, found {getattr(self, name)}.")
         if self.on_ledger_mismatch not in ("stop", "warn"):
             raise ValueError(f"Loop.on_ledger_mismatch is {self.on_ledger_mismatch!r}; expected 'stop' or 'warn'.")
+
+    def steps_per_inner_loop(self, step: int) -> int:
+        """Steps of the inner loop that starts at `step`: to the next multiple of what happens between loops."""
+        return min(every - step % every for every in (self.steps_per_loop, self.checkpoint_every))
+
+    def uses_xla(self, strategy: tf.distribute.Strategy) -> bool:
+        """Whether the training step is compiled under `strategy`."""
+        return distribution.uses_xla(strategy) if self.xla is None else self.xla
 
     def create_strategy(self) -> tf.distribute.Strategy:
         """The distribution strategy."""

@@ -3,17 +3,14 @@
 import dataclasses
 import hashlib
 
-import numpy as np
 import tf_keras
 
 from pipeline.data.order import EpochBudget
 from pipeline.model import weights
-from pipeline.train import checkpoint, freezing
+from pipeline.train import checkpoint, freezing, trained_model
 from pipeline.train.ema import AveragedModel
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
-
-HEAD = "linear/"  # the variables that belong to one task alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +50,12 @@ class TrainState:
 
 def create(experiment: Experiment, num_classes: int, budget: EpochBudget) -> TrainState:
     """Makes the state of step 0, in the strategy's scope; the same seed makes the same weights."""
-    tf_keras.mixed_precision.set_global_policy(experiment.precision)
     tf_keras.utils.set_random_seed(experiment.seed)
-    model = experiment.model(num_classes=num_classes)
+    model = experiment.create_model(num_classes)
     freezing.freeze(model, experiment.frozen)
     averaged = None
     if experiment.ema_decay is not None:
-        averaged = AveragedModel(model, experiment.model(num_classes=num_classes), experiment.ema_decay)
+        averaged = AveragedModel(model, experiment.create_model(num_classes), experiment.ema_decay)
     steps_per_epoch = budget.order.rows / budget.rows_per_step
     optimizer = experiment.optimizer(learning_rate=experiment.schedule(budget.steps, steps_per_epoch))
     optimizer.build(model.trainable_variables)
@@ -76,61 +72,25 @@ def weights_digest(model: tf_keras.Model) -> str:
     return digest.hexdigest()
 
 
-def restore_evaluated(state: TrainState, saved: checkpoint.Saved) -> None:
-    """Gives the model that evaluation uses the weights of a run's checkpoint, or of one of imported weights.
-
-    Raises:
-      CheckpointError: the checkpoint is of another model; says how it differs.
-    """
-    assign(state.evaluated, evaluated_weights(saved), saved)
-
-
-def assign(model: tf_keras.Model, arrays: dict[str, np.ndarray], saved: checkpoint.Saved) -> None:
-    """Gives the model the weights `arrays` by name, which come from `saved`; raises as `restore_evaluated`."""
-    variables = weights.named(model)
-    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-    _check_fit(saved, shapes, {name: array.shape for name, array in arrays.items()})
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
-
-
-def evaluated_weights(saved: checkpoint.Saved) -> dict[str, np.ndarray]:
-    """The checkpoint's averaged weights, or its raw ones where it kept no average, by name."""
-    return checkpoint.arrays(saved, "ema") or checkpoint.arrays(saved, "model")
-
-
 def initialize(state: TrainState, saved: checkpoint.Saved, same_classes: bool) -> list[str]:
     """Starts `state` from another run's weights: its averaged ones where it kept some.
 
     The last layer keeps its random weights unless it is the same task (`same_classes`) and the same width.
 
     Returns:
-      Names of the variables that were initialised anew.
+      Names of the variables that keep their random weights.
 
     Raises:
       CheckpointError: the checkpoint is of another model; says how it differs.
     """
-    arrays = evaluated_weights(saved)
-    variables = weights.named(state.model)
-    shapes = {name: tuple(v.shape) for name, v in variables.items()}
-    found = {name: array.shape for name, array in arrays.items()}
-    head = {name for name in {*shapes, *found} if name.startswith(HEAD)}
-    if same_classes and all(shapes.get(name) == found.get(name) for name in head):
-        head = set()
-    body = {name: shape for name, shape in shapes.items() if name not in head}
-    _check_fit(saved, body, {name: shape for name, shape in found.items() if name not in head})
-    for name in body:
-        variables[name].assign(arrays[name])
+    arrays, variables = trained_model.evaluated_weights(saved), weights.named(state.model)
+    head = frozenset(name for name in {*variables, *arrays} if name.startswith(trained_model.HEAD))
+    same_shapes = all(
+        name in variables and name in arrays and tuple(variables[name].shape) == arrays[name].shape for name in head
+    )
+    if same_classes and same_shapes:
+        head = frozenset()
+    trained_model.assign(state.model, arrays, saved, but=head)
     if state.averaged:
         state.averaged.reset()
-    return sorted(head & shapes.keys())
-
-
-def _check_fit(saved, expected, found) -> None:
-    if problems := checkpoint.differences(expected, found):
-        shown = problems[:10] + [f"and {len(problems) - 10} more"] * (len(problems) > 10)
-        raise checkpoint.CheckpointError(
-            f"{saved.path} (variant {saved.facts.get('variant', 'unknown')}) does not fit this model:\n  "
-            + "\n  ".join(shown)
-            + "\nUse the gin/model file of the checkpoint's variant."
-        )
+    return sorted(head & variables.keys())

@@ -1,0 +1,48 @@
+"""What a run works with, made in the order in which one part needs the other."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from pipeline.data.order import EpochBudget
+from pipeline.data.reader import RecordSet
+from pipeline.train import distribution
+from pipeline.train import state as states
+from pipeline.train.experiment import Experiment
+from pipeline.train.ledger import Entry
+from pipeline.train.run_config import Loop, RunContext
+
+
+@dataclasses.dataclass(frozen=True)
+class RunComponents:
+    """The parts of one training run: where it computes, what it reads, how long, and what it learns."""
+
+    strategy: tf.distribute.Strategy
+    records: RecordSet
+    validation: RecordSet
+    budget: EpochBudget
+    last_step: int
+    state: states.TrainState
+
+    def ledger_entries(self) -> list[Entry]:
+        """What each epoch has consumed so far, and what the manifest expects."""
+        split = self.records.split
+        return self.state.ledger.entries(self.budget.expected, split.written, split.id_checksum)
+
+
+def assemble(context: RunContext, experiment: Experiment, loop: Loop) -> RunComponents:
+    """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
+    distribution.check_cpu_kernels()
+    strategy = loop.create_strategy()
+    if not loop.shared_folders:
+        distribution.check_reachable(strategy, model_dir=context.model_dir, DATA_DIR=experiment.data.directory)
+    divisors = {"hosts": distribution.hosts(strategy), "replicas": strategy.num_replicas_in_sync}
+    experiment.data.batch_shape(**divisors, accumulation_steps=experiment.accumulation_steps)
+    manifest = experiment.data.read_manifest()
+    records, validation = experiment.data.training_records(manifest), experiment.data.validation_records(manifest)
+    num_classes = experiment.classes(len(manifest.classes))
+    budget = experiment.budget(records.examples, manifest.digest)
+    with strategy.scope():
+        state = states.create(experiment, num_classes, budget)
+    last_step = min(budget.steps, experiment.max_steps or budget.steps)
+    return RunComponents(strategy, records, validation, budget, last_step, state)

@@ -1,0 +1,53 @@
+"""Evaluation of a run's newest checkpoint."""
+
+import orbit
+import tensorflow as tf
+
+from pipeline import report
+from pipeline.data.manifest import Manifest
+from pipeline.train import checkpoint, distribution
+from pipeline.train.checkpoint import Saved
+from pipeline.train.controller import explained_errors, quiet_orbit
+from pipeline.train.evaluator import Evaluator
+from pipeline.train.experiment import Experiment
+from pipeline.train.run_config import Loop, RunContext
+from pipeline.train.trained_model import load_model
+
+
+def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
+    """Evaluates the newest checkpoint in `context.model_dir` on the validation split; returns and prints its metrics.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is of another model.
+      ManifestError, ValueError: the records are missing, or have other classes than the checkpoint.
+    """
+    distribution.check_cpu_kernels()
+    strategy = loop.create_strategy()
+    saved, manifest = checkpoint.find(context.model_dir), experiment.data.read_manifest()
+    _check_classes(saved, manifest, experiment)
+    records = experiment.data.validation_records(manifest)
+    with strategy.scope():
+        num_classes = experiment.classes(len(manifest.classes))
+        model = load_model(saved, lambda _: experiment.create_model(num_classes))
+    evaluator = Evaluator(strategy, experiment, records, model, loop.eval_batch)
+    with quiet_orbit(), explained_errors(strategy, (records,)):
+        controller = orbit.Controller(
+            global_step=tf.Variable(saved.step, dtype=tf.int64), evaluator=evaluator, strategy=strategy
+        )
+        metrics = controller.evaluate(evaluator.steps)
+    print(f"step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
+    return metrics
+
+
+def _check_classes(saved: Saved, manifest: Manifest, experiment: Experiment) -> None:
+    """Raises a ValueError where the checkpoint was trained on other classes than the records have."""
+    trained = saved.facts.get("class_names")
+    if trained is None or tuple(trained) == manifest.classes:
+        return
+    different = next((pair for pair in zip(trained, manifest.classes, strict=False) if pair[0] != pair[1]), None)
+    how = f"{different[0]!r} there is {different[1]!r} here" if different else "their number differs"
+    raise ValueError(
+        f"{saved.path} was trained on {len(trained)} classes, and {experiment.data.directory} has "
+        f"{len(manifest.classes)} others ({how}): its answers would be counted against other names. To see what its "
+        "features are worth on these classes, use --task=few_shot."
+    )

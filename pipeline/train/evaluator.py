@@ -1,0 +1,95 @@
+"""The inner loop of evaluation, on Orbit."""
+
+from collections.abc import Callable
+
+import numpy as np
+import orbit
+import tensorflow as tf
+import tf_keras
+
+from pipeline import objective
+from pipeline.data import input as inputs
+from pipeline.data.batch_shape import BatchShape
+from pipeline.data.order import EpochBudget
+from pipeline.data.reader import RecordSet
+from pipeline.train import distribution
+from pipeline.train.experiment import Experiment
+
+# Nothing here is Python that depends on tensors; converting it all the same would take most of the start.
+_plain = tf.autograph.experimental.do_not_convert
+
+
+class Evaluator(orbit.StandardEvaluator):
+    """Evaluates `model` over a whole split: `validation_loss`, `validation_top1`, `validation_top5`.
+
+    Every example counts once, whatever the batch: the last batch is padded with examples of weight 0. The loss is
+    plain cross-entropy, without label smoothing.
+
+    Args:
+      strategy: where to evaluate.
+      experiment: what the model has learned.
+      records: the split.
+      model: from images to logits.
+      batch: global batch, the training batch where None.
+      after_step: called after each step.
+
+    Raises:
+      ValueError: the batch does not divide over hosts and replicas.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        experiment: Experiment,
+        records: RecordSet,
+        model: tf_keras.Model,
+        batch: int | None = None,
+        after_step: Callable[[], None] = lambda: None,
+    ):
+        batch = batch or experiment.data.batch
+        BatchShape(batch, hosts=distribution.hosts(strategy), replicas=strategy.num_replicas_in_sync)
+        self.strategy = strategy
+        self._records = records
+        self._after_step = after_step
+        order = records.order(batch, seed=0, shuffle=False)
+        self._budget = EpochBudget(order, batch, 1)
+        self._objective = experiment.objective
+        self._model = model
+        view = experiment.data.evaluation_view(experiment.objective)
+        dataset = inputs.distributed(strategy, records, self._budget, view, batch)
+        super().__init__(eval_dataset=dataset)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole evaluation."""
+        return self._budget.steps
+
+    def eval_begin(self):
+        """The sums so far: loss, top-1 hits, top-5 hits, examples."""
+        return np.zeros(4, np.float64)
+
+    @_plain
+    def eval_step(self, iterator):
+        """Sums over one global batch, float32 [4]."""
+        sums = self.strategy.run(self._replica_step, args=(next(iterator),))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+
+    def _replica_step(self, batch):
+        logits = tf.cast(self._model(batch["image"], training=False), tf.float32)
+        metrics = objective.metrics(self._objective, batch["labels"], batch["label_weights"], logits)
+        columns = tf.stack([*metrics.values(), tf.ones_like(metrics["loss"])])
+        return tf.reduce_sum(columns * batch["weight"], 1)
+
+    def eval_reduce(self, state, step_outputs):
+        """Adds in float64."""
+        self._after_step()
+        return state + step_outputs.numpy()
+
+    def eval_end(self, state):
+        """Means over the split."""
+        *sums, examples = state.tolist()
+        missing = self._records.examples - round(examples)
+        if missing and not self._records.masks_damage:
+            raise RuntimeError(f"Evaluation saw {examples:.0f} examples of {self._records.examples}.")
+        names = ("validation_loss", "validation_top1", "validation_top5")
+        return dict(zip(names, (value / examples for value in sums), strict=True))

@@ -1,0 +1,60 @@
+"""SIGTERM: a checkpoint of the last step done, and an orderly end."""
+
+import signal
+import threading
+
+from pipeline.train import distribution
+from pipeline.train.actions import Checkpoints
+from pipeline.train.components import RunComponents
+
+
+class Preempted(RuntimeError):
+    """The process was told to stop; the message names the checkpoint of the last step done."""
+
+
+class Preemption:
+    """An action that stops the run where any of its processes has been sent SIGTERM; a context manager.
+
+    Args:
+      run: what the run works with.
+      checkpoints: where the last step is saved.
+      evaluation_steps: evaluation steps between two checks.
+    """
+
+    def __init__(self, run: RunComponents, checkpoints: Checkpoints, evaluation_steps: int):
+        self._run, self._checkpoints = run, checkpoints
+        self._evaluation_steps, self._evaluated = evaluation_steps, 0
+        self._requested = False
+
+    def __enter__(self):
+        self._handler = None
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *_):
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def _request(self, *_):
+        self._requested = True
+
+    def __call__(self, output=None) -> None:
+        """Saves a checkpoint and raises Preempted where a stop was requested.
+
+        All processes stop after the same step, or the others would wait for ever.
+        """
+        if 1 not in distribution.of_all_processes(self._run.strategy, int(self._requested)):
+            return
+        self._checkpoints.save()
+        self._checkpoints.wait()
+        raise Preempted(
+            f"stopped at step {self._run.state.step} of {self._run.last_step}; the checkpoint in "
+            f"{self._checkpoints.directory} is whole, and the same command continues from it."
+        )
+
+    def after_evaluation_step(self) -> None:
+        """Checks as often as in training."""
+        self._evaluated += 1
+        if self._evaluated % self._evaluation_steps == 0:
+            self()

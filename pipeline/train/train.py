@@ -1,0 +1,103 @@
+"""Training, from the first step to the summary."""
+
+import os
+
+import orbit
+
+from pipeline import files, report
+from pipeline.data.order import EpochBudget
+from pipeline.train import actions, components, distribution, starting_point
+from pipeline.train.controller import explained_errors, quiet_orbit
+from pipeline.train.damaged_records import DamagedRecords
+from pipeline.train.evaluator import Evaluator
+from pipeline.train.experiment import Experiment
+from pipeline.train.preemption import Preemption
+from pipeline.train.run_config import Loop, RunContext
+from pipeline.train.step import TrainingStep
+from pipeline.train.summary import summarize
+from pipeline.train.trainer import Trainer
+
+
+def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
+    """Trains to the end of the epoch budget, continuing from the newest checkpoint in `context.model_dir`.
+
+    Returns:
+      The summary that `run.json` holds.
+
+    Raises:
+      CheckpointError, ManifestError, ValueError: something does not fit; found before any work.
+      DivergedError: the loss is not finite.
+      LedgerError: an epoch did not consume each example exactly once.
+      Preempted: the process was told to stop.
+      PeerLostError: another process of the cluster is gone.
+    """
+    run = components.assemble(context, experiment, loop)
+    strategy, state = run.strategy, run.state
+    resumed = starting_point.restore(context, experiment, run)
+    if state.step >= run.last_step and (summary := report.find_summary(context.model_dir)):
+        print(f"{context.model_dir} is finished: step {state.step} of {run.last_step}.")
+        return summary
+    if distribution.is_chief():
+        files.make_folder(context.model_dir)
+        files.write_atomically(os.path.join(context.model_dir, report.CONFIG_FILE), context.config)
+
+    step = TrainingStep.of(experiment, state, jit_compile=loop.uses_xla(strategy))
+    trainer = Trainer(experiment, run, step, seconds=resumed.facts["seconds"] if resumed else 0.0)
+
+    def facts() -> dict:
+        manifest = run.records.manifest
+        return {
+            "bindings": context.bindings,
+            "data_digest": manifest.digest,
+            "classes": manifest.classes_digest,
+            "class_names": manifest.classes,
+            "variant": state.variant,
+            "seconds": trainer.seconds,
+        }
+
+    metrics = actions.MetricsLog(context.model_dir, run)
+    progress = actions.ProgressLine(run)
+    damaged = DamagedRecords(context.model_dir, strategy, (run.records, run.validation))
+    ledger = actions.LedgerCheck(run, damaged, progress.say, loop.on_ledger_mismatch)
+    checkpoints = actions.Checkpoints(context.checkpoints, loop, run, facts, resumed.step if resumed else None)
+    preemption = Preemption(run, checkpoints, evaluation_steps=loop.steps_per_loop)
+    best = [actions.BestCheckpoint(context.model_dir, checkpoints, metrics)] if loop.evaluate_every_epochs else []
+    evaluator = Evaluator(
+        strategy, experiment, run.validation, state.evaluated, loop.eval_batch, preemption.after_evaluation_step
+    )
+    with preemption, progress, quiet_orbit(), explained_errors(strategy, (run.records, run.validation)):
+        controller = orbit.Controller(
+            global_step=state.optimizer.iterations,
+            trainer=trainer,
+            evaluator=evaluator,
+            strategy=strategy,
+            steps_per_loop=loop.steps_per_inner_loop,
+            train_actions=[metrics, progress, damaged, ledger, checkpoints, preemption],
+            eval_actions=[*best, metrics.after_evaluation, progress.after_evaluation],
+            summary_dir=os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None,
+        )
+        for end in evaluation_steps(run.budget, run.last_step, loop.evaluate_every_epochs):
+            if state.step < end:
+                controller.train(end, checkpoint_at_completion=False)
+            if state.step == end and not metrics.has_evaluation(end):
+                checkpoints.save()
+                controller.evaluate(evaluator.steps)
+        damaged()
+        ledger()
+        checkpoints.save()
+        checkpoints.prune()
+
+    last_evaluation = metrics.evaluations[-1] if metrics.evaluations else {}
+    summary = summarize(context, experiment, run, last_evaluation, trainer.seconds, damaged.names())
+    if distribution.is_chief():
+        report.write_summary(context.model_dir, summary)
+    print(f"{context.model_dir}: step {summary['step']}, {report.describe(actions.validation_metrics(summary))}")
+    return summary
+
+
+def evaluation_steps(budget: EpochBudget, last_step: int, every_epochs: float | None) -> list[int]:
+    """The steps after which to evaluate: every so many epochs, and the last."""
+    if every_epochs is None:
+        return [last_step]
+    interval = max(1, round(every_epochs * budget.order.rows / budget.rows_per_step))
+    return [*range(interval, last_step, interval), last_step]

@@ -1,0 +1,29 @@
+"""What a run leaves, compared with what another one leaves."""
+
+import json
+
+import numpy as np
+
+from pipeline import report
+from pipeline.train import checkpoint
+
+
+def result(model_dir):
+    """All that a run leaves, but for times: every variable of its last checkpoint, its metrics, its summary."""
+    saved = checkpoint.latest(str(model_dir / "checkpoints"))
+    arrays = {
+        f"{g}/{k}": v for g in ("model", "optimizer", "ema", "ledger") for k, v in checkpoint.arrays(saved, g).items()
+    }
+    summary = json.loads((model_dir / "run.json").read_text())
+    summary = {name: value for name, value in summary.items() if name not in ("seconds", "images_per_second")}
+    best = checkpoint.latest(str(model_dir / "best"))
+    return saved.step, arrays, report.read_metrics(str(model_dir)), summary, best and best.step
+
+
+def assert_same(model_dir, other):
+    (step, arrays, metrics, summary, best), expected = result(model_dir), result(other)
+    assert (step, best, summary) == (expected[0], expected[4], expected[3])
+    assert metrics == expected[2]
+    assert arrays.keys() == expected[1].keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value, expected[1][name], err_msg=name)

@@ -1,0 +1,41 @@
+import pytest
+
+from pipeline.train import tpu_machine
+from pipeline.train.run_config import Loop
+
+
+@pytest.fixture
+def pci(tmp_path):
+    """Writes a PCI bus with devices of (vendor, device)."""
+
+    def write(*devices):
+        for number, (vendor, device) in enumerate(devices):
+            folder = tmp_path / f"0000:00:{number:02x}.0"
+            folder.mkdir()
+            (folder / "vendor").write_text(f"{vendor}\n")
+            (folder / "device").write_text(f"{device}\n")
+        return str(tmp_path)
+
+    return write
+
+
+def test_chips_are_those_of_the_pci_bus_and_nothing_else(pci):
+    network, disk = ("0x1ae0", "0x0042"), ("0x1af4", "0x005e")
+    bus = pci(("0x1ae0", "0x005e"), network, disk, ("0x1ae0", "0x005e"))
+    assert tpu_machine.chips(bus) == ["v4", "v4"]
+
+
+def test_a_machine_without_a_bus_has_no_chips(tmp_path):
+    assert tpu_machine.chips(str(tmp_path / "nothing")) == []
+
+
+@pytest.mark.parametrize("strategy", ["auto", "tpu"])
+def test_chips_without_kernels_are_refused_with_what_to_install(monkeypatch, strategy):
+    monkeypatch.setattr(tpu_machine, "chips", lambda: ["v5e"] * 4)
+    monkeypatch.setattr(tpu_machine, "has_kernels", lambda: False)
+    with pytest.raises(ValueError, match=r"4 TPU chips \(v5e\).*no TPU kernels.*make setup-tpu-vm"):
+        Loop(strategy=strategy).create_strategy()
+
+
+def test_the_plain_wheel_has_no_kernels_for_a_tpu():
+    assert not tpu_machine.has_kernels()
