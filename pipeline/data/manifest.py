@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipeline import files
 from pipeline.data import record
+from pipeline.data.shard import index_path
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -135,20 +136,29 @@ def is_local(directory: str) -> bool:
 
 
 def check_shards(manifest: Manifest, directory: str, split: str) -> None:
-    """Checks that the shards of a split are there, with the size that the manifest says.
+    """Checks that the shards of a split and their indexes are there, with the size that the manifest says.
 
-    One listing where the records are on this machine's disk; a request for each shard, many at a time, elsewhere.
+    One listing where the records are on this machine's disk; two requests for each shard, many at a time, elsewhere.
 
     Raises:
-      ManifestError: there is no such split, or one of its shards is missing or of another size.
+      ManifestError: there is no such split, or one of its files is missing or of another size.
     """
-    names = [shard.file for shard in manifest.split(split).shards]
-    for shard, size in zip(manifest.split(split).shards, _sizes(directory, names), strict=True):
+    shards = manifest.split(split).shards
+    names = [shard.file for shard in shards]
+    sizes = _sizes(directory, names + [index_path(name) for name in names])
+    for shard, size, index_size in zip(shards, sizes, sizes[len(names) :], strict=False):
+        path = os.path.join(directory, shard.file)
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
             raise ManifestError(
-                f"{os.path.join(directory, shard.file)} {found}; the manifest says {shard.bytes} bytes: restore it, or "
-                "build the records again."
+                f"{path} {found}; the manifest says {shard.bytes} bytes: restore it, or build the records again."
+            )
+        if index_size is None:
+            raise ManifestError(f"{index_path(path)} is missing: restore it, or build the records again.")
+        if index_size != 8 * (shard.examples + 1):
+            raise ManifestError(
+                f"{index_path(path)} is not the index of {shard.examples} records ({index_size} bytes found, "
+                f"{8 * (shard.examples + 1)} expected): restore it, or build the records again."
             )
 
 
