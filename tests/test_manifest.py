@@ -131,7 +131,7 @@ def test_remote_shards_are_looked_at_when_asked(tmp_path, requests):
     data = Data(remote_copy(tmp_path, 20), 8, 16, 16, check_shards=True)
     requests.clear()
     data.training_records()
-    assert len({path for name, path in requests if name == "stat"}) == 40  # shards and indexes
+    assert len({path for name, path in requests if name == "stat"}) == 20
     tf.io.gfile.remove(f"{data.directory}/demo-train.tfrecord-00013-of-00020")
     with pytest.raises(manifest.ManifestError, match="00013-of-00020 is missing"):
         data.training_records()

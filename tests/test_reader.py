@@ -150,6 +150,23 @@ def test_reader_parallelism_does_not_change_the_order(directory):
         np.testing.assert_array_equal(a["key"], b["key"])
 
 
+def test_reading_as_from_an_object_store_gives_the_same_batches(directory, monkeypatch):
+    records = reader.RecordSet(directory, "train")
+    plan = budget(records, epochs=1.5)
+    local = read(records, plan)
+    monkeypatch.setattr(reader.RecordSet, "is_remote", True)
+    assert records.lookup().whole_runs
+    for a, b in zip(local, read(records, plan), strict=True):
+        np.testing.assert_array_equal(a["key"], b["key"])
+
+
+def test_blocks_are_longer_where_each_read_takes_long():
+    sizes = [Data(directory, 8, 16, 16).shuffle_sizes for directory in ("/records", "gs://bucket/records")]
+    assert sizes[0] == {"block": orders.Order.block, "window": orders.Order.window}
+    assert sizes[1]["block"] > sizes[0]["block"] and sizes[1]["window"] > sizes[0]["window"]
+    assert Data("gs://bucket/records", 8, 16, 16, block=4, window=5).shuffle_sizes == {"block": 4, "window": 5}
+
+
 def test_records_of_several_labels_keep_them_in_order(tmp_path):
     labels = {f"image{i}": list(range(i % 4)) for i in range(40)}  # none, one, two or three
     ids, records = [], []
@@ -252,13 +269,13 @@ def test_an_index_of_another_shard_is_refused(directory, tmp_path):
     path = os.path.join(copy, "demo-train.tfrecord-00001-of-00003.index")
     with open(path, "ab") as file:
         file.write(bytes(8))
-    with pytest.raises(manifest.ManifestError, match=r"index is not the index of 68 records \(560 bytes found, 552"):
+    with pytest.raises(manifest.ManifestError, match=r"index has 560 bytes; the index of 68 records has 552"):
         Data(copy, 8, 16, 16).training_records()
     records = reader.RecordSet(copy, "train")
     with pytest.raises(tf.errors.OpError, match=r"00001-of-00003.index"):
         read(records, budget(records))
     os.remove(path)
-    with pytest.raises(manifest.ManifestError, match=r"00001-of-00003.index is missing: restore it"):
+    with pytest.raises(manifest.ManifestError, match=r"00001-of-00003.index is missing; .*: restore it"):
         Data(copy, 8, 16, 16).training_records()
 
 

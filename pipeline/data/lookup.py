@@ -16,8 +16,8 @@ from pipeline.data import record, shard
 
 # No quotation marks, which TensorFlow would escape.
 IS_DAMAGED = (
-    " is damaged: its bytes are not what the Beam job wrote. Restore the shard, build the records again, or leave damaged "
-    "records out with Data.on_damage = mask."
+    " is damaged: its bytes are not what the Beam job wrote. Restore the shard, build the records again, or leave "
+    "damaged records out with Data.on_damage = mask."
 )
 _LARGEST_BUFFER = 16 << 20  # bytes of a shard that are fetched by one request
 

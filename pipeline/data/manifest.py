@@ -136,30 +136,25 @@ def is_local(directory: str) -> bool:
 
 
 def check_shards(manifest: Manifest, directory: str, split: str) -> None:
-    """Checks that the shards of a split and their indexes are there, with the size that the manifest says.
+    """Checks that the shards of a split are there, with the size that the manifest says.
 
-    One listing where the records are on this machine's disk; two requests for each shard, many at a time, elsewhere.
+    On this machine's disk that takes one listing, which shows the sizes of their indexes, too; elsewhere it takes a
+    request for each shard, many at a time.
 
     Raises:
       ManifestError: there is no such split, or one of its files is missing or of another size.
     """
-    shards = manifest.split(split).shards
-    names = [shard.file for shard in shards]
-    sizes = _sizes(directory, names + [index_path(name) for name in names])
-    for shard, size, index_size in zip(shards, sizes, sizes[len(names) :], strict=False):
-        path = os.path.join(directory, shard.file)
-        if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise ManifestError(
-                f"{path} {found}; the manifest says {shard.bytes} bytes: restore it, or build the records again."
-            )
-        if index_size is None:
-            raise ManifestError(f"{index_path(path)} is missing: restore it, or build the records again.")
-        if index_size != 8 * (shard.examples + 1):
-            raise ManifestError(
-                f"{index_path(path)} is not the index of {shard.examples} records ({index_size} bytes found, "
-                f"{8 * (shard.examples + 1)} expected): restore it, or build the records again."
-            )
+    expected = {}
+    for shard in manifest.split(split).shards:
+        expected[shard.file] = shard.bytes, f"the manifest says {shard.bytes} bytes"
+        if is_local(directory):
+            size = 8 * (shard.examples + 1)
+            expected[index_path(shard.file)] = size, f"the index of {shard.examples} records has {size}"
+    for (name, (size, reason)), found in zip(expected.items(), _sizes(directory, list(expected)), strict=True):
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes"
+            path = os.path.join(directory, name)
+            raise ManifestError(f"{path} {what}; {reason}: restore it, or build the records again.")
 
 
 def _sizes(directory: str, names: list[str]) -> list[int | None]:

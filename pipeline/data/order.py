@@ -1,7 +1,7 @@
 """Which record stands where in training: a pure function of (data, seed, epoch, row, lane), in O(1) memory.
 
 A global batch has a fixed number of lanes, whatever the number of hosts: slot `i` of every batch belongs to lane
-`i % lanes`, and a host reads whole lanes. A row is one slot of every lane. An epoch is a permutation, made in four steps:
+`i % lanes`, and a host reads whole lanes. A row is one slot of every lane. An epoch is a permutation in four steps:
 
 1. the storage is rotated by a random offset, so that block borders differ from epoch to epoch;
 2. it is cut into blocks of `block` neighbouring records, and the blocks are permuted;
@@ -59,7 +59,7 @@ class Order:
 
     def first_window_rows(self, epoch: int | tf.Tensor) -> int | tf.Tensor:
         """Rows of the first window of an epoch, from 0 to `window - 1` (if the epoch has as many)."""
-        return (self.window // 3 - epoch * self.rows) % self.window
+        return ((self.window // 4 | 1) - epoch * self.rows) % self.window
 
     def positions(
         self, epoch: int | tf.Tensor, window: int | tf.Tensor, lanes: range | None = None
@@ -90,10 +90,10 @@ class Order:
             numbers = self._random([self.lanes, self.window], epoch, window)[lanes.start : lanes.stop, : tf.size(rows)]
             rows = tf.cast(tf.argsort(tf.where(filled, numbers, tf.int64.max), stable=True), tf.int64)
         places = first_place + lane * share + tf.minimum(lane, rest) + rows
-        return first_row, tf.transpose(tf.where(filled, self._stored(epoch, places), EMPTY))
+        return first_row, tf.transpose(tf.where(filled, self.stored(epoch, places), EMPTY))
 
-    def _stored(self, epoch: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-        """The storage positions of places in the sequence of permuted blocks; int64, any shape."""
+    def stored(self, epoch: int | tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        """Storage positions of `places` in the sequence of an epoch's permuted blocks; int64, any shape."""
         if not self.shuffle:
             return places
         full_blocks = self.examples // self.block
@@ -114,8 +114,8 @@ class Order:
         text = f"{self.fingerprint}/{self.seed}".encode()
         digest = hashlib.shake_128(text).digest(16)
         seed = tf.constant([int.from_bytes(part, "little", signed=True) for part in (digest[:8], digest[8:])], tf.int64)
-        for number in (epoch, tf.cast(purpose, tf.int64)):
-            seed = tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+        for number in (epoch, purpose):
+            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64), alg="philox")
         return tf.random.stateless_uniform(shape, seed, None, None, tf.int64, alg="philox")
 
 

@@ -5,7 +5,6 @@ and nothing that came before is read again. All of it is a graph of TensorFlow's
 TensorFlow server of a host that has no Python of ours.
 """
 
-import dataclasses
 import math
 import os
 import re
@@ -167,8 +166,8 @@ def dataset(
     windows = range(budget.window_of_row(first_row), budget.window_of_row(end_row - 1) + 1)
     plans = tf.data.Dataset.range(windows.start, windows.stop if first_row < end_row else windows.start).map(plan)
     plans = plans.filter(lambda positions, _: tf.size(positions) > 0).unbatch()
-    # A read yields one element, so that the order of the reads is that of the plans. All groups of a window have as many
-    # rows: taking a row of each in turn, they end together.
+    # A read yields one element, so that reads come in the order of their plans. All groups of a window have as many rows:
+    # taking one row of each in turn, they end together.
     examples = plans.interleave(read, reads, num_parallel_calls=reads, deterministic=True)
     examples = examples.interleave(tf.data.Dataset.from_tensor_slices, groups, together)
     return view(examples).batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)

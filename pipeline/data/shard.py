@@ -155,12 +155,16 @@ def _unframe(data: memoryview) -> bytes | None:
 
 
 def index_bytes(path: tf.Tensor, examples: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-    """The index of records [first, first + count) of the shard at `path`, as a data set of one element.
+    """The index of records [first, first + count) of the shard at `path`, for use in a function of a data set.
 
-    The element is the index, int64 little-endian in a string, and the first byte of the shard, which shows that it can be
-    opened.
+    Args:
+      path: string [].
+      examples: int64 [], records of the shard.
+      first, count: int64 [].
 
-    For use in a function of a data set, as `payloads`. All arguments are scalars: string, int64, int64, int64.
+    Returns:
+      A data set of one element: `count + 1` little-endian int64 in a string [], and the first byte of the shard,
+      string [], which shows that it can be opened.
 
     Raises:
       tf.errors.OpError: on iteration, where the shard cannot be opened, or its index is not one of `examples` records.
@@ -175,7 +179,7 @@ def index_bytes(path: tf.Tensor, examples: tf.Tensor, first: tf.Tensor, count: t
 def payloads(path: tf.Tensor, offset: tf.Tensor, count: tf.Tensor, buffer_bytes: tf.Tensor) -> tf.data.Dataset:
     """The payloads, string [], of `count` records of the shard at `path`, from `offset` on.
 
-    For use in a function of a data set: TensorFlow 2.20 forgets the offset of such a data set where it is the outermost.
+    For use in a function of a data set: TensorFlow 2.20 cannot serialise it as the outermost one.
 
     Args:
       path: string [].
@@ -195,7 +199,7 @@ def payloads(path: tf.Tensor, offset: tf.Tensor, count: tf.Tensor, buffer_bytes:
 def _file_bytes(path: tf.Tensor, header: tf.Tensor, size: tf.Tensor, footer: tf.Tensor) -> tf.data.Dataset:
     """What is between header and footer of a file, `size` bytes at a time; sizes are int64 [].
 
-    `tf.data.FixedLengthRecordDataset` does the same through one more data set of file names, which takes three times as long.
+    `tf.data.FixedLengthRecordDataset` does the same through one more data set, of file names, and takes longer.
     """
     variant = tf.raw_ops.FixedLengthRecordDatasetV2(
         filenames=path[None],
