@@ -2,15 +2,16 @@
 
     python benchmarks/input.py              a table; about ten minutes on two cores
 
-It makes its own record set of 500 x 375 JPEGs. Variants take turns, each turn with a pipeline of its own whose
-buffers are filled before the clock starts; the median of their turns counts, and of the ratios within each turn, which
-other work on the machine disturbs least. Memory is measured in a process for
-each variant: its peak, less what TensorFlow and the first operations take. `plain` is the input of the reference
-trainers: TFRecordDataset under a parallel interleave, a shuffle buffer, the same map. `limit` has all files in
-memory, in no order.
+It makes its own record sets of JPEGs, of 500 x 375 pixels and of 120 x 90. Variants take turns, each turn with a
+pipeline of its own whose buffers are filled before the clock starts; the median of their turns counts, and of the
+ratios within each turn, which other work on the machine disturbs least. Memory is measured in a process for each
+variant: its peak, less what TensorFlow and the first operations take. `plain` is the input of the reference trainers:
+TFRecordDataset under a parallel interleave, a shuffle buffer, the same map. `limit` has all files in memory, in no
+order.
 """
 
 import argparse
+import io
 import json
 import operator
 import os
@@ -28,6 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 from official.vision.ops import augment as garden
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -42,9 +44,17 @@ SHUFFLE_BUFFER = 10_000
 SHARDS = 16
 DISTINCT = 64
 LAYERS, MAGNITUDE = 4, 15
+SMALL = "small"  # folder of the record set of small images
 
 
-def make(directory: str, examples: int) -> None:
+def small_photograph(seed: int) -> bytes:
+    """A JPEG of 5 kB, where what is done for each record counts more than its bytes."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(photograph(seed))).resize((120, 90)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def make(directory: str, examples: int, photograph: Callable[[int], bytes] = photograph) -> None:
     """Writes a record set of `examples` records, of which every 64th has the same image."""
     files = [photograph(seed) for seed in range(DISTINCT)]
     os.makedirs(directory, exist_ok=True)
@@ -142,6 +152,8 @@ def limit(directory: str, view: View, batch: int) -> tf.data.Dataset:
 VARIANTS = {
     "reader alone": (ours, "records"),
     "reader alone: plain": (plain, "records"),
+    "reader alone, 5 kB images": (ours, "records"),
+    "reader alone, 5 kB images: plain": (plain, "records"),
     "decode and random crop": (ours, "crop"),
     "decode and random crop: plain": (plain, "crop"),
     "decode and random crop: limit": (limit, "crop"),
@@ -160,7 +172,8 @@ def turn(name: str, flags: argparse.Namespace) -> tuple[float, float]:
     """
     make_dataset, stage = VARIANTS[name]
     sizes = {"block": flags.block, "window": flags.window} if make_dataset is ours else {}
-    iterator = iter(make_dataset(flags.directory, views(flags.size)[stage], flags.batch, **sizes))
+    directory = os.path.join(flags.directory, SMALL) if "5 kB" in name else flags.directory
+    iterator = iter(make_dataset(directory, views(flags.size)[stage], flags.batch, **sizes))
     for _ in range(4):
         next(iterator)
     batches = max(2, round(flags.images * TAKES_A_MULTIPLE[stage] / flags.batch))
@@ -223,6 +236,7 @@ def main() -> None:
         flags.directory = flags.directory or os.path.join(temporary, "records")
         if not os.path.exists(os.path.join(flags.directory, manifest.FILE)):
             make(flags.directory, flags.records)
+            make(os.path.join(flags.directory, SMALL), flags.records, small_photograph)
         report(flags)
         large = os.path.join(flags.directory, "..", f"large{os.getpid()}")
         make_large(large, flags.directory, 600)

@@ -1,4 +1,4 @@
-"""How well the order mixes what is stored together, against a true uniform shuffle.
+"""How well the order mixes what lies together in storage, against a true uniform shuffle.
 
     python benchmarks/shuffle_quality.py                    a table, for several sizes of block and window
     python benchmarks/shuffle_quality.py --figure=FILE.png  a picture of the order
@@ -8,6 +8,7 @@ spreads keys over shards by hash, so that its record sets are never sorted.
 """
 
 import argparse
+import itertools
 import os
 import sys
 
@@ -15,24 +16,25 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.data import order as orders
 from pipeline.data.batch_shape import BatchShape
 
-SIZES = ((4, 16), (8, 16), (16, 16), (16, 64), (64, 256))
+SIZES = ((4, 16), (8, 16), (8, 20), (16, 64), (32, 64), (64, 256))
+
+
+def rows(order: orders.Order, number: int = 0) -> np.ndarray:
+    """Storage positions of an epoch's slots, int64 [rows, lanes], negative in empty ones."""
+    compute = tf.function(lambda window: order.positions(number, window)[1])
+    return np.concatenate([compute(tf.constant(window, tf.int64)) for window in range(order.windows)])
 
 
 def epoch(order: orders.Order, number: int = 0) -> np.ndarray:
     """Storage positions, int64 [examples], in the order of training."""
-    table = np.full((order.rows, order.lanes), -1)
-    for lane in range(order.lanes):
-        row = 0
-        while row < order.lane_size(lane):
-            first, end = order.window_bounds(lane, row)
-            table[first:end, lane] = order.positions(number, lane, first, end)
-            row = end
+    table = rows(order, number)
     return table[table >= 0]
 
 
@@ -90,37 +92,38 @@ def figure(path: str) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    order = orders.Order(240, 8, block=6, window=10)
+    order = orders.Order(240, 8, block=6, window=9)
     stored = np.arange(order.examples)
-    whole = orders.Order(order.examples, order.lanes, block=order.block, window=1)  # a window of 1 shuffles nothing
-    by_lane = np.concatenate([_lane(whole, lane) for lane in range(order.lanes)])
-    mixed = np.stack([_lane(order, lane) for lane in range(order.lanes)], 1)
+    permuted = order.stored(0, tf.constant(stored)).numpy()
+    mixed = rows(order)
+    lead = order.first_window_rows(0)
+    borders = [0, *range(lead, order.rows, order.window), order.rows]
+    in_place = places(permuted)[mixed]
+    unmixed = np.concatenate([np.sort(in_place[a:b], 0) for a, b in itertools.pairwise(borders)])
 
     panels, axes = pyplot.subplots(4, 1, figsize=(9, 6.4), height_ratios=(1, 1, 4, 4), layout="constrained")
     colours = {"cmap": "turbo", "vmin": 0, "vmax": order.examples - 1, "aspect": "auto", "interpolation": "nearest"}
     axes[0].imshow(stored[None], **colours)
     axes[0].set_title("1  Storage: shard after shard; colour is the place of a record", loc="left", fontsize=10)
-    axes[1].imshow(by_lane[None], **colours)
+    axes[1].imshow(permuted[None], **colours)
     axes[1].set_title(
-        f"2  Blocks of {order.block} neighbours, permuted again in each epoch; each lane takes one part of them",
+        f"2  Blocks of {order.block} neighbours, permuted again in each epoch; each window (black) takes the next ones",
         loc="left",
         fontsize=10,
     )
-    for lane in range(1, order.lanes):
-        axes[1].axvline(lane * order.rows - 0.5, color="black", linewidth=1.5)
-    axes[2].imshow(by_lane.reshape(order.lanes, order.rows), **colours)
-    axes[2].set_title("3  The lanes side by side", loc="left", fontsize=10)
+    for border in borders[1:-1]:
+        axes[1].axvline(border * order.lanes - 0.5, color="black", linewidth=1.5)
+    axes[2].imshow(permuted[unmixed].T, **colours)
+    axes[2].set_title("3  Each lane takes a part of every window", loc="left", fontsize=10)
     axes[3].imshow(mixed.T, **colours)
     axes[3].set_title(
-        f"4  Each lane shuffled in windows of {order.window} rows (white); a batch (black) takes the next rows of all",
+        "4  Each lane shuffled inside the windows (white); a batch (black) takes the next rows of all lanes",
         loc="left",
         fontsize=10,
     )
-    for lane in range(order.lanes):
-        row = 0
-        while row < order.rows:
-            row = order.window_bounds(lane, row)[1]
-            axes[3].plot([row - 0.5] * 2, [lane - 0.5, lane + 0.5], color="white", linewidth=2)
+    for axis in axes[2:]:
+        for border in borders[1:-1]:
+            axis.axvline(border - 0.5, color="white", linewidth=2)
     axes[3].add_patch(pyplot.Rectangle((5.5, -0.45), 2, order.lanes - 0.1, fill=False, linewidth=2.5))
     axes[3].set_xlabel("row: time")
     for axis in axes:
@@ -130,15 +133,6 @@ def figure(path: str) -> None:
     for axis in axes[2:]:
         axis.set_ylabel("lane")
     panels.savefig(path, dpi=110)
-
-
-def _lane(order: orders.Order, lane: int) -> np.ndarray:
-    """The positions of `lane` in epoch 0, in order."""
-    parts, row = [], 0
-    while row < order.lane_size(lane):
-        first, row = order.window_bounds(lane, row)
-        parts.append(order.positions(0, lane, first, row))
-    return np.concatenate(parts)
 
 
 def main() -> None:

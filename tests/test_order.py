@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline.data import order as orders
 from pipeline.data.batch_shape import BatchShape
@@ -7,23 +10,20 @@ from pipeline.data.batch_shape import BatchShape
 JFT = 4_000_000_000
 
 
-def lane_positions(order, epoch, lane):
-    row, parts = 0, []
-    while row < order.lane_size(lane):
-        first, end = order.window_bounds(lane, row)
-        assert first == row
-        parts.append(order.positions(epoch, lane, first, end))
-        row = end
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-def epoch_positions(order, epoch):
+def epoch_positions(order, epoch, lanes=None):
     """The whole epoch as batches see it: row by row, lane by lane."""
-    table = np.full((order.rows, order.lanes), -1)
-    for lane in range(order.lanes):
-        positions = lane_positions(order, epoch, lane)
-        table[: len(positions), lane] = positions
-    return table[table >= 0]
+    rows, parts = 0, []
+    for window in range(order.windows):
+        first_row, positions = order.positions(epoch, window, lanes)
+        assert int(first_row) == rows
+        rows += len(positions)
+        parts.append(positions.numpy())
+    assert rows == order.rows
+    return np.concatenate(parts)
+
+
+def filled(positions):
+    return positions[positions >= 0]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -31,7 +31,9 @@ def epoch_positions(order, epoch):
 def test_every_epoch_is_a_permutation(examples, lanes, shuffle):
     order = orders.Order(examples, lanes, seed=3, shuffle=shuffle)
     for epoch in range(3):
-        assert sorted(epoch_positions(order, epoch)) == list(range(examples))
+        positions = epoch_positions(order, epoch).reshape(-1)
+        assert sorted(positions[:examples]) == list(range(examples))
+        assert set(positions[examples:]) <= {orders.EMPTY}
 
 
 @pytest.mark.parametrize(
@@ -55,22 +57,44 @@ def test_epochs_differ():
     assert np.mean(epoch_positions(order, 0) == epoch_positions(order, 1)) < 0.05
 
 
-def test_positions_of_part_of_a_window_are_part_of_its_positions():
-    order = orders.Order(1000, 4)
-    first, end = order.window_bounds(1, 100)
-    whole = order.positions(2, 1, first, end)
-    np.testing.assert_array_equal(order.positions(2, 1, first + 5, end - 3), whole[5:-3])
+@pytest.mark.parametrize("hosts", [2, 8, 64])
+def test_hosts_have_the_lanes_of_one_order(hosts):
+    order = orders.Order(5003, 64, seed=1)
+    whole = epoch_positions(order, 1)
+    shape = BatchShape(64, hosts=hosts)
+    parts = [epoch_positions(order, 1, shape.host_lanes(host)) for host in range(hosts)]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
+
+
+def test_a_graph_computes_the_same_order():
+    order = orders.Order(5003, 64, seed=1)
+    compiled = tf.function(order.positions)
+    for window in range(order.windows):
+        for a, b in zip(compiled(tf.constant(3), tf.constant(window)), order.positions(3, window), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_window_is_whole_blocks_of_neighbours():
+    order = orders.Order(64 * 400, 64)
+    _, positions = order.positions(0, 3)
+    assert len(positions) == order.window
+    neighbours = np.diff(np.sort(positions, axis=None)) == 1
+    assert neighbours.mean() > 0.8  # 7 of 8, but for blocks that the window's borders cut
+
+
+def test_windows_are_cut_off_the_borders_of_batches():
+    """Through all epochs, whatever their length, a border is never where a batch of 4, 8, 16, ... rows ends."""
+    order = orders.Order(64 * 33 + 5, 64, window=16)
+    for epoch in range(20):
+        borders = [int(order.positions(epoch, window)[0]) for window in range(1, order.windows)]
+        assert {(border + epoch * order.rows) % 4 for border in borders if border < order.rows} <= {1}
 
 
 def test_four_billion_records_are_arithmetic():
     """Random windows of one epoch of JFT-4B: in range, no position twice, spread over the whole storage."""
     order = orders.Order(JFT + 7, 64)
     rng = np.random.default_rng(0)
-    seen = []
-    for lane in rng.integers(0, 64, 100).tolist():
-        first, end = order.window_bounds(lane, int(rng.integers(order.lane_size(lane))))
-        seen.append(order.positions(5, lane, first, end))
-    seen = np.concatenate(seen)
+    seen = np.concatenate([order.positions(5, window)[1] for window in rng.integers(0, order.windows, 10)], axis=None)
     assert len(np.unique(seen)) == len(seen)
     assert seen.min() >= 0
     assert seen.max() < JFT + 7
@@ -80,10 +104,13 @@ def test_four_billion_records_are_arithmetic():
 
 def test_four_billion_blocks_permute_without_collision():
     order = orders.Order(JFT, 64, block=1)
-    sample = np.concatenate([order.positions(0, lane, *order.window_bounds(lane, 10**7)) for lane in range(64)])
+    sample = np.concatenate([order.positions(0, window)[1] for window in range(10**6, 10**6 + 8)], axis=None)
     assert len(np.unique(sample)) == len(sample)
-    # Neighbours before are strangers after: without enough cipher rounds this correlation is 0.7.
-    assert abs(np.corrcoef(sample[:-1], sample[1:])[0, 1]) < 0.05
+    # Neighbours before are far apart after: without enough cipher rounds this correlation is 0.7.
+    by_place = dataclasses.replace(order, window=1)  # a window of one row shuffles nothing
+    row = np.concatenate([by_place.positions(0, window)[1] for window in range(10**7, 10**7 + 20)], axis=None)
+    for values in (sample, row):
+        assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.08
 
 
 def test_class_sorted_storage_is_mixed_into_batches():
@@ -91,7 +118,7 @@ def test_class_sorted_storage_is_mixed_into_batches():
     examples, classes, batch = 20_000, 10, 256
     labels = np.arange(examples) * classes // examples
     order = orders.Order(examples, 64)
-    ours = labels[epoch_positions(order, 0)]
+    ours = labels[filled(epoch_positions(order, 0))]
     uniform = labels[np.random.default_rng(0).permutation(examples)]
 
     def largest_share(stream):
@@ -120,11 +147,18 @@ def test_budget_counts_every_example(examples, batch, epochs, expected, steps):
     plan = budget(examples, batch, epochs)
     assert plan.expected == expected
     assert plan.steps == steps
-    filled = [0] * len(expected)
-    for epoch in range(len(expected)):
-        for lane in range(plan.order.lanes):
-            filled[epoch] += int(plan.filled(epoch, lane, np.arange(plan.order.rows)).sum())
-    assert filled == expected
+    counts = [0] * (len(expected) + 1)
+    for window in range(len(counts) * plan.order.windows):
+        epoch, _, positions = plan.positions(window)
+        counts[int(epoch)] += len(filled(positions.numpy()))
+    assert counts == [*expected, 0]
+
+
+def test_the_window_of_a_row_holds_it():
+    plan = budget(997, 16, 3.0)
+    for row in range(plan.rows):
+        _, first_row, positions = plan.positions(plan.window_of_row(row))
+        assert int(first_row) <= row < int(first_row) + len(positions)
 
 
 def test_a_quarter_epoch_of_jft():

@@ -1,12 +1,15 @@
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline import objective
 from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
+from pipeline.data.batch_shape import BatchShape
 from pipeline.data.input import Data
 from tests import record_sets
 
@@ -68,19 +71,64 @@ def test_starting_anywhere_gives_the_same_batches(directory, step):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_starting_anywhere_reads_nothing_that_came_before(directory, monkeypatch):
+def only(directory, path, positions):
+    """A copy of the record set in which the bytes of every record but those at `positions` are zeros."""
+    shutil.copytree(directory, path)
+    split, first = manifest.read(directory).split("train"), 0
+    for part in split.shards:
+        file = path / part.file
+        index = shard.read_index(str(file), part.examples)
+        content = bytearray(file.read_bytes())
+        for number in range(part.examples):
+            if first + number not in positions:
+                content[index[number] : index[number + 1]] = bytes(int(index[number + 1] - index[number]))
+        file.write_bytes(content)
+        first += part.examples
+    return reader.RecordSet(str(path), "train")
+
+
+def test_a_step_reads_its_own_records_and_nothing_else(directory, tmp_path):
+    """Started at a step, the reader touches no damaged record, though all but those of the step are."""
     records = reader.RecordSet(directory, "train")
-    plan = budget(records)
-    count = []
-    original = shard.read_records
+    plan = budget(records, epochs=2.0)
+    step = 9
+    rows = {}
+    for window in range(2 * plan.order.windows):
+        _, first_row, positions = plan.positions(window)
+        rows.update({int(first_row) + i: row for i, row in enumerate(positions.numpy())})
+    wanted = {int(position) for position in rows[step]}  # a batch of 16 is one row of 16 lanes
+    assert len(wanted) == BATCH
+    (batch,) = read(only(directory, tmp_path / "copy", wanted), plan, first_step=step, last_step=step + 1)
+    assert batch["weight"].sum() == BATCH
 
-    def counting(path, index, first, number):
-        count.append(number)
-        return original(path, index, first, number)
 
-    monkeypatch.setattr(shard, "read_records", counting)
-    read(records, plan, first_step=plan.steps - 1)
-    assert sum(count) <= 2 * BATCH
+def test_a_host_reads_its_own_records_and_no_others(directory, tmp_path):
+    plan = budget(reader.RecordSet(directory, "train"))
+    for host in range(2):
+        lanes = BatchShape(BATCH, hosts=2).host_lanes(host)
+        windows = [plan.order.positions(0, window, lanes)[1].numpy().ravel() for window in range(plan.order.windows)]
+        wanted = set(np.concatenate(windows).tolist()) - {orders.EMPTY}
+        batches = read(only(directory, tmp_path / f"copy{host}", wanted), plan, host=host, hosts=2)
+        assert sum(batch["weight"].sum() for batch in batches) == len(wanted)
+
+
+def operations(dataset):
+    """The operations of a data set's graph and of all functions in it."""
+    graph = tf.compat.v1.GraphDef.FromString(
+        tf.raw_ops.DatasetToGraphV2(input_dataset=dataset._variant_tensor, strip_device_assignment=True).numpy()
+    )
+    functions = [node for function in graph.library.function for node in function.node_def]
+    return {node.op for node in [*graph.node, *functions]}
+
+
+@pytest.mark.parametrize("on_damage", reader.ON_DAMAGE)
+def test_the_input_is_operations_of_tensorflow_alone(directory, on_damage):
+    data = Data(directory, BATCH, 32, 32, on_damage=on_damage)
+    records = data.training_records()
+    dataset = reader.dataset(records, budget(records), data.training_view(0, objective.SOFTMAX))
+    kinds = operations(dataset)
+    assert {"TFRecordDatasetV2", "RandomIndexShuffle", "ParseExampleV2"} <= kinds
+    assert not [kind for kind in kinds if "Py" in kind or "Numpy" in kind]
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -97,9 +145,26 @@ def test_hosts_read_the_same_batches_between_them(directory, hosts):
 def test_reader_parallelism_does_not_change_the_order(directory):
     records = reader.RecordSet(directory, "train")
     plan = budget(records)
-    one, many = read(records, plan, threads=1), read(records, plan, threads=2)
+    one, many = read(records, plan, reads=1), read(records, plan, reads=7)
     for a, b in zip(one, many, strict=True):
         np.testing.assert_array_equal(a["key"], b["key"])
+
+
+def test_reading_as_from_an_object_store_gives_the_same_batches(directory, monkeypatch):
+    records = reader.RecordSet(directory, "train")
+    plan = budget(records, epochs=1.5)
+    local = read(records, plan)
+    monkeypatch.setattr(reader.RecordSet, "is_remote", True)
+    assert records.lookup().whole_runs
+    for a, b in zip(local, read(records, plan), strict=True):
+        np.testing.assert_array_equal(a["key"], b["key"])
+
+
+def test_blocks_are_longer_where_each_read_takes_long():
+    sizes = [Data(directory, 8, 16, 16).shuffle_sizes for directory in ("/records", "gs://bucket/records")]
+    assert sizes[0] == {"block": orders.Order.block, "window": orders.Order.window}
+    assert sizes[1]["block"] > sizes[0]["block"] and sizes[1]["window"] > sizes[0]["window"]
+    assert Data("gs://bucket/records", 8, 16, 16, block=4, window=5).shuffle_sizes == {"block": 4, "window": 5}
 
 
 def test_records_of_several_labels_keep_them_in_order(tmp_path):
@@ -154,11 +219,64 @@ def test_a_damaged_record_stops_the_run_and_is_named(directory, tmp_path):
 
 
 def test_a_damaged_record_can_be_masked_counted_and_named(directory, tmp_path):
-    records = reader.RecordSet(damaged_copy(directory, tmp_path, flip_a_bit), "train", on_damage="mask")
+    copy, folder = damaged_copy(directory, tmp_path, flip_a_bit), str(tmp_path / "names")
+    records = reader.RecordSet(copy, "train", "mask", damaged_folder=folder)
     batches = read(records, budget(records))
     assert len(ids_of(batches, 0)) == 202
-    assert len(records.damaged) == 1
-    assert "record 7 at offset" in records.damaged.pop()
+    (name,) = reader.damaged_records(folder)
+    assert re.search(r"demo-train.tfrecord-00001-of-00003 record 7 at offset \d+$", name)
+
+
+def shorten_a_record(file, index):
+    """Another record in the place of one, whole in itself, and zeros behind it."""
+    file.seek(int(index[7]))
+    file.write(b"".join(shard.frame(b"x" * 20)))
+
+
+def truncate(file, index):
+    file.truncate(int(index[60]) + 20)
+
+
+@pytest.mark.parametrize(("change", "lost"), [(shorten_a_record, {7}), (truncate, set(range(60, 68)))])
+def test_what_is_not_in_its_place_is_damaged(directory, tmp_path, change, lost):
+    copy, folder = damaged_copy(directory, tmp_path, change), str(tmp_path / "damaged")
+    plan = budget(reader.RecordSet(directory, "train"))
+    with pytest.raises(tf.errors.OpError, match=r"00001-of-00003 record \d+ at offset \d+") as error:
+        read(reader.RecordSet(copy, "train"), plan)
+    assert re.match(
+        r"/\S+00001-of-00003 record \d+ at offset \d+.* is damaged: its bytes", str(reader.damage(error.value))
+    )
+    assert len(ids_of(read(reader.RecordSet(copy, "train", "mask", damaged_folder=folder), plan), 0)) == 203 - len(lost)
+    names = reader.damaged_records(folder)
+    assert {int(re.search(r"record (\d+) at", name)[1]) for name in names} == lost
+
+
+@pytest.mark.parametrize("on_damage", reader.ON_DAMAGE)
+@pytest.mark.parametrize("suffix", ["", ".index"])
+def test_a_file_that_disappears_stops_the_run_and_is_named(directory, tmp_path, suffix, on_damage):
+    """It is no damage to be masked: a folder that is not mounted would mask everything."""
+    records = reader.RecordSet(damaged_copy(directory, tmp_path, lambda file, index: None), "train", on_damage)
+    os.remove(os.path.join(records.directory, f"demo-train.tfrecord-00001-of-00003{suffix}"))
+    with pytest.raises(
+        tf.errors.NotFoundError, match=f"demo-train.tfrecord-00001-of-00003{suffix}; No such file"
+    ) as error:
+        read(records, budget(records))
+    assert reader.damage(error.value) is None
+
+
+def test_an_index_of_another_shard_is_refused(directory, tmp_path):
+    copy = damaged_copy(directory, tmp_path, lambda file, index: None)
+    path = os.path.join(copy, "demo-train.tfrecord-00001-of-00003.index")
+    with open(path, "ab") as file:
+        file.write(bytes(8))
+    with pytest.raises(manifest.ManifestError, match=r"index has 560 bytes; the index of 68 records has 552"):
+        Data(copy, 8, 16, 16).training_records()
+    records = reader.RecordSet(copy, "train")
+    with pytest.raises(tf.errors.OpError, match=r"00001-of-00003.index"):
+        read(records, budget(records))
+    os.remove(path)
+    with pytest.raises(manifest.ManifestError, match=r"00001-of-00003.index is missing; .*: restore it"):
+        Data(copy, 8, 16, 16).training_records()
 
 
 def test_a_truncated_shard_is_refused_before_any_work(directory, tmp_path):

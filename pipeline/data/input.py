@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from pipeline.data import augment, manifest, reader, record
 from pipeline.data.batch_shape import BatchShape
-from pipeline.data.order import EpochBudget
+from pipeline.data.order import EpochBudget, Order
 from pipeline.objective import Objective
 
+_REMOTE_SIZES = (32, 64)  # block and window, in records
 View = Callable[[tf.data.Dataset], tf.data.Dataset]
 
 
@@ -26,7 +27,8 @@ class Data:
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
       check_shards: check at the start that every shard exists with the size that the manifest says: one request a
         shard where the records are remote. None checks only records on this machine's disk.
-      block, window: sizes of the shuffle, in records (see `order.py`).
+      block, window: sizes of the shuffle, in records (see `order.py`). None takes those of `Order`, and longer ones for
+        records in an object store, where each read takes long.
       max_labels: labels kept of a multi-label record, its first ones.
       images: about how many images the training split has, for estimates before the records exist.
     """
@@ -40,8 +42,8 @@ class Data:
     validation_split: str = "validation"
     on_damage: str = "stop"
     check_shards: bool | None = None
-    block: int = 8
-    window: int = 16
+    block: int | None = None
+    window: int | None = None
     max_labels: int = 16
     images: int | None = None
 
@@ -55,23 +57,29 @@ class Data:
         images = self.batch if images is None else images
         return BatchShape(images, self.augmentation.repeats, self.augmentation.group, **divisors)
 
+    @property
+    def shuffle_sizes(self) -> dict[str, int]:
+        """`block` and `window` of the training order, in records."""
+        block, window = (Order.block, Order.window) if manifest.is_local(self.directory) else _REMOTE_SIZES
+        return {"block": self.block or block, "window": self.window or window}
+
     def read_manifest(self) -> manifest.Manifest:
         """The record set's manifest; raises ManifestError where there is none, or it is damaged."""
         return manifest.read(self.directory)
 
-    def training_records(self, made: manifest.Manifest | None = None) -> reader.RecordSet:
-        """The training split; `made` is the manifest if it has been read."""
-        return self._records(self.train_split, made)
+    def training_records(self, made: manifest.Manifest | None = None, damaged_folder: str = "") -> reader.RecordSet:
+        """The training split; `made` is the manifest if it has been read, `damaged_folder` as in `RecordSet`."""
+        return self._records(self.train_split, made, damaged_folder)
 
-    def validation_records(self, made: manifest.Manifest | None = None) -> reader.RecordSet:
-        """The held-out split; `made` is the manifest if it has been read."""
-        return self._records(self.validation_split, made)
+    def validation_records(self, made: manifest.Manifest | None = None, damaged_folder: str = "") -> reader.RecordSet:
+        """The held-out split; arguments as in `training_records`."""
+        return self._records(self.validation_split, made, damaged_folder)
 
-    def _records(self, split: str, made: manifest.Manifest | None) -> reader.RecordSet:
+    def _records(self, split: str, made: manifest.Manifest | None, damaged_folder: str) -> reader.RecordSet:
         made = made or self.read_manifest()
         if self.check_shards or (self.check_shards is None and manifest.is_local(self.directory)):
             manifest.check_shards(made, self.directory, split)
-        return reader.RecordSet(self.directory, split, self.on_damage, made)
+        return reader.RecordSet(self.directory, split, self.on_damage, made, damaged_folder)
 
     def labels_per_image(self, label_kind: str) -> int:
         """Labels of a training example of records of `label_kind`, before mixing."""

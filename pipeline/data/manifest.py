@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pipeline import files
 from pipeline.data import record
+from pipeline.data.shard import index_path
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -138,19 +139,23 @@ def is_local(directory: str) -> bool:
 def check_shards(manifest: Manifest, directory: str, split: str) -> None:
     """Checks that the shards of a split are there, with the size that the manifest says.
 
-    One listing where the records are on this machine's disk; a request for each shard, many at a time, elsewhere.
+    On this machine's disk that takes one listing, which shows the sizes of their indexes, too; elsewhere it takes a
+    request for each shard, many at a time.
 
     Raises:
-      ManifestError: there is no such split, or one of its shards is missing or of another size.
+      ManifestError: there is no such split, or one of its files is missing or of another size.
     """
-    names = [shard.file for shard in manifest.split(split).shards]
-    for shard, size in zip(manifest.split(split).shards, _sizes(directory, names), strict=True):
-        if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise ManifestError(
-                f"{os.path.join(directory, shard.file)} {found}; the manifest says {shard.bytes} bytes: restore it, or "
-                "build the records again."
-            )
+    expected = {}
+    for shard in manifest.split(split).shards:
+        expected[shard.file] = shard.bytes, f"the manifest says {shard.bytes} bytes"
+        if is_local(directory):
+            size = 8 * (shard.examples + 1)
+            expected[index_path(shard.file)] = size, f"the index of {shard.examples} records has {size}"
+    for (name, (size, reason)), found in zip(expected.items(), _sizes(directory, list(expected)), strict=True):
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes"
+            path = os.path.join(directory, name)
+            raise ManifestError(f"{path} {what}; {reason}: restore it, or build the records again.")
 
 
 def _sizes(directory: str, names: list[str]) -> list[int | None]:

@@ -1,35 +1,35 @@
-"""Which record stands where in training: a pure function of (data, seed, epoch, place), in O(1) memory.
+"""Which record stands where in training: a pure function of (data, seed, epoch, row, lane), in O(1) memory.
 
 A global batch has a fixed number of lanes, whatever the number of hosts: slot `i` of every batch belongs to lane
-`i % lanes`, and a host owns whole lanes. An epoch is made in four steps, each a permutation:
+`i % lanes`, and a host reads whole lanes. A row is one slot of every lane. An epoch is a permutation in four steps:
 
 1. the storage is rotated by a random offset, so that block borders differ from epoch to epoch;
 2. it is cut into blocks of `block` neighbouring records, and the blocks are permuted;
-3. each lane takes a contiguous part of the permuted blocks;
-4. each lane shuffles its part inside windows of `window` records, which end at other rows in every lane.
+3. each window of `window` rows takes the next blocks, and each lane an equal, contiguous part of them;
+4. each lane shuffles its part of the window.
 
-A block is one contiguous read. `rows` counts the batch slots that a lane consumes: slot `(row, lane)` of an epoch
-is empty when `row * lanes + lane` is not below the number of examples, so an epoch has fewer than `lanes` empty
-slots, all in its last row.
+Windows are cut on the axis of all epochs' rows, off the multiples of their size: a window that ends where a batch ends
+would bring most neighbours into one batch.
+
+A block is one contiguous read. Slot `(row, lane)` of an epoch is empty when `row * lanes + lane` is not below the
+number of examples, so an epoch has fewer than `lanes` empty slots, all in its last row.
+
+The arithmetic is TensorFlow's, so that it runs in the input graph of any host and, called eagerly, everywhere else.
 """
 
 import dataclasses
-import functools
 import hashlib
 
-import numpy as np
 import tensorflow as tf
-
-from pipeline.data.batch_shape import MAX_LANES
 
 # TensorFlow's default of 4 cipher rounds leaves neighbours correlated (0.7 over 4 billion); from 8 on it is noise.
 _CIPHER_ROUNDS = 24
-_CHUNK = 64  # slots of blocks that are computed together
+EMPTY = -1  # the position in a slot that holds no example
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of `examples` records under `seed`; `shuffle=False` is storage order cut into lanes.
+    """The order of `examples` records under `seed`; `shuffle=False` is storage order, a window of rows after the other.
 
     `fingerprint` is the data set's digest: another data set has another order.
     """
@@ -39,7 +39,7 @@ class Order:
     seed: int = 0
     fingerprint: str = ""
     block: int = 8
-    window: int = 16
+    window: int = 20
     shuffle: bool = True
 
     def __post_init__(self):
@@ -52,43 +52,71 @@ class Order:
         """Rows of an epoch."""
         return -(-self.examples // self.lanes)
 
-    def lane_size(self, lane: int) -> int:
-        """Examples of an epoch in `lane`."""
-        return -(-(self.examples - lane) // self.lanes)
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch; its first and last may be shorter than `window` rows, or empty."""
+        return -(-self.rows // self.window) + 1
 
-    def window_bounds(self, lane: int, row: int) -> tuple[int, int]:
-        """First and end row of the shuffle window of `lane` that holds `row`."""
-        stagger = self.window * lane // self.lanes
-        first = (row + stagger) // self.window * self.window - stagger
-        return max(0, first), min(self.lane_size(lane), first + self.window)
+    def first_window_rows(self, epoch: int | tf.Tensor) -> int | tf.Tensor:
+        """Rows of the first window of an epoch, from 0 to `window - 1` (if the epoch has as many)."""
+        return ((self.window // 4 | 1) - epoch * self.rows) % self.window
 
-    def positions(self, epoch: int, lane: int, first: int, end: int) -> np.ndarray:
-        """Storage positions, int64 [end - first], of the rows [first, end) of `lane` in `epoch`.
+    def positions(
+        self, epoch: int | tf.Tensor, window: int | tf.Tensor, lanes: range | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Storage positions of the slots of one window of an epoch.
 
-        All rows must lie inside one window (`window_bounds`).
+        Args:
+          epoch: int64 [], from 0.
+          window: int64 [], from 0 to `windows - 1`.
+          lanes: the lanes asked for, neighbours; all where None.
+
+        Returns:
+          The window's first row in the epoch, int64 []; positions, int64 [rows of the window, lanes asked for], `EMPTY`
+          in empty slots.
         """
-        rows = np.arange(first, end, dtype=np.int64)
+        epoch, window = tf.cast(epoch, tf.int64), tf.cast(window, tf.int64)
+        lanes = lanes or range(self.lanes)
+        end_row = self.first_window_rows(epoch) + window * self.window
+        first_row = tf.clip_by_value(end_row - self.window, 0, self.rows)
+        first_place = first_row * self.lanes
+        rows = tf.range(tf.minimum(end_row, self.rows) - first_row)
+        lane = tf.range(lanes.start, lanes.stop, dtype=tf.int64)[:, None]
+        # The window's examples are divided over the lanes; in an epoch's last window some lanes have one less.
+        examples = tf.clip_by_value(self.examples - first_place, 0, tf.size(rows, tf.int64) * self.lanes)
+        share, rest = examples // self.lanes, examples % self.lanes
+        filled = rows < share + tf.cast(lane < rest, tf.int64)  # [lanes, rows]
         if self.shuffle:
-            start, stop = self.window_bounds(lane, first)
-            rows = start + self._shuffled(stop - start, "window", epoch, lane, start)[rows - start]
-        places = rows + lane * (self.examples // self.lanes) + min(lane, self.examples % self.lanes)
+            numbers = self._random([self.lanes, self.window], epoch, window)[lanes.start : lanes.stop, : tf.size(rows)]
+            rows = tf.cast(tf.argsort(tf.where(filled, numbers, tf.int64.max), stable=True), tf.int64)
+        places = first_place + lane * share + tf.minimum(lane, rest) + rows
+        return first_row, tf.transpose(tf.where(filled, self.stored(epoch, places), EMPTY))
+
+    def stored(self, epoch: int | tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+        """Storage positions of `places` in the sequence of an epoch's permuted blocks; int64, any shape."""
         if not self.shuffle:
             return places
         full_blocks = self.examples // self.block
-        slots = np.minimum(places // self.block, full_blocks)
-        moved = slots < full_blocks
-        slots[moved] = _permuted_blocks(self, epoch, slots[moved])
-        offset = int.from_bytes(self._bits(12, "offset", epoch), "little") % self.examples
-        return (slots * self.block + places % self.block + offset) % self.examples
+        if full_blocks > 1:
+            # Neighbours share a block; the slot 0 is there because the operation refuses to shuffle no number at all.
+            slots, index = tf.unique(tf.concat([tf.reshape(places // self.block, [-1]), [0]], 0), tf.int64)
+            key = tf.bitcast(self._random([2], epoch, -1), tf.int32)  # [2, 2]
+            moved = tf.random_index_shuffle(
+                tf.minimum(slots, full_blocks - 1), tf.reshape(key, [-1])[:3], full_blocks - 1, _CIPHER_ROUNDS
+            )
+            moved = tf.where(slots < full_blocks, moved, slots)  # what is left over at the end stays there
+            places = tf.reshape(tf.gather(moved, index[:-1]), tf.shape(places)) * self.block + places % self.block
+        offset = self._random([], epoch, -2) % self.examples
+        return (places + offset) % self.examples
 
-    def _bits(self, count: int, purpose: str, *numbers: int) -> bytes:
-        """`count` random bytes, which depend on all that defines the order and on the arguments."""
-        text = "/".join((self.fingerprint, str(self.seed), purpose, *map(str, numbers)))
-        return hashlib.shake_128(text.encode()).digest(count)
-
-    def _shuffled(self, size: int, purpose: str, *numbers: int) -> np.ndarray:
-        """A uniform permutation of range(size), for a small `size`: the order of random 64-bit numbers."""
-        return np.frombuffer(self._bits(8 * size, purpose, *numbers), "<u8").argsort(kind="stable")
+    def _random(self, shape: list[int], epoch: tf.Tensor, purpose: int | tf.Tensor) -> tf.Tensor:
+        """Random int64 of `shape`, which depend on all that defines the order, on the epoch and on `purpose`."""
+        text = f"{self.fingerprint}/{self.seed}".encode()
+        digest = hashlib.shake_128(text).digest(16)
+        seed = tf.constant([int.from_bytes(part, "little", signed=True) for part in (digest[:8], digest[8:])], tf.int64)
+        for number in (epoch, purpose):
+            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64), alg="philox")
+        return tf.random.stateless_uniform(shape, seed, None, None, tf.int64, alg="philox")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +150,12 @@ class EpochBudget:
     @property
     def expected(self) -> list[int]:
         """Examples to be consumed in each epoch, the partial last one included."""
-        rest = round((self.epochs - self.whole_epochs) * self.order.examples)
-        return [self.order.examples] * self.whole_epochs + ([rest] if rest else [])
+        return [self.order.examples] * self.whole_epochs + ([self._rest] if self._rest else [])
+
+    @property
+    def _rest(self) -> int:
+        """Examples of the partial last epoch."""
+        return round((self.epochs - self.whole_epochs) * self.order.examples)
 
     @property
     def examples(self) -> int:
@@ -133,8 +165,7 @@ class EpochBudget:
     @property
     def rows(self) -> int:
         """Rows of the whole budget."""
-        rest = sum(self.expected) - self.whole_epochs * self.order.examples
-        return self.whole_epochs * self.order.rows + -(-rest // self.order.lanes)
+        return self.whole_epochs * self.order.rows + -(-self._rest // self.order.lanes)
 
     @property
     def steps(self) -> int:
@@ -145,28 +176,25 @@ class EpochBudget:
         """How many epochs have been consumed after `step` steps."""
         return min(step * self.rows_per_step / self.order.rows, self.epochs)
 
-    def filled(self, epoch: int, lane: int, rows: np.ndarray) -> np.ndarray:
-        """Which slots (`rows` of `lane` in `epoch`) hold an example: bool, the shape of `rows`."""
-        expected = self.expected
-        limit = expected[epoch] if epoch < len(expected) else 0
-        return rows * self.order.lanes + lane < limit
+    def window_of_row(self, row: int) -> int:
+        """The window that holds `row`; rows and windows are counted through all epochs."""
+        epoch, row = divmod(row, self.order.rows)
+        within = 1 + (row - self.order.first_window_rows(epoch)) // self.order.window
+        return epoch * self.order.windows + within
 
+    def positions(self, window: int | tf.Tensor, lanes: range | None = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The slots of one window, which is counted through all epochs.
 
-def _permuted_blocks(order: Order, epoch: int, slots: np.ndarray) -> np.ndarray:
-    """The blocks that stand at `slots` (int64 [n]) of `epoch`."""
-    chunks, blocks = slots // _CHUNK, np.empty_like(slots)
-    for chunk in set(chunks.tolist()):
-        here = chunks == chunk
-        blocks[here] = _chunk_of_blocks(order, epoch, chunk)[slots[here] - chunk * _CHUNK]
-    return blocks
-
-
-@functools.lru_cache(maxsize=4 * MAX_LANES)
-def _chunk_of_blocks(order: Order, epoch: int, chunk: int) -> np.ndarray:
-    """The blocks of neighbouring slots: a lane soon needs the next ones, and a call costs more than its arithmetic."""
-    full_blocks = order.examples // order.block
-    slots = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, full_blocks), dtype=np.int64)
-    if full_blocks < 2:
-        return slots
-    key = np.frombuffer(order._bits(12, "block", epoch), np.uint32)
-    return tf.random_index_shuffle(slots, key, np.int64(full_blocks - 1), rounds=_CIPHER_ROUNDS).numpy()
+        Returns:
+          Its epoch, int64 []; its first row through all epochs, int64 []; storage positions as `Order.positions`
+          returns them, `EMPTY` also where the budget is spent.
+        """
+        order, window = self.order, tf.cast(window, tf.int64)
+        epoch = window // order.windows
+        first_row, positions = order.positions(epoch, window % order.windows, lanes)
+        lanes = lanes or range(order.lanes)
+        row = first_row + tf.range(tf.shape(positions, tf.int64)[0])[:, None]
+        slot = row * order.lanes + tf.range(lanes.start, lanes.stop, dtype=tf.int64)
+        last = tf.where(epoch == self.whole_epochs, tf.constant(self._rest, tf.int64), 0)
+        limit = tf.where(epoch < self.whole_epochs, tf.constant(order.examples, tf.int64), last)
+        return epoch, epoch * order.rows + first_row, tf.where(slot < limit, positions, EMPTY)

@@ -1,36 +1,30 @@
 """Record set on disk -> batches of examples, in exactly the order of `order.py`.
 
 Reading is arithmetic: a step's records are found through the offset index, so starting at any step costs the same
-and nothing that came before is read again.
+and nothing that came before is read again. All of it is a graph of TensorFlow's operations, which runs in the
+TensorFlow server of a host that has no Python of ours.
 """
 
-import bisect
-import dataclasses
-import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
+from pipeline import files
 from pipeline.data import manifest as manifests
 from pipeline.data import order as orders
-from pipeline.data import record, shard
+from pipeline.data import shard
 from pipeline.data.batch_shape import BatchShape
+from pipeline.data.lookup import IS_DAMAGED, Lookup
 
 ON_DAMAGE = ("stop", "mask")
-_LANES_OF_A_THREAD = 8  # each hand-over of an example between threads costs as much as reading it
+_LANES_TOGETHER = 4  # lanes whose windows are read together: what each read costs beside its bytes is shared
+_LOCAL_READS, _REMOTE_READS = 1, 32
 
-
-@dataclasses.dataclass(frozen=True)
-class Slots:
-    """The slots that one read fills: raw records with where they stand, and which of them are examples."""
-
-    records: list[bytes]
-    names: list[str]
-    epochs: np.ndarray  # int32 [slots]
-    filled: np.ndarray  # bool [slots]
+# Nothing here is Python that depends on tensors; converting it all the same would take seconds.
+_plain = tf.autograph.experimental.do_not_convert
 
 
 class RecordSet:
@@ -39,29 +33,32 @@ class RecordSet:
     Args:
       directory: of `manifest.json`.
       split: name of the split.
-      on_damage: 'stop' raises at a record that cannot be read; 'mask' leaves its slot empty and remembers its
-        name in `damaged`.
-      made: the set's manifest, read from the directory where None.
+      on_damage: 'stop' raises at a record that cannot be read; 'mask' leaves its slot empty.
+      manifest: the set's manifest, read from the directory where None.
+      damaged_folder: where 'mask' writes the names of what it left out (see `damaged_records`); it prints them anyway.
 
     Raises:
       ManifestError: the record set is missing, or has no such split, or the split is empty.
     """
 
-    def __init__(self, directory: str, split: str, on_damage: str = "stop", made: manifests.Manifest | None = None):
+    def __init__(
+        self,
+        directory: str,
+        split: str,
+        on_damage: str = "stop",
+        manifest: manifests.Manifest | None = None,
+        damaged_folder: str = "",
+    ):
         if on_damage not in ON_DAMAGE:
             raise ValueError(f"on_damage is {on_damage!r}; expected one of {ON_DAMAGE}.")
         self.directory = directory
-        self.manifest = made or manifests.read(directory)
+        self.manifest = manifest or manifests.read(directory)
         self.split = self.manifest.split(split)
         self.examples = self.split.written
-        self.damaged: set[str] = set()
-        self.error: Exception | None = None  # what went wrong in a `dataset`; TensorFlow wraps it beyond recognition
         self.masks_damage = on_damage == "mask"
-        self._ends = np.cumsum([s.examples for s in self.split.shards]).tolist()
+        self.damaged_folder = damaged_folder
         if not self.examples:
             raise manifests.ManifestError(f"Split {split!r} of {directory!r} holds no examples.")
-        self._index = functools.lru_cache(maxsize=1024)(self._read_index)
-        self._placeholder = record.placeholder(self.manifest.label_kind)
 
     def order(self, batch: int, seed: int, shuffle: bool = True, **sizes: int) -> orders.Order:
         """The order of this split for global batches of `batch` slots; `sizes` are `block` and `window`."""
@@ -69,79 +66,48 @@ class RecordSet:
             self.examples, BatchShape(batch).lanes, seed, self.manifest.digest, shuffle=shuffle, **sizes
         )
 
-    def read(self, positions: np.ndarray) -> tuple[list[bytes | None], list[str]]:
-        """Reads the records at `positions` (int64 [n], any order); neighbours are read together.
+    @property
+    def is_remote(self) -> bool:
+        """Whether the records are in an object store, where each read takes long and many run at a time."""
+        return files.is_remote(self.directory)
 
-        Returns:
-          The serialised records (None where damaged, under the 'mask' policy) and where each stands.
+    def lookup(self) -> Lookup:
+        """What reads the split's records by position."""
+        return Lookup(
+            [os.path.join(_absolute(self.directory), each.file) for each in self.split.shards],
+            [each.examples for each in self.split.shards],
+            self.manifest.label_kind,
+            self.masks_damage,
+            _absolute(self.damaged_folder) if self.damaged_folder else "",
+            whole_runs=self.is_remote,
+        )
 
-        Raises:
-          DamagedRecordError: a record's bytes are not what was written, under the 'stop' policy.
-        """
-        records: list[bytes | None] = [None] * len(positions)
-        names = [""] * len(positions)
-        for places, run in self._runs(positions):
-            number = bisect.bisect_right(self._ends, run[0])
-            file = self.split.shards[number]
-            path = os.path.join(self.directory, file.file)
-            first = int(run[0] - self._ends[number] + file.examples)
-            index = self._index(number)
-            for i, payload in enumerate(shard.read_records(path, index, first, len(run))):
-                name = f"{path} record {first + i} at offset {index[first + i]}"
-                records[places[i]], names[places[i]] = payload, name
-                if payload is None:
-                    self._damage(name)
-        return records, names
 
-    def _damage(self, name: str) -> None:
-        if not self.masks_damage:
-            raise shard.DamagedRecordError(
-                f"{name} is damaged: its bytes are not what the Beam job wrote. Restore the shard or build the records "
-                "again, or let damaged records be left out with on_damage = 'mask'."
-            )
-        self.damaged.add(name)
+def _absolute(path: str) -> str:
+    """A path that means the same in a TensorFlow server with another working directory."""
+    return path if files.is_remote(path) else os.path.abspath(path)
 
-    def _read_index(self, number: int) -> np.ndarray:
-        file = self.split.shards[number]
-        return shard.read_index(os.path.join(self.directory, file.file), file.examples)
 
-    def _runs(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Groups positions into runs of neighbours within a shard: (places in `positions`, positions)."""
-        places = np.argsort(positions, kind="stable")
-        ordered = positions[places]
-        shards = np.searchsorted(self._ends, ordered, side="right")
-        cuts = np.flatnonzero((np.diff(ordered) != 1) | (np.diff(shards) != 0)) + 1
-        return zip(np.split(places, cuts), np.split(ordered, cuts), strict=True)
+def damaged_records(folder: str) -> list[str]:
+    """Shard, record and offset of every damaged record that was named in `folder`, sorted."""
+    if not tf.io.gfile.exists(folder):
+        return []
+    names = set()
+    for file_name in tf.io.gfile.listdir(folder):
+        with files.opened(os.path.join(folder, file_name), "r") as file:
+            names.update(file.read().splitlines())
+    return sorted(names)
 
-    def slots(self, budget: orders.EpochBudget, lane: int, first: int, end: int) -> Slots:
-        """The slots of rows [first, end) of `lane`; rows count through all epochs and lie in one window."""
-        order = budget.order
-        epoch, row = divmod(first, order.rows)
-        rows = np.arange(row, row + end - first, dtype=np.int64)
-        filled = budget.filled(epoch, lane, rows)
-        records, names = [self._placeholder] * len(rows), [""] * len(rows)
-        if filled.any():  # filled slots come first
-            count = int(filled.sum())
-            found, names[:count] = self.read(order.positions(epoch, lane, row, row + count))
-            records[:count] = [self._placeholder if r is None else r for r in found]
-            filled[:count] = [r is not None for r in found]
-        return Slots(records, names, np.full(len(rows), epoch, np.int32), filled)
+
+def damage(error: tf.errors.OpError) -> shard.DamagedRecordError | None:
+    """What `error`, which a `dataset` raised, says about damaged records; None where it is about something else."""
+    found = re.search(rf"\[([^\[]+{re.escape(IS_DAMAGED)})", error.message)
+    return shard.DamagedRecordError(found[1]) if found else None
 
 
 def slot_fields(epochs, weights) -> dict[str, tf.Tensor]:
     """What the slots of a batch add to the fields of their records: `epoch` int32 [n] and `weight` float32 [n]."""
     return {"epoch": tf.cast(epochs, tf.int32), "weight": tf.cast(weights, tf.float32)}
-
-
-def _read_end(budget: orders.EpochBudget, lane: int, row: int, end_row: int) -> int:
-    """The end of the read that starts at `row` (rows of all epochs): it stays inside a window and an epoch."""
-    if row >= end_row:
-        return row
-    order = budget.order
-    epoch, within = divmod(row, order.rows)
-    # A lane may be one example shorter than an epoch has rows; its empty last slot is a read of its own.
-    stop = order.window_bounds(lane, within)[1] if within < order.lane_size(lane) else order.rows
-    return min(epoch * order.rows + stop, end_row)
 
 
 def dataset(
@@ -154,7 +120,7 @@ def dataset(
     host: int = 0,
     hosts: int = 1,
     replica_batch: int | None = None,
-    threads: int | None = None,
+    reads: int | None = None,
 ) -> tf.data.Dataset:
     """Batches of this host for the steps [first_step, last_step).
 
@@ -168,8 +134,7 @@ def dataset(
       host: which of `hosts` this process is; each reads its own lanes.
       hosts: number of reading processes.
       replica_batch: elements of `view` in a batch; the host's slots of the global batch where None.
-      threads: threads that collect the examples of the lanes, whose reading runs beside them; one for every eighth
-        lane where None.
+      reads: reads that run at a time; twice as many are ahead of them.
 
     Returns:
       A dataset of batches, in order; `weight` is 0 in empty slots.
@@ -178,39 +143,31 @@ def dataset(
     replica_batch = replica_batch or budget.batch // hosts
     last_step = budget.steps if last_step is None else last_step
     first_row, end_row = first_step * budget.rows_per_step, last_step * budget.rows_per_step
+    together = math.gcd(len(lanes), 1 if records.is_remote else _LANES_TOGETHER)
+    groups = len(lanes) // together
+    reads = reads or (_REMOTE_READS if records.is_remote else _LOCAL_READS)
+    lookup = records.lookup()
 
-    def read(lane, row):
-        end = _read_end(budget, int(lane), int(row), end_row)
-        try:
-            slots = records.slots(budget, int(lane), int(row), end)
-        except Exception as error:
-            records.error = error
-            raise
-        columns = np.array(slots.records, object), np.array(slots.names, object), slots.epochs
-        return np.int64(end), *columns, slots.filled.astype(np.float32)
+    @_plain
+    def plan(window):
+        """The positions of each group of lanes, row by row, int64 [groups, slots], and their epoch, int64 [groups]."""
+        epoch, row, positions = budget.positions(window, lanes)
+        positions = positions[tf.maximum(first_row - row, 0) : tf.maximum(end_row - row, 0)]
+        positions = tf.transpose(tf.reshape(positions, [-1, groups, together]), [1, 0, 2])
+        return tf.reshape(positions, [groups, -1]), tf.fill([groups], epoch)
 
-    def parse(serialized, names, epochs, weights):
-        examples = record.parse(serialized, names, records.manifest.label_kind)
-        return {**examples, **slot_fields(epochs, weights)}
+    @_plain
+    def read(positions, epoch):
+        def add_epoch(examples):
+            return {**examples, **slot_fields(tf.fill(tf.shape(positions), epoch), examples["weight"])}
 
-    def lane_dataset(lane):
-        def read_next(row, _):
-            types = (tf.int64, tf.string, tf.string, tf.int32, tf.float32)
-            end, *columns = tf.numpy_function(read, (lane, row), types, stateful=False)
-            return tf.ensure_shape(end, []), tuple(tf.ensure_shape(column, [None]) for column in columns)
+        return lookup.read(positions).map(add_epoch)
 
-        reads = tf.data.Dataset.counter().scan(tf.constant(first_row, tf.int64), read_next)
-        return reads.take_while(lambda serialized, *_: tf.size(serialized) > 0).map(parse).prefetch(1).unbatch()
-
-    def in_turn(lanes):
-        return tf.data.Dataset.from_tensor_slices(lanes).interleave(lane_dataset, groups.shape[1], block_length=1)
-
-    groups = np.asarray(lanes, np.int64).reshape(-1, math.gcd(len(lanes), _LANES_OF_A_THREAD))
-    examples = tf.data.Dataset.from_tensor_slices(groups).interleave(
-        in_turn,
-        cycle_length=len(groups),
-        block_length=groups.shape[1],
-        num_parallel_calls=min(threads or len(groups), len(groups)),
-        deterministic=True,
-    )
+    windows = range(budget.window_of_row(first_row), budget.window_of_row(end_row - 1) + 1)
+    plans = tf.data.Dataset.range(windows.start, windows.stop if first_row < end_row else windows.start).map(plan)
+    plans = plans.filter(lambda positions, _: tf.size(positions) > 0).unbatch()
+    # A read yields one element, so that reads come in the order of their plans. All groups of a window have as many rows:
+    # taking one row of each in turn, they end together.
+    examples = plans.interleave(read, reads, num_parallel_calls=reads, deterministic=True)
+    examples = examples.interleave(tf.data.Dataset.from_tensor_slices, groups, together)
     return view(examples).batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)

@@ -2,6 +2,8 @@
 
 The index `SHARD.index` holds little-endian int64: the offset of each record and, last, the file's size.
 It makes any range of records one contiguous read; the TFRecord file stays what every other tool reads.
+
+`index_bytes` and `payloads` read as part of a TensorFlow graph, on whatever host it runs; the rest is Python.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from pipeline.files import opened
 _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 bytes
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
 _LARGEST = 1 << 31  # bytes of a payload: a protocol buffer is smaller
+FRAME_BYTES = _HEADER.size + _FOOTER.size  # beside the payload
 _AT_ONCE = 1 << 20  # bytes to hash and write at once: for each, other threads take Python's lock
 
 
@@ -31,8 +34,8 @@ def shard_name(name: str, split: str, shard: int, shards: int) -> str:
 
 
 def index_path(shard_path: str) -> str:
-    """Where the index of a shard lies."""
-    return f"{shard_path}.index"
+    """Where the index of a shard is stored; takes and returns a tensor, too."""
+    return shard_path + ".index"
 
 
 def _masked_crc(data: bytes) -> int:
@@ -151,3 +154,61 @@ def _unframe(data: memoryview) -> bytes | None:
     if length != len(payload) or length_crc != _masked_crc(bytes(data[:8])) or payload_crc != _masked_crc(payload):
         return None
     return payload
+
+
+def index_bytes(path: tf.Tensor, examples: tf.Tensor, first: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+    """The index of records [first, first + count) of the shard at `path`, for use in a function of a data set.
+
+    Args:
+      path: string [].
+      examples: int64 [], records of the shard.
+      first, count: int64 [].
+
+    Returns:
+      A data set of one element: `count + 1` little-endian int64 in a string [], and the first byte of the shard,
+      string [], which shows that it can be opened.
+
+    Raises:
+      tf.errors.OpError: on iteration, where the shard cannot be opened, or its index is not one of `examples` records.
+    """
+    size, header = 8 * (count + 1), 8 * first
+    piece = _file_bytes(index_path(path), header, size, 8 * (examples + 1) - header - size)
+    one, none = tf.constant(1, tf.int64), tf.constant(0, tf.int64)
+    first_byte = _file_bytes(path, none, one, none)
+    return tf.data.Dataset.zip(piece, first_byte)
+
+
+def payloads(path: tf.Tensor, offset: tf.Tensor, count: tf.Tensor, buffer_bytes: tf.Tensor) -> tf.data.Dataset:
+    """The payloads, string [], of `count` records of the shard at `path`, from `offset` on.
+
+    For use in a function of a data set: TensorFlow 2.20 cannot serialise it as the outermost one.
+
+    Args:
+      path: string [].
+      offset: int64 [], bytes.
+      count: int64 [], records.
+      buffer_bytes: int64 [], how much is read at a time; 0 for each record by itself.
+
+    Raises:
+      tf.errors.DataLossError: on iteration, where a record does not fit its CRCs.
+    """
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=path[None], compression_type="", buffer_size=buffer_bytes, byte_offsets=offset[None]
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(count)
+
+
+def _file_bytes(path: tf.Tensor, header: tf.Tensor, size: tf.Tensor, footer: tf.Tensor) -> tf.data.Dataset:
+    """What is between header and footer of a file, `size` bytes at a time; sizes are int64 [].
+
+    `tf.data.FixedLengthRecordDataset` does the same through one more data set, of file names, and takes longer.
+    """
+    variant = tf.raw_ops.FixedLengthRecordDatasetV2(
+        filenames=path[None],
+        header_bytes=header,
+        record_bytes=size,
+        footer_bytes=footer,
+        buffer_size=size,
+        compression_type="",
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))

@@ -12,7 +12,6 @@ from absl import logging
 from pipeline import report
 from pipeline.train import checkpoint, distribution
 from pipeline.train.components import RunComponents
-from pipeline.train.damaged_records import DamagedRecords
 from pipeline.train.ledger import LedgerError
 from pipeline.train.run_config import Loop
 
@@ -83,13 +82,12 @@ class LedgerCheck:
 
     Args:
       run: what the run works with.
-      damaged: the records that were left out because they are damaged.
       say: where to report an epoch.
       on_mismatch: 'stop' raises a LedgerError where an epoch without damaged records does not add up; 'warn' warns.
     """
 
-    def __init__(self, run: RunComponents, damaged: DamagedRecords, say: Callable[[str], None], on_mismatch: str):
-        self._run, self._damaged, self._say, self._on_mismatch = run, damaged, say, on_mismatch
+    def __init__(self, run: RunComponents, say: Callable[[str], None], on_mismatch: str):
+        self._run, self._say, self._on_mismatch = run, say, on_mismatch
         self._checked = self._ended_epochs()  # before an interruption
 
     def __call__(self, output: Output | None = None) -> None:
@@ -100,7 +98,7 @@ class LedgerCheck:
         for entry in self._run.ledger_entries()[self._checked : ended]:
             self._say(str(entry))
             if not entry.exactly_once:
-                damaged = self._damaged.names()
+                damaged = self._run.damaged_records()
                 message = f"{entry}. Damaged records left out: {', '.join(damaged) or 'none'}."
                 if self._on_mismatch == "stop" and not damaged:
                     raise LedgerError(message)

@@ -1,9 +1,11 @@
 """What a run works with, made in the order in which one part needs the other."""
 
 import dataclasses
+import os
 
 import tensorflow as tf
 
+from pipeline.data import reader
 from pipeline.data.order import EpochBudget
 from pipeline.data.reader import RecordSet
 from pipeline.train import distribution
@@ -24,6 +26,10 @@ class RunComponents:
     last_step: int
     state: TrainState
 
+    def damaged_records(self) -> list[str]:
+        """Shard, record and offset of every record that any process has left out in this run, sorted."""
+        return reader.damaged_records(self.records.damaged_folder)
+
     def ledger_entries(self) -> list[Entry]:
         """What each epoch has consumed so far, and what the manifest expects."""
         split = self.records.split
@@ -39,7 +45,9 @@ def assemble(context: RunContext, experiment: Experiment, loop: Loop) -> RunComp
     divisors = {"hosts": distribution.hosts(strategy), "replicas": strategy.num_replicas_in_sync}
     experiment.data.batch_shape(**divisors, accumulation_steps=experiment.accumulation_steps)
     manifest = experiment.data.read_manifest()
-    records, validation = experiment.data.training_records(manifest), experiment.data.validation_records(manifest)
+    damaged = os.path.join(context.model_dir, "damaged")
+    records = experiment.data.training_records(manifest, damaged)
+    validation = experiment.data.validation_records(manifest, damaged)
     num_classes = experiment.classes(len(manifest.classes))
     budget = experiment.budget(records.examples, manifest.digest)
     with strategy.scope():

@@ -1,14 +1,14 @@
 """Orbit's controller without its prints, and TensorFlow's errors in the words of this project."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from unittest import mock
 
 import orbit
 import tensorflow as tf
 from absl import logging
 
-from pipeline.data.reader import RecordSet
+from pipeline.data import reader
 from pipeline.train import distribution
 
 
@@ -23,14 +23,13 @@ def quiet_orbit() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained_errors(strategy: tf.distribute.Strategy, record_sets: Sequence[RecordSet]) -> Iterator[None]:
-    """Raises what went wrong in reading as it was raised there, and says when another process is gone."""
+def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Raises a DamagedRecordError where the input stopped at one, and says when another process is gone."""
     try:
         yield
     except tf.errors.OpError as error:
-        for records in record_sets:
-            if records.error is not None:
-                raise records.error from None
+        if (damage := reader.damage(error)) is not None:
+            raise damage from None
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
                 f"Working together failed ({error.message.splitlines()[0]}): very likely another process is gone. "

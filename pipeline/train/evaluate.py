@@ -30,7 +30,7 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
         num_classes = experiment.classes(len(manifest.classes))
         model = load_model(saved, lambda _: experiment.create_model(num_classes, target_device=None))
     evaluator = Evaluator(strategy, experiment, records, model, loop.eval_batch)
-    with quiet_orbit(), explained_errors(strategy, (records,)):
+    with quiet_orbit(), explained_errors(strategy):
         controller = orbit.Controller(
             global_step=tf.Variable(saved.step, dtype=tf.int64), evaluator=evaluator, strategy=strategy
         )

@@ -8,7 +8,6 @@ from pipeline import files, report
 from pipeline.data.order import EpochBudget
 from pipeline.train import actions, components, distribution, starting_point
 from pipeline.train.controller import explained_errors, quiet_orbit
-from pipeline.train.damaged_records import DamagedRecords
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.experiment import Experiment
 from pipeline.train.preemption import Preemption
@@ -57,22 +56,21 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
 
     metrics = actions.MetricsLog(context.model_dir, run)
     progress = actions.ProgressLine(run)
-    damaged = DamagedRecords(context.model_dir, strategy, (run.records, run.validation))
-    ledger = actions.LedgerCheck(run, damaged, progress.say, loop.on_ledger_mismatch)
+    ledger = actions.LedgerCheck(run, progress.say, loop.on_ledger_mismatch)
     checkpoints = actions.Checkpoints(context.checkpoints, loop, run, facts, resumed.step if resumed else None)
     preemption = Preemption(run, checkpoints, evaluation_steps=loop.steps_per_loop)
     best = [actions.BestCheckpoint(context.model_dir, checkpoints, metrics)] if loop.evaluate_every_epochs else []
     evaluator = Evaluator(
         strategy, experiment, run.validation, state.evaluated, loop.eval_batch, preemption.after_evaluation_step
     )
-    with preemption, progress, quiet_orbit(), explained_errors(strategy, (run.records, run.validation)):
+    with preemption, progress, quiet_orbit(), explained_errors(strategy):
         controller = orbit.Controller(
             global_step=state.optimizer.iterations,
             trainer=trainer,
             evaluator=evaluator,
             strategy=strategy,
             steps_per_loop=loop.steps_per_inner_loop,
-            train_actions=[metrics, progress, damaged, ledger, checkpoints, preemption],
+            train_actions=[metrics, progress, ledger, checkpoints, preemption],
             eval_actions=[*best, metrics.after_evaluation, progress.after_evaluation],
             summary_dir=os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None,
         )
@@ -82,13 +80,12 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
             if state.step == end and not metrics.has_evaluation(end):
                 checkpoints.save()
                 controller.evaluate(evaluator.steps)
-        damaged()
         ledger()
         checkpoints.save()
         checkpoints.prune()
 
     last_evaluation = metrics.evaluations[-1] if metrics.evaluations else {}
-    summary = summarize(context, experiment, run, last_evaluation, trainer.seconds, damaged.names())
+    summary = summarize(context, experiment, run, last_evaluation, trainer.seconds, run.damaged_records())
     if distribution.is_chief():
         report.write_summary(context.model_dir, summary)
     print(f"{context.model_dir}: step {summary['step']}, {report.describe(actions.validation_metrics(summary))}")
