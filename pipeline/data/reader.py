@@ -8,7 +8,7 @@ TensorFlow server of a host that has no Python of ours.
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -105,7 +105,7 @@ def damage(error: tf.errors.OpError) -> shard.DamagedRecordError | None:
     return shard.DamagedRecordError(found[1]) if found else None
 
 
-def slot_fields(epochs, weights) -> dict[str, tf.Tensor]:
+def slot_fields(epochs: tf.Tensor | Sequence[int], weights: tf.Tensor | Sequence[float]) -> dict[str, tf.Tensor]:
     """What the slots of a batch add to the fields of their records: `epoch` int32 [n] and `weight` float32 [n]."""
     return {"epoch": tf.cast(epochs, tf.int32), "weight": tf.cast(weights, tf.float32)}
 
@@ -166,8 +166,8 @@ def dataset(
     windows = range(budget.window_of_row(first_row), budget.window_of_row(end_row - 1) + 1)
     plans = tf.data.Dataset.range(windows.start, windows.stop if first_row < end_row else windows.start).map(plan)
     plans = plans.filter(lambda positions, _: tf.size(positions) > 0).unbatch()
-    # A read yields one element, so that reads come in the order of their plans. All groups of a window have as many rows:
-    # taking one row of each in turn, they end together.
+    # A read yields one element, so that reads come in the order of their plans. All groups of a window have the same
+    # number of rows: taking one row of each in turn, they end together.
     examples = plans.interleave(read, reads, num_parallel_calls=reads, deterministic=True)
     examples = examples.interleave(tf.data.Dataset.from_tensor_slices, groups, together)
     return view(examples).batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
