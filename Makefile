@@ -3,10 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+JOBS ?= 2
+BAZEL_FLAGS := --jobs=2 --repo_env=PYTHON=$(abspath $(RUN))
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation study test test-all lint format build-file bench-ingest bench-input bench-augment bench-step bench-gpu setup-tpu tpu-table lock clean
+.PHONY: help setup quickstart ablation study test test-all bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,15 @@ $(VENV)/tpu: requirements-tpu.txt $(READY)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-tpu.txt
 	@touch $@
 
+setup-tpu-vm: $(VENV)-tpu-vm/ready ## on a TPU VM: make .venv-tpu-vm, whose TensorFlow has a TPU's kernels
+
+# The lock is complete, and packages that ask for tensorflow must not get it: so without dependencies.
+$(VENV)-tpu-vm/ready: requirements.txt requirements-tpu-vm.txt
+	"$(PYTHON)" -m venv $(VENV)-tpu-vm
+	sed 's/^tensorflow==/tensorflow-tpu==/' requirements.txt | cat - requirements-tpu-vm.txt > $(VENV)-tpu-vm/requirements.txt
+	$(VENV)-tpu-vm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r $(VENV)-tpu-vm/requirements.txt
+	@touch $@
+
 quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER for your own
 	$(RUN) examples/quickstart.py $(if $(INPUT),--input="$(INPUT)")
 
@@ -41,15 +52,23 @@ study: setup ## a real scaling study in small, on the demo images
 	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo.gin
 	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 
-test: setup ## the quick tests
-	$(RUN) -m pytest
+test: setup ## the quick tests, in two processes
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
-test-all: setup ## every test, the slow ones too
-	$(RUN) -m pytest -m ''
+test-all: setup ## every test, the slow ones too, and the quick ones in Bazel
+	$(RUN) -m pytest -m '' -n $(JOBS) --dist loadfile
+	$(MAKE) bazel-test
 
-lint: setup ## check format and lint
+bazel-test: setup ## build every target of BUILD and run the quick tests, each with only what it declares
+	@command -v bazel > /dev/null || { echo "Bazel is not installed. With network: bazelisk," \
+	  "https://github.com/bazelbuild/bazelisk. Without: Debian's and Ubuntu's package bazel-bootstrap." >&2; exit 1; }
+	bazel build $(BAZEL_FLAGS) //...
+	bazel test $(BAZEL_FLAGS) --local_test_jobs=1 --keep_going //...
+
+lint: setup ## check format, lint and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 format: setup ## format the code and fix what lint can
 	$(RUN) -m ruff check --fix .
@@ -89,4 +108,4 @@ lock: ## rewrite requirements.txt from requirements.in, with the newest versions
 	rm -rf $(VENV)-lock
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-lock .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock .pytest_cache .ruff_cache .mypy_cache

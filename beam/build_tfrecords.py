@@ -2,14 +2,14 @@
 
     python beam/build_tfrecords.py --input=IMAGES --output_dir=DIR --name=NAME --validation_fraction=0.05
 
-See docs/ingest.md. Exit status: 0 when the record set is whole, 1 when it could not be made, 2 for a wrong flag.
+See docs/ingest.md. Exit status: 0 when the record set is complete, 1 when it could not be built, 2 for a wrong flag.
 """
 
 import logging
 import os
 import sys
 
-logging.getLogger().setLevel(logging.ERROR)  # before Apache Beam looks for cloud libraries, and warns
+logging.getLogger().setLevel(logging.ERROR)  # before Apache Beam imports cloud libraries, and warns
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -3,37 +3,35 @@
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 
-
-def is_remote(path: str) -> bool:
-    """Whether `path` has a scheme, and so belongs to one of Beam's file systems."""
-    return "://" in path
+from pipeline.files import is_remote
 
 
 class TooLarge(OSError):
     """There are more bytes than may be read; nothing was read."""
 
 
-def open_to_read(path: str):
-    """The file at `path`, opened to read bytes as they lie.
+def open_to_read(path: str) -> BinaryIO:
+    """The file at `path`, opened to read bytes, never decompressed.
 
     Raises:
-      OSError: it cannot be opened, or is no regular file.
+      OSError: it cannot be opened, or is not a regular file.
     """
     if not is_remote(path):
-        size_of(path)  # raises for a pipe or a device, which could keep its reader for ever
+        size_of(path)  # raises for a pipe or a device, which could block its reader for ever
         return open(path, "rb")
     return _file_system(path).open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
-def _file_system(path: str):
+def _file_system(path: str) -> FileSystem:
     try:
         return FileSystems.get_filesystem(path)
-    except ValueError as error:  # nobody has this scheme, or a flag of who has it is missing
+    except ValueError as error:  # an unknown scheme, or a flag of its file system is missing
         raise OSError(str(error)) from error
 
 
@@ -57,7 +55,7 @@ def exists(path: str) -> bool:
     """Whether there is a file or a folder at `path`.
 
     Raises:
-      OSError: it cannot be asked for.
+      OSError: its file system cannot be reached.
     """
     if is_remote(path):
         return _file_system(path).exists(path) or next(walk(path), None) is not None
@@ -68,7 +66,7 @@ def match(pattern: str) -> list[str]:
     """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
 
     Raises:
-      OSError: they cannot be asked for.
+      OSError: their file system cannot be reached.
     """
     if not is_remote(pattern) and os.path.exists(pattern):
         return [pattern]
@@ -82,30 +80,30 @@ def join(folder: str, name: str) -> str:
     return FileSystems.join(folder, name)
 
 
-def common_folder(paths: list[str]) -> str:
-    """The longest folder that all files at `paths` lie in, with the slash behind it."""
+def common_folder(paths: Iterable[str]) -> str:
+    """The deepest folder that holds all files at `paths`, with a slash at its end."""
     levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
     shared = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
     return "".join(f"{names[0]}/" for names in shared)
 
 
 def folder_of(path: str) -> str:
-    """The folder that the file at `path` lies in."""
+    """The folder that holds the file at `path`."""
     return FileSystems.split(path)[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
 
 
 def size_of(path: str) -> int:
-    """Size in bytes; -1 where asking would take a request over a network for each file.
+    """Size in bytes; -1 where it would take a request over a network for each file.
 
     Raises:
-      OSError: there is no such file, or it is no regular file.
+      OSError: there is no such file, or it is not a regular file.
       ValueError: the path cannot name a file.
     """
     if is_remote(path):
         return -1
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(f"{path} is no regular file")
+        raise OSError(f"{path} is not a regular file")
     return status.st_size
 
 

@@ -1,45 +1,48 @@
-"""The hashes of whole shards: of a listing before it is written, and of record sets that stand already."""
+"""The hashes of whole shards: of a listing before it is written, and of evaluation sets."""
 
 import csv
+import itertools
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 import tensorflow as tf
 
-from beam import duplicates, images, shards, writing
-from beam.options import BuildError
-from pipeline.data import manifest, shard
+from beam import checks, images, shards
+from beam.duplicates import SUFFIX, HashedImage, Reference, read_csv, to_csv
+from beam.errors import BuildError
+from beam.examples import SourceExample, name_bytes
+from pipeline import files
+from pipeline.data import manifest, record, shard
 
 
-def of_listing(
-    task: shards.Task,
+def hash_shard(
+    spec: shards.BuildSpec,
     split: str,
     index: int,
-    names: Iterable[shards.Name],
-    reference: duplicates.Reference | None,
-) -> Iterator[duplicates.Row]:
+    examples: Iterable[SourceExample],
+    reference: Reference | None,
+) -> Iterator[HashedImage]:
     """The hashes of the usable images of one shard's listing.
 
-    They are kept beside the shard, after a line with what they were made from, and read from there on a re-run.
+    They are kept beside the shard, after a line with what they were computed from, and read from there on a re-run.
     """
-    names = shards.in_order(names)
-    listing, settings = (shards.fingerprint(task, listed, {}, reference) for listed in (names, ()))
-    made_from = {"fingerprint": listing, "settings": settings}
-    path = shards.path_of(task, split, index) + duplicates.SUFFIX
-    old = _made_from(path)
-    if task.retry or old != made_from:  # a mended file need not differ in size
-        known = _of_file(path) if task.retry and old.get("settings") == settings else ()
-        partial = f"{path}.partial-{uuid.uuid4().hex}"
-        with tf.io.gfile.GFile(partial, "wb") as file:
-            file.write(json.dumps(made_from).encode() + b"\n")
-            duplicates.write_rows(file, _rows(task, names, reference, {row[:4]: row for row in known}))
-        tf.io.gfile.rename(partial, path, overwrite=True)
-    yield from _of_file(path)
+    examples = shards.in_order(examples)
+    listing, settings = (shards.fingerprint(spec, listed, {}, reference) for listed in (examples, ()))
+    origin = {"fingerprint": listing, "settings": settings}
+    path = shards.path_of(spec, split, index) + SUFFIX
+    previous = _origin(path)
+    if spec.retry_rejected or previous != origin:  # a repaired file may have the same size
+        reusable = spec.retry_rejected and previous.get("settings") == settings
+        hashes = {image.location: image for image in _read_file(path)} if reusable else {}
+        computed = _compute(spec, examples, reference, hashes)
+        lines = itertools.chain([json.dumps(origin).encode() + b"\n"], to_csv(computed))
+        files.write_atomically(path, lines, several_writers=True)
+    yield from _read_file(path)
 
 
-def _made_from(path: str) -> dict:
+def _origin(path: str) -> dict:
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return json.loads(file.readline())
@@ -47,19 +50,21 @@ def _made_from(path: str) -> dict:
         return {}
 
 
-def _rows(task, names, reference, known: dict) -> Iterator[duplicates.Row]:
-    def outcome(name: shards.Name) -> duplicates.Row | images.Refused:
-        if name[:4] in known and not name.refusal:
-            return known[name[:4]]
-        checked = writing.checked(name, task, reference)
-        return checked if isinstance(checked, images.Refused) else writing.row_of(name, checked.data)
+def _compute(
+    spec: shards.BuildSpec, examples: list[SourceExample], reference: Reference | None, hashes: dict
+) -> Iterator[HashedImage]:
+    def outcome(example: SourceExample) -> HashedImage | None:
+        if example.location in hashes and not example.refusal:
+            return hashes[example.location]
+        result = checks.checked(example, spec.image_settings, reference)
+        return HashedImage.of(example, result.data) if isinstance(result, images.Encoded) else None
 
-    for _, row in writing.outcomes(names, outcome):
-        if isinstance(row, duplicates.Row):
-            yield row
+    for _, result in checks.outcomes(examples, outcome):
+        if isinstance(result, HashedImage):
+            yield result
 
 
-def parts(path: str) -> list[tuple[str, str]]:
+def evaluation_parts(path: str) -> list[tuple[str, str]]:
     """What holds the hashes of an evaluation set: ("shard" or "file", path) for each of its parts.
 
     Raises:
@@ -67,46 +72,46 @@ def parts(path: str) -> list[tuple[str, str]]:
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         with tf.io.gfile.GFile(path, "rb") as file:
-            _skip_fingerprint(file)
+            _skip_origin(file)
             header = file.readline().decode("utf-8", "replace")
         if {"key", "content", "perceptual"} <= set(next(csv.reader([header]), ())):
             return [("file", path)]
         raise BuildError(
             f"--remove_duplicates_of={path}: found no columns key, content and perceptual; expected a record set's "
-            "folder, or a file of hashes as a build with --duplicates leaves it."
+            "folder, or a file of hashes as a build with --duplicates writes it."
         )
     try:
-        made = manifest.read(path)
+        splits = manifest.read(path).splits
     except manifest.ManifestError as error:
         raise BuildError(f"--remove_duplicates_of={path}: {error}") from error
-    return [("shard", os.path.join(path, part.file)) for split in made.splits.values() for part in split.shards]
+    return [("shard", os.path.join(path, part.file)) for split in splits.values() for part in split.shards]
 
 
-def of_part(part: tuple[str, str]) -> Iterator[tuple]:
-    """The hashes of one of the `parts`, each a `duplicates.Row` as a plain tuple (see `duplicates.Pair.plain`).
+def hash_part(part: tuple[str, str]) -> Iterator[tuple]:
+    """The hashes of one of the `evaluation_parts`, each a `HashedImage` as a plain tuple.
 
     Raises:
       BuildError: it is damaged.
     """
     kind, path = part
     try:
-        yield from map(tuple, _of_records(path) if kind == "shard" else _of_file(path))
+        yield from map(tuple, _hash_records(path) if kind == "shard" else _read_file(path))
     except ValueError as error:
-        raise BuildError(f"--remove_duplicates_of: {path}, {error}: mend it, or make it again.") from error
+        raise BuildError(f"--remove_duplicates_of: {path}, {error}: repair it, or build it again.") from error
 
 
-def _of_file(path: str) -> Iterator[duplicates.Row]:
+def _read_file(path: str) -> Iterator[HashedImage]:
     with tf.io.gfile.GFile(path, "rb") as file:
-        _skip_fingerprint(file)
-        yield from duplicates.read_rows(file)
+        _skip_origin(file)
+        yield from read_csv(file)
 
 
-def _skip_fingerprint(file) -> None:
+def _skip_origin(file: BinaryIO) -> None:
     if not file.readline().startswith(b"{"):
         file.seek(0)
 
 
-def _of_records(path: str) -> Iterator[duplicates.Row]:
+def _hash_records(path: str) -> Iterator[HashedImage]:
     with tf.io.gfile.GFile(shard.index_path(path), "rb") as file:
         examples = len(file.read()) // 8 - 1
     index = shard.read_index(path, examples)
@@ -114,7 +119,7 @@ def _of_records(path: str) -> Iterator[duplicates.Row]:
         (payload,) = shard.read_records(path, index, number, 1)
         if payload is None:
             raise ValueError(f"record {number} is damaged")
-        features = tf.train.Example.FromString(payload).features.feature
-        (image,), (key,) = features["image"].bytes_list.value, features["key"].bytes_list.value
-        place = int(index[number]) + 12 + payload.find(image)
-        yield duplicates.Row(key, os.fsencode(path), place, len(image), *duplicates.hashes(image))
+        values = record.decode(payload)
+        image = values["image"]
+        offset = shard.payload_offset(int(index[number])) + payload.find(image)
+        yield HashedImage.of(SourceExample(values["key"], name_bytes(path), offset, len(image)), image)

@@ -1,9 +1,8 @@
 """One image: from the bytes a source holds to the bytes a record holds, or a refusal with a named reason.
 
-What fits already (JPEG or PNG, 8-bit RGB, upright) passes through byte for byte. Everything else is decoded,
-turned upright and into 8-bit RGB, shrunk if asked, and encoded again: as JPEG where it came from JPEG or
-WebP, as PNG where it came from a lossless format. The decoder that training uses has decoded every image
-that comes out.
+A JPEG or PNG that is 8-bit RGB and upright passes through byte for byte. Everything else is decoded, turned upright,
+converted to 8-bit RGB, shrunk if asked, and encoded again: as JPEG where it was JPEG or WebP, else as PNG. The decoder
+that training uses has decoded every image that is returned.
 """
 
 import io
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from PIL import Image
 
+from beam.duplicates import Pair
 from beam.options import ImageSettings
 from pipeline.data import rgb
 
@@ -23,19 +23,18 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 class Refused(Exception):
     """The image cannot become a record: `reason` is one word to count by, `detail` a sentence.
 
-    `pair`: of a duplicate, the `duplicates.Pair`.
+    `pair`: of a duplicate, with the other image.
     """
 
-    pair = None
-
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: str, detail: str, pair: Pair | None = None):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+        self.pair = pair
 
 
 class Encoded(NamedTuple):
-    """An image as a record holds it. `passed`: these are the source's own bytes."""
+    """An image as a record holds it; `passed`: as the source's own bytes."""
 
     data: bytes
     width: int
@@ -44,7 +43,7 @@ class Encoded(NamedTuple):
 
 
 def normalise(data: bytes, settings: ImageSettings) -> Encoded:
-    """Checks an encoded image and makes it what a record holds.
+    """Checks an encoded image, and converts it to what a record holds.
 
     Raises:
       Refused: with reason empty, undecodable, truncated, too_small, too_many_pixels or animated.
@@ -60,12 +59,12 @@ def normalise(data: bytes, settings: ImageSettings) -> Encoded:
     try:
         animated = settings.animated == "refuse" and rgb.is_animated(image)
         passes = not 0 < settings.resize < min(width, height) and rgb.fits(image, data)
-    except Exception as error:  # a look for the second frame, in bytes that may be hostile
+    except Exception as error:  # it reads up to the second frame, in bytes that may be hostile
         raise _failure(data, f"{type(error).__name__}: {error}") from error
     if animated:
         raise Refused("animated", "more than one frame")
     if passes:
-        _decode(data, image.format, (height, width))
+        _decode(data, image.format == "PNG", (height, width))
         return Encoded(data, width, height, passed=True)
     return _encode_again(image, data, settings)
 
@@ -80,27 +79,27 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise _failure(data, f"of no format known here; begins with {data[:8]!r}") from None
+        raise _failure(data, f"of no supported format; begins with {data[:8]!r}") from None
     except Exception as error:  # Pillow's parsers raise many types on hostile bytes
         raise _failure(data, f"{type(error).__name__}: {error}") from error
 
 
-def _decode(data: bytes, image_format: str, size: tuple[int, int]) -> None:
+def _decode(data: bytes, is_png: bool, size: tuple[int, int]) -> None:
     """Decodes with TensorFlow, as training will; refuses what it refuses.
 
     A JPEG is decoded at an eighth of its size: that reads all of the coded data, which is where decoding can fail, and
     saves the arithmetic on pixels, which cannot.
     """
     try:
-        if image_format == "PNG":
-            expected, found = size, tf.io.decode_png(data, channels=3).shape
+        if is_png:
+            expected, shape = size, tf.io.decode_png(data, channels=3).shape
         else:
-            expected = tuple(-(-side // 8) for side in size)
-            found = tf.io.decode_jpeg(data, channels=3, ratio=8).shape
+            expected = (-(-size[0] // 8), -(-size[1] // 8))
+            shape = tf.io.decode_jpeg(data, channels=3, ratio=8).shape
     except tf.errors.OpError as error:
         raise _failure(data, error.message) from error
-    if tuple(found) != (*expected, 3):
-        raise Refused("undecodable", f"decodes to another size than its header's {size[0]} x {size[1]}")
+    if tuple(shape) != (*expected, 3):
+        raise Refused("undecodable", f"decodes to another size than its header says: {size[0]} x {size[1]}")
 
 
 def _failure(data: bytes, message: str) -> Refused:
@@ -109,13 +108,13 @@ def _failure(data: bytes, message: str) -> Refused:
     cut = any(data.startswith(start) and end not in data[-64:] for start, end in ends.items())
     if cut or "truncated" in message:
         return Refused("truncated", f"ends after {len(data)} bytes, before its image does")
-    return Refused("undecodable", message.splitlines()[0][:200] if message else "no decoder takes it")
+    return Refused("undecodable", message.splitlines()[0][:200] if message else "no decoder accepts it")
 
 
 def _encode_again(image: Image.Image, data: bytes, settings: ImageSettings) -> Encoded:
     lossy = image.format in (*rgb.JPEG_FORMATS, "WEBP")
     try:
-        if settings.resize:  # a much larger JPEG is decoded at a fraction of its size, at least twice the size wanted
+        if settings.resize:  # a much larger JPEG is decoded at a fraction of its size, at least twice the wanted size
             image.draft(None, (2 * settings.resize, 2 * settings.resize))
         pixels = _shrunk(rgb.convert(image), settings.resize)
     except (MemoryError, Refused):
@@ -128,7 +127,7 @@ def _encode_again(image: Image.Image, data: bytes, settings: ImageSettings) -> E
     else:
         pixels.save(buffer, "PNG")
     encoded = buffer.getvalue()
-    _decode(encoded, "JPEG" if lossy else "PNG", (pixels.height, pixels.width))
+    _decode(encoded, not lossy, (pixels.height, pixels.width))
     return Encoded(encoded, pixels.width, pixels.height, passed=False)
 
 
@@ -137,5 +136,5 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
     shorter = min(image.size)
     if not 0 < side < shorter:
         return image
-    size = tuple(max(1, round(n * side / shorter)) for n in image.size)
-    return image.resize(size, Image.Resampling.BOX)
+    width, height = (max(1, round(n * side / shorter)) for n in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)

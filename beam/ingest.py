@@ -1,5 +1,6 @@
-"""The Beam graph: listing -> split and shard of each name -> shards -> manifest."""
+"""The Beam graph: listing -> split and shard of each example -> shards -> manifest."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 
@@ -7,53 +8,44 @@ import apache_beam as beam
 import tensorflow as tf
 from apache_beam.pvalue import AsList, AsSingleton
 
-from beam import duplicates, finish, hashing, planning, progress, shards, sources, writing
-from beam.carry import carried
-from beam.items import Item
-from beam.options import BuildError, BuildOptions
+from beam import duplicates, finalize, hashing, planning, progress, shards, writing
+from beam.errors import BuildError
+from beam.examples import SourceExample, name_bytes, text
+from beam.options import BuildOptions
+from beam.sources.source import Source
 from pipeline.data import manifest, record
 
 _LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
 
 
-def build(pipeline: beam.Pipeline, options: BuildOptions, source: sources.Source) -> None:
+def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source) -> None:
     """Adds the whole build to `pipeline`."""
+    beam.typehints.disable_type_annotations()  # Beam would choose coders by them, of signed integers for our hashes
+    lister = dataclasses.replace(source, parts=())  # every worker gets it
     given = read_classes(options.classes) if options.classes else source.classes
-    items = (
+    listed = (
         pipeline
-        | "Source" >> beam.Create(source.parts)
+        | "Source" >> beam.Create([name_bytes(part) for part in source.parts])
         | "Spread" >> beam.Reshuffle()
-        | "List" >> beam.FlatMap(carried(list_items), source._replace(parts=[]))
+        | "List" >> beam.FlatMap(list_part, lister)
     )
     if given is None:
-        labels = items | "Labels" >> beam.FlatMap(carried(labels_of))
-        found = labels | "Labels found" >> beam.CombineGlobally(planning.Union())
-        classes = found | "Classes" >> beam.Map(carried(sources.sorted_classes), source.kind)
+        labels = listed | "Labels" >> beam.FlatMap(labels_of)
+        names = labels | "Class names" >> beam.combiners.ToSet()
+        indices = AsSingleton(names | "Classes" >> beam.Map(to_indices, lister))
     else:
-        classes = pipeline | "Classes" >> beam.Create([given])
-    indices = classes | "Indices" >> beam.Map(carried(indices_of))
-    total = planning.total(items)
-    task = AsSingleton(planning.task(items, total, options, source))
-    listed = items | "Name" >> beam.Map(carried(to_name), task, AsSingleton(indices))
-    every = pipeline | "One" >> beam.Create([None]) | "Shards" >> beam.FlatMap(carried(every_shard), task)
-    names = (listed, every) | "Names" >> beam.Flatten()
+        indices = AsSingleton(pipeline | "Classes" >> beam.Create([{name: i for i, name in enumerate(given)}]))
+    listing_size = planning.listing_size(listed)
+    specs = planning.build_spec(listed, listing_size, options, source.is_multi_label)
+    spec = AsSingleton(specs)
+    placed = listed | "Place" >> beam.Map(to_shard, spec, indices)
+    every = specs | "Shards" >> beam.FlatMap(every_shard)
+    shuffled = {"examples": (placed, every) | "Examples" >> beam.Flatten()}
     reference = _reference(pipeline, options)
-    pairs = _pairs(names, task, options, reference)
-    results = (
-        {"names": names, "pairs": pairs}
-        | "Shuffle names" >> beam.CoGroupByKey()
-        | "Write" >> beam.Map(carried(write_shard), task, reference)
-    )
-    (
-        pipeline
-        | "End" >> beam.Create([given is not None])
-        | "Finish" >> beam.Map(carried(end), task, AsSingleton(classes), AsSingleton(total), AsList(results))
-    )
-
-
-def end(classes_given: bool, task: shards.Task, classes: list[str], total: tuple, results: list) -> dict:
-    """Makes a record set of the shards."""
-    return finish.finish(task, classes, classes_given, total[0], results)
+    if options.duplicates != "off":
+        shuffled["pairs"] = _pairs(shuffled["examples"], spec, options, reference)
+    results = shuffled | "Shuffle names" >> beam.CoGroupByKey() | "Write" >> beam.Map(shard_summary, spec, reference)
+    listing_size | "Finalize" >> beam.Map(finalize.finalize, spec, indices, given is not None, AsList(results))
 
 
 def read_classes(path: str) -> list[str]:
@@ -68,89 +60,91 @@ def read_classes(path: str) -> list[str]:
     return names
 
 
-def list_items(part: bytes, source: sources.Source) -> Iterator[tuple]:
+def list_part(part: bytes, source: Source) -> Iterator[SourceExample[str]]:
     """Lists one part of the source, counting for the progress line."""
-    for item in sources.items(part, source):
+    for example in source.examples(text(part)):
         progress.count("listed", 1)
-        yield item
+        yield example
 
 
-def labels_of(item: Item) -> Iterable:
-    """The class names of an item."""
-    return item.labels
+def labels_of(example: SourceExample[str]) -> Iterable[str]:
+    """The class names of an example."""
+    return example.labels
 
 
-def indices_of(classes: list[str]) -> dict:
-    """Class name to label."""
-    return {name: index for index, name in enumerate(classes)}
+def to_indices(names: set[str], source: Source) -> dict[str, int]:
+    """Class name to label, in label order."""
+    return {name: index for index, name in enumerate(source.label_order(names))}
 
 
-def to_name(item: Item, task: shards.Task, indices: dict) -> tuple:
-    """((split, shard), name): class names become indices, the key's hashes say where it goes."""
-    labels, refusal = (), item.refusal
-    if len(item.key) > _LONGEST_KEY:
-        refusal = refusal or ("bad_row", f"a key of {len(item.key):,} bytes; at most {_LONGEST_KEY:,}")
+def to_shard(
+    example: SourceExample[str], spec: shards.BuildSpec, indices: dict[str, int]
+) -> tuple[tuple[str, int], tuple]:
+    """((split, shard number), the example with class indices for labels, as a plain tuple)."""
+    labels: tuple[int, ...] = ()
+    refusal = example.refusal
+    if len(example.key) > _LONGEST_KEY:
+        refusal = refusal or ("bad_row", f"a key of {len(example.key):,} bytes; at most {_LONGEST_KEY:,}")
     try:
-        labels = tuple(indices[label] for label in item.labels)
+        labels = tuple(indices[label] for label in example.labels)
     except KeyError as error:
         refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(indices)} classes")
-    if task.label_kind == record.SINGLE_LABEL and len(labels) != 1:
+    if spec.label_kind == record.SINGLE_LABEL and len(labels) != 1:
         refusal = refusal or ("bad_row", f"{len(labels)} labels in a source of one label an image")
-    return shards.place(item.key, task), tuple(item._replace(labels=labels, refusal=refusal))
+    return shards.shard_of(example.key, spec), (*example.location, labels, example.weights, refusal)
 
 
 def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | None:
     """The hashes of the evaluation sets, as a side input; None if there are none."""
     if not options.remove_duplicates_of:
         return None
-    parts = [part for path in options.remove_duplicates_of for part in hashing.parts(path)]
+    parts = [part for path in options.remove_duplicates_of for part in hashing.evaluation_parts(path)]
     return AsSingleton(
         pipeline
         | "Evaluation sets" >> beam.Create(parts)
         | "Spread them" >> beam.Reshuffle()
-        | "Their hashes" >> beam.FlatMap(carried(hashing.of_part))
+        | "Their hashes" >> beam.FlatMap(hashing.hash_part)
         | "Together" >> beam.combiners.ToList()
-        | "Index" >> beam.Map(carried(duplicates.Reference), options.duplicate_distance)
+        | "Index" >> beam.Map(duplicates.Reference, options.duplicate_distance)
     )
 
 
-def _pairs(names, task: AsSingleton, options: BuildOptions, reference) -> beam.PCollection:
-    """((split, shard), pair) for every image that is a duplicate of another in the set."""
-    if options.duplicates == "off":
-        return names.pipeline | "No pairs" >> beam.Create([])
+def _pairs(
+    examples: beam.PCollection, spec: AsSingleton, options: BuildOptions, reference: AsSingleton | None
+) -> beam.PCollection:
+    """((split, shard number), pair) for every image that is a duplicate of another in the set."""
     distance, both = options.duplicate_distance, options.duplicates == "drop"
-    rows = (
-        names
-        | "Shuffle names to hash" >> beam.GroupByKey()
-        | "Hash" >> beam.FlatMap(carried(hash_shard), task, reference)
-    )
     alike = (
-        rows
-        | "By hash" >> beam.Map(carried(by_hash))
+        examples
+        | "Shuffle names to hash" >> beam.GroupByKey()
+        | "Hash" >> beam.FlatMap(hash_shard, spec, reference)
+        | "By hash" >> beam.Map(by_hash)
         | "Same hash" >> beam.GroupByKey()
-        | "Pairs of one hash" >> beam.FlatMap(carried(duplicates.same_hash), distance, both)
+        | "Pairs of one hash" >> beam.FlatMap(duplicates.same_hash, distance, both)
     )
-    pairs = [alike | "Their pairs" >> beam.FlatMap(carried(only), "pair")]
+    pairs = [alike | "Their pairs" >> beam.FlatMap(only, "pair")]
     if distance > 0:
         pairs.append(
             alike
-            | "First of a hash" >> beam.FlatMap(carried(only), "first")
-            | "Bands" >> beam.FlatMap(carried(duplicates.tables), distance)
-            | "Same bands" >> beam.GroupByKey()
-            | "Near pairs" >> beam.FlatMap(carried(duplicates.near), distance, both)
+            | "First of a hash" >> beam.FlatMap(only, "first")
+            | "Buckets" >> beam.FlatMap(duplicates.buckets, distance)
+            | "Same bucket" >> beam.GroupByKey()
+            | "Near pairs" >> beam.FlatMap(duplicates.near, distance, both)
         )
-    return pairs | "All pairs" >> beam.Flatten() | "Place pairs" >> beam.Map(carried(place_pair), task)
+    return pairs | "All pairs" >> beam.Flatten() | "Place pairs" >> beam.Map(place_pair, spec)
 
 
-def hash_shard(group: tuple, task: shards.Task, reference) -> Iterator[duplicates.Row]:
+def hash_shard(
+    group: tuple, spec: shards.BuildSpec, reference: duplicates.Reference | None
+) -> Iterator[duplicates.HashedImage]:
     """The hashes of one shard's usable images."""
-    (split, index), names = group
-    yield from hashing.of_listing(task, split, index, _names(names), reference)
+    (split, index), examples = group
+    yield from hashing.hash_shard(spec, split, index, _examples(examples), reference)
 
 
-def by_hash(row: duplicates.Row) -> tuple[int, tuple]:
-    """Keyed by perceptual hash."""
-    return row.perceptual, tuple(row)
+def by_hash(image: duplicates.HashedImage) -> tuple[int, tuple]:
+    """(perceptual hash, the image as a plain tuple)."""
+    return image.perceptual, tuple(image)
 
 
 def only(tagged: tuple[str, object], tag: str) -> Iterator:
@@ -159,28 +153,27 @@ def only(tagged: tuple[str, object], tag: str) -> Iterator:
         yield tagged[1]
 
 
-def place_pair(pair: duplicates.Pair, task: shards.Task) -> tuple:
-    """((split, shard), pair): to where the pair's first image is written."""
-    return shards.place(pair.image.key, task), pair.plain()
+def place_pair(pair: duplicates.Pair, spec: shards.BuildSpec) -> tuple[tuple[str, int], duplicates.Pair]:
+    """((split, shard number), pair): where the pair's first image is written."""
+    return shards.shard_of(pair.image.key, spec), pair
 
 
-def every_shard(_, task: shards.Task) -> Iterator[tuple]:
-    """((split, shard), None) for every shard, so that those without a name are written too."""
-    for split, count in task.shards.items():
+def every_shard(spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], None]]:
+    """((split, shard number), None) for every shard, so that those without an example are written too."""
+    for split, count in spec.shards.items():
         for index in range(count):
             yield (split, index), None
 
 
-def write_shard(group: tuple, task: shards.Task, reference) -> tuple:
-    """Builds one shard; returns (split, shard number, what the end of the build needs of it)."""
-    (split, index), found = group
-    pairs = (duplicates.Pair.of(pair) for pair in found["pairs"])
-    stats = writing.build(task, split, index, _names(found["names"]), pairs, reference)
-    return split, index, finish.summary(stats)
+def shard_summary(group: tuple, spec: shards.BuildSpec, reference: duplicates.Reference | None) -> shards.ShardResult:
+    """Writes one shard; returns (split, shard number, what the end of the build needs of it)."""
+    (split, index), values = group
+    stats = writing.commit_shard(spec, split, index, _examples(values["examples"]), values.get("pairs", ()), reference)
+    return split, index, finalize.summary(stats)
 
 
-def _names(group: Iterable) -> Iterator[shards.Name]:
-    return (shards.Name(*name) for name in group if name is not None)
+def _examples(group: Iterable[tuple | None]) -> Iterator[SourceExample[int]]:
+    return (SourceExample._make(values) for values in group if values is not None)
 
 
 def remove_manifest(output_dir: str) -> None:

@@ -9,9 +9,20 @@ import sys
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
 
+from beam.errors import BuildError
+from beam.sources import registry
 
-class BuildError(Exception):
-    """The job cannot be done as asked; the message says what was found, what was expected and what to do."""
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """What is done to each image: everything that decides the bytes of a record. The flags say what each means."""
+
+    min_side: int = 8
+    max_pixels: int = 100_000_000
+    max_bytes: int = 1 << 30
+    animated: str = "first_frame"
+    resize: int = 0
+    jpeg_quality: int = 95
 
 
 class BuildOptions(PipelineOptions):
@@ -19,14 +30,9 @@ class BuildOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser):
-        parser.add_argument(
-            "--input",
-            help="A folder of class folders; .csv, .jsonl or .parquet lists; .tar shards; or tfds:NAME/SPLIT.",
-        )
-        for feature in ("image", "label"):
-            parser.add_argument(
-                f"--{feature}_feature", default="", help=f"Of a TFDS set with several, the {feature} to take."
-            )
+        parser.add_argument("--input", help=f"The images: {registry.expected()}.")
+        for flag, text in registry.flags().items():
+            parser.add_argument(f"--{flag}", default="", help=text)
         parser.add_argument("--output_dir", help="Where the record set goes.")
         parser.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
         parser.add_argument(
@@ -37,52 +43,55 @@ class BuildOptions(PipelineOptions):
             "--shard_mib",
             type=int,
             default=0,
-            help="Choose the number of shards so that each is about so large, by the sizes of the source's images. "
-            "With --resize they come out smaller: give the number that --dry_run plans as --shards.",
+            help="Choose the number of shards so that each has about this size, by the sizes of the source's images. "
+            "With --resize they are smaller: give the number that --dry_run plans as --shards.",
         )
         parser.add_argument(
             "--retry_rejected",
             action="store_true",
-            help="Look again at the images that an earlier build refused, and only at these.",
+            help="Read and check only the images that an earlier build refused.",
         )
         parser.add_argument(
             "--validation_fraction", type=float, default=0.0, help="Part of the images to hold out, by hash of the key."
         )
         parser.add_argument(
-            "--validation_examples", type=int, default=0, help="Hold out exactly so many of the listed images instead."
+            "--validation_examples",
+            type=int,
+            default=0,
+            help="Hold out exactly this many of the listed images instead.",
         )
-        parser.add_argument("--min_side", type=int, default=8, help="Refuse images with a shorter side below this.")
+        for flag, text in (
+            ("min_side", "Refuse images with a shorter side below this."),
+            ("max_pixels", "Refuse images with more pixels than this, undecoded."),
+            ("max_bytes", "Refuse images of more bytes than this, unread."),
+            ("resize", "Shrink to this shorter side, in pixels; 0 keeps every size."),
+            ("jpeg_quality", "Quality of JPEGs that must be re-encoded."),
+        ):
+            parser.add_argument(f"--{flag}", type=int, default=getattr(ImageSettings, flag), help=text)
         parser.add_argument(
-            "--max_pixels", type=int, default=100_000_000, help="Refuse images with more pixels than this, undecoded."
+            "--animated",
+            choices=("first_frame", "refuse"),
+            default=ImageSettings.animated,
+            help="What to do with animations.",
         )
-        parser.add_argument(
-            "--max_bytes", type=int, default=1 << 30, help="Refuse images of more bytes than this, unread."
-        )
-        parser.add_argument(
-            "--animated", choices=("first_frame", "refuse"), default="first_frame", help="What to do with animations."
-        )
-        parser.add_argument(
-            "--resize", type=int, default=0, help="Shrink to this shorter side, in pixels; 0 keeps every size."
-        )
-        parser.add_argument("--jpeg_quality", type=int, default=95, help="Quality of JPEGs that must be re-encoded.")
         parser.add_argument(
             "--dry_run_images",
             type=int,
             default=0,
-            help="With --dry_run, which reads a sample and prints what the build would cost: plan for so many images "
+            help="With --dry_run, which reads a sample and prints what the build would cost: plan for this many images "
             "instead of those listed.",
         )
         parser.add_argument(
             "--duplicates",
             choices=("off", "report", "keep_first", "drop"),
             default="off",
-            help="Look for duplicates in the set, and report them, keep the first by key, or drop all.",
+            help="Search the set for duplicates, and report them, keep the first by key, or drop all.",
         )
         parser.add_argument(
             "--duplicate_distance",
             type=int,
             default=3,
-            help="Images are near duplicates up to so many differing bits of 64; -1: only equal bytes count.",
+            help="Images are near duplicates up to this many differing bits of 64; -1: only equal bytes count.",
         )
         parser.add_argument(
             "--remove_duplicates_of",
@@ -92,21 +101,14 @@ class BuildOptions(PipelineOptions):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSettings:
-    """What is done to each image: everything that decides the bytes of a record."""
-
-    min_side: int = 8
-    max_pixels: int = 100_000_000
-    max_bytes: int = 1 << 30
-    animated: str = "first_frame"
-    resize: int = 0
-    jpeg_quality: int = 95
-
-
 def image_settings(options: BuildOptions) -> ImageSettings:
     """The flags that decide the bytes of a record."""
     return ImageSettings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ImageSettings)})
+
+
+def source_flags(options: BuildOptions) -> dict[str, str]:
+    """The values of the flags that only some kinds of sources take."""
+    return {flag: getattr(options, flag) for flag in registry.flags()}
 
 
 def parse(argv: list[str]) -> PipelineOptions:
@@ -119,10 +121,10 @@ def parse(argv: list[str]) -> PipelineOptions:
       BuildError: a flag is missing, or its value is out of range.
     """
     argv = ["--dry_run=true" if argument == "--dry_run" else argument for argument in argv]  # Beam's takes a value
-    without_help = [argument for argument in argv if argument not in ("-h", "--help")]  # Beam would print none of ours
+    without_help = [argument for argument in argv if argument not in ("-h", "--help")]  # Beam would print its own alone
     runner = PipelineOptions(without_help).view_as(StandardOptions).runner
     if runner:
-        create_runner(runner)  # a runner's module brings the runner's own flags
+        create_runner(runner)  # importing a runner's module defines the runner's own flags
     parser = argparse.ArgumentParser(
         prog="build_tfrecords.py",
         usage="%(prog)s --input=IMAGES --output_dir=DIR [flags of the build] [flags of Beam and its runners]",
@@ -130,29 +132,28 @@ def parse(argv: list[str]) -> PipelineOptions:
         conflict_handler="resolve",
         description="Turns labelled images into TFRecord shards with a manifest.",
     )
-    own, beams = parser.add_argument_group("the build"), parser.add_argument_group("Beam and its runners")
+    own, others = parser.add_argument_group("the build"), parser.add_argument_group("Beam and its runners")
     for option_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
-        option_class._add_argparse_args(own if option_class is BuildOptions else beams)
+        option_class._add_argparse_args(own if option_class is BuildOptions else others)
     _, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        parser.exit(2, "".join(_unknown(flag, known) for flag in unknown))
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        parser.exit(2, "".join(_unknown(flag, flags) for flag in unknown))
     options = PipelineOptions(argv)
     _check(options.view_as(BuildOptions))
     return options
 
 
-def _unknown(argument: str, known: list[str]) -> str:
-    flag = argument.split("=")[0]
-    similar = difflib.get_close_matches(flag, known, n=3)
-    hint = f"did you mean {' or '.join(similar)}?" if similar else "see --help for the flags there are."
+def _unknown(argument: str, flags: list[str]) -> str:
+    similar = difflib.get_close_matches(argument.split("=")[0], flags, n=3)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "--help lists the flags."
     return f"build_tfrecords.py: unknown argument {argument!r}: {hint}\n"
 
 
 def _check(options: BuildOptions) -> None:
     for flag in ("input", "output_dir"):
         if not getattr(options, flag):
-            raise BuildError(f"--{flag} is missing: say `--{flag}=...`; see --help.")
+            raise BuildError(f"--{flag} is missing: give `--{flag}=...`; see --help.")
     if not re.fullmatch(r"[A-Za-z]\w*", options.name):
         raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
     for flag, low, high in (

@@ -1,58 +1,72 @@
-"""What must be known of the whole listing before names are shuffled: what is held out, and how many shards."""
+"""What depends on the whole listing: which keys are held out, and how many shards there are."""
+
+import dataclasses
+from collections.abc import Iterable
 
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton
 
-from beam import shards, sources
-from beam.carry import CarriedObject, carried
-from beam.items import Item
-from beam.options import BuildError, BuildOptions, image_settings
+from beam import shards
+from beam.errors import BuildError
+from beam.examples import SourceExample
+from beam.options import BuildOptions, image_settings
 from pipeline.data import record
 
-_ALL = 2**64  # split hashes lie below
+_ALL = 2**64  # split hashes are below it
 _RECORD_OVERHEAD = 120  # bytes of a record beside its image, about
 
 
-def total(items: beam.PCollection) -> beam.PCollection:
+def listing_size(listed: beam.PCollection) -> beam.PCollection:
     """One tuple: images, images of known size, bytes of these."""
-    return items | "Sizes" >> beam.Map(carried(size_of)) | "Total" >> beam.CombineGlobally(Total())
+    add = beam.combiners.TupleCombineFn(sum, sum, sum)
+    return listed | "Sizes" >> beam.Map(size_of) | "Total" >> beam.CombineGlobally(add)
 
 
-def task(
-    items: beam.PCollection, total: beam.PCollection, options: BuildOptions, source: sources.Source
+def size_of(example: SourceExample) -> tuple[int, int, int]:
+    """An example's share of `listing_size`."""
+    return 1, int(example.size >= 0), max(example.size, 0)
+
+
+def build_spec(
+    listed: beam.PCollection, listing_size: beam.PCollection, options: BuildOptions, is_multi_label: bool
 ) -> beam.PCollection:
-    """The one `shards.Task` of the build."""
-    flags = shards.Task(
+    """The one `shards.BuildSpec` of the build."""
+    flags = shards.BuildSpec(
         name=options.name,
         output_dir=options.output_dir,
-        label_kind=record.MULTI_LABEL if source.is_multi_label else record.SINGLE_LABEL,
-        images=image_settings(options),
+        label_kind=record.MULTI_LABEL if is_multi_label else record.SINGLE_LABEL,
+        image_settings=image_settings(options),
         shards={shards.TRAIN: options.shards},
-        policy=options.duplicates,
-        distance=options.duplicate_distance,
-        retry=options.retry_rejected,
+        duplicate_policy=options.duplicates,
+        duplicate_distance=options.duplicate_distance,
+        retry_rejected=options.retry_rejected,
     )
-    asked = options.validation_examples, options.validation_fraction, options.shard_mib
-    started = items.pipeline | "Flags" >> beam.Create([flags])
-    return started | "Task" >> beam.Map(
-        carried(complete), *asked, AsSingleton(_held_out(items, options)), AsSingleton(total)
-    )
+    examples, fraction = options.validation_examples, options.validation_fraction
+    held_out = AsSingleton(_bound(listed, examples)) if examples else int(fraction * _ALL)
+    return listing_size | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
 
 
-def complete(flags: shards.Task, examples: int, fraction: float, mib: int, held_out: int, total: tuple) -> shards.Task:
-    """The task with what the listing decides: the bound of the held-out keys, and the number of shards."""
+def complete(
+    listing_size: tuple[int, int, int],
+    flags: shards.BuildSpec,
+    examples: int,
+    fraction: float,
+    mib: int,
+    held_out: int,
+) -> shards.BuildSpec:
+    """The spec of the flags, with what the listing decides: the held-out keys, and the number of shards."""
     train = flags.shards[shards.TRAIN]
     if mib:
-        count, known, size = total
-        if not known:
+        count, sized, size = listing_size
+        if not sized:
             raise BuildError(
                 "--shard_mib needs the sizes of the images, and this source does not tell them: give --shards."
             )
-        size = size * count / known + count * _RECORD_OVERHEAD
+        estimate = size * count / sized + count * _RECORD_OVERHEAD
         part = examples / count if examples else fraction
-        train = max(1, round(size * (1 - part) / (mib << 20)))
+        train = max(1, round(estimate * (1 - part) / (mib << 20)))
     numbers = {shards.TRAIN: train} | validation_shards(train, examples, fraction)
-    return flags._replace(shards=numbers, held_out=held_out)
+    return dataclasses.replace(flags, shards=numbers, held_out=held_out)
 
 
 def validation_shards(train: int, examples: int, fraction: float) -> dict[str, int]:
@@ -62,96 +76,49 @@ def validation_shards(train: int, examples: int, fraction: float) -> dict[str, i
     return {shards.VALIDATION: max(1, round(train * fraction / (1 - fraction)))} if fraction else {}
 
 
-def size_of(item: Item) -> int:
-    """Bytes of an item's image, -1 if unknown."""
-    return item.size
-
-
-class Total(CarriedObject, beam.CombineFn):
-    """(images, images of known size, bytes of these)."""
-
-    def create_accumulator(self):
-        return 0, 0, 0
-
-    def add_input(self, accumulator, size):
-        count, known, total = accumulator
-        return count + 1, known + (size >= 0), total + max(size, 0)
-
-    def merge_accumulators(self, accumulators):
-        return tuple(map(sum, zip(*accumulators, strict=True)))
-
-    def extract_output(self, accumulator):
-        return accumulator
-
-
-class Union(CarriedObject, beam.CombineFn):
-    """The sorted list of distinct values."""
-
-    def create_accumulator(self):
-        return set()
-
-    def add_input(self, accumulator, value):
-        accumulator.add(value)
-        return accumulator
-
-    def merge_accumulators(self, accumulators):
-        return set().union(*accumulators)
-
-    def extract_output(self, accumulator):
-        return sorted(accumulator)
-
-
-class Smallest(Union):
+class Smallest(beam.CombineFn):
     """The sorted `count` smallest distinct values, in memory for twice as many."""
 
     def __init__(self, count: int):
-        self.arguments = (count,)
         self.count = count
 
-    def add_input(self, accumulator, value):
+    def create_accumulator(self) -> set[int]:
+        return set()
+
+    def add_input(self, accumulator: set[int], value: int) -> set[int]:
         accumulator.add(value)
         return self._cut(accumulator) if len(accumulator) > 2 * self.count + 1000 else accumulator
 
-    def merge_accumulators(self, accumulators):
-        merged = set()
+    def merge_accumulators(self, accumulators: Iterable[set[int]]) -> set[int]:
+        merged: set[int] = set()
         for accumulator in accumulators:
             merged = self._cut(merged | accumulator)
         return merged
 
-    def extract_output(self, accumulator):
+    def extract_output(self, accumulator: set[int]) -> list[int]:
         return sorted(accumulator)[: self.count]
 
-    def _cut(self, accumulator):
+    def _cut(self, accumulator: set[int]) -> set[int]:
         return set(sorted(accumulator)[: self.count])
 
 
-def _held_out(items: beam.PCollection, options: BuildOptions) -> beam.PCollection:
-    """One number: keys whose `split_hash` is below it are held out."""
-    count = options.validation_examples
-    if not count:
-        # The bound does not fit Beam's coder of integers, which is signed, so it is made where it is used.
-        fraction = items.pipeline | "Fraction" >> beam.Create([options.validation_fraction])
-        return fraction | "Held out" >> beam.Map(carried(bound_of_fraction))
+def _bound(listed: beam.PCollection, count: int) -> beam.PCollection:
+    """One number: `count` keys have a `split_hash` below it."""
     return (
-        items
-        | "Split hashes" >> beam.Map(carried(split_hash_of))
+        listed
+        | "Split hashes" >> beam.Map(split_hash_of)
         | "Smallest" >> beam.CombineGlobally(Smallest(count + 1))
-        | "Bound" >> beam.Map(carried(bound_of), count)
+        | "Bound" >> beam.Map(bound_of, count)
     )
 
 
-def split_hash_of(item: Item) -> int:
-    """The hash that decides whether an item is held out."""
-    return shards.split_hash(item.key)
-
-
-def bound_of_fraction(fraction: float) -> int:
-    """The hash below which `fraction` of all hashes lie."""
-    return int(fraction * _ALL)
+def split_hash_of(example: SourceExample) -> int:
+    """The hash that decides whether an example is held out."""
+    return shards.split_hash(example.key)
 
 
 def bound_of(smallest: list[int], count: int) -> int:
-    """The hash below which exactly `count` keys lie, of the `count + 1` smallest hashes."""
+    """The hash below which exactly `count` keys are, of the `count + 1` smallest hashes."""
     if len(smallest) <= count:
         raise BuildError(
             f"--validation_examples={count}: the source lists only {len(smallest)} images, which would leave "

@@ -1,12 +1,15 @@
 """The line that tells how far a build is: images done and listed, rate and time left."""
 
 import contextlib
+import io
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
-_counts = {"listed": 0, "done": 0}  # without a lock: a lost update only bends the line, and locks cannot be sent
+from tqdm import tqdm
+
+_counts = {"listed": 0, "done": 0}  # without a lock: a lost update moves the line by an image
 
 
 def count(what: str, images: int) -> None:
@@ -15,27 +18,36 @@ def count(what: str, images: int) -> None:
 
 
 @contextlib.contextmanager
-def shown(committed: Callable[[], int], stream=None):
+def shown(committed: Callable[[], int], stream: TextIO | None = None, every: float | None = None) -> Iterator[None]:
     """Shows how far the build is on `stream` (standard error) while the block runs.
 
-    Twice a second on a terminal, in place; every 5 seconds in a log, a line each. Where a runner works in other
-    processes, this one counts nothing: then it asks `committed` for the number of committed shards, more rarely.
+    Args:
+      committed: the number of committed shards. It is asked for where a runner works in other processes, whose images
+        this one cannot count, and only at every 30th line on a terminal, every third in a log.
+      stream: where to.
+      every: seconds; by default 0.5 on a terminal, where the line is rewritten in place, and 5 in a log.
     """
     stream = stream or sys.stderr
     terminal = stream.isatty()
-    every = 0.5 if terminal else 5.0
     _counts.update(listed=0, done=0)
-    start, finished = time.monotonic(), threading.Event()
+    finished = threading.Event()
+    target = stream if terminal else io.StringIO()  # in a log the bar is printed instead, as a line
+    bar = tqdm(desc="records", unit=" images", file=target, leave=False, smoothing=0, dynamic_ncols=True)
 
-    def show():
+    def show() -> None:
         turn = 0
-        while not finished.wait(every):
+        while not finished.wait(every or (0.5 if terminal else 5.0)):
             turn += 1
-            seconds = time.monotonic() - start
             if _counts["listed"]:
-                _print(_line(_counts["done"], _counts["listed"], seconds), stream, terminal)
-            elif turn * every % 15 == 0 and (shards := committed()):
-                _print(f"records: {shards:,} shards committed in {_clock(seconds)}", stream, terminal)
+                bar.total, bar.n = _counts["listed"], _counts["done"]
+            elif turn % (30 if terminal else 3) == 0:
+                bar.unit, bar.n = " shards", committed()
+            else:
+                continue
+            if terminal:
+                bar.refresh()
+            elif bar.n or bar.total:
+                print(bar, file=stream, flush=True)
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
@@ -44,23 +56,4 @@ def shown(committed: Callable[[], int], stream=None):
     finally:
         finished.set()
         thread.join()
-        if terminal:
-            print("\r\x1b[K", end="", file=stream, flush=True)
-
-
-def _print(line: str, stream, terminal: bool) -> None:
-    print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", file=stream, flush=True)
-
-
-def _line(done: int, listed: int, seconds: float) -> str:
-    if not done:
-        return f"records: {listed:,} images listed"
-    rate = done / seconds
-    return (
-        f"records: {done:,} of {listed:,} images ({done / max(listed, 1):.0%}), "
-        f"{rate:,.0f} images/s, {_clock((listed - done) / rate)} left"
-    )
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        bar.close()

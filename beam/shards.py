@@ -1,8 +1,8 @@
-"""Names to shards: which shard a key belongs to, and when a shard on disk is committed.
+"""Keys to shards: which shard a key belongs to, and when a shard on disk is committed.
 
-Only names cross Beam's shuffle. A shard is three files, the same bytes whoever makes them: the TFRecord, its
-index and its statistics; the statistics are renamed into place last and are the commit. A committed shard that
-was made with the same settings from the same listing is not made again.
+A shard is three files, the same bytes whoever writes them: the TFRecord, its index and its statistics; the statistics
+are renamed into place last and are the commit. A committed shard that was written with the same settings from the same
+listing is not written again.
 """
 
 import dataclasses
@@ -10,48 +10,45 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import tensorflow as tf
 
 from beam import duplicates
-from beam.items import text
+from beam.examples import SourceExample, text
 from beam.options import ImageSettings
 from pipeline import files
 from pipeline.data import record, shard
 
 TRAIN, VALIDATION = "train", "validation"
 FORMAT = 1  # of the statistics and of how records are made: raise it when either changes
+ShardResult = tuple[str, int, dict]  # (split, shard number, what the end of the build needs of its statistics)
+_LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")
 
 
-class Name(NamedTuple):
-    """What of an image crosses the shuffle; labels are class indices. See `items.Item`."""
-
-    key: bytes
-    path: bytes
-    offset: int
-    size: int
-    labels: tuple[int, ...]
-    weights: tuple[float, ...]
-    refusal: tuple[str, str] | None
-
-
-class Task(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class BuildSpec:
     """What is the same for all shards of a build.
 
-    shards: split to number of shards. held_out: keys whose `split_hash` is below it are validation. policy,
-    distance: what to do with duplicates in the set, and what they are. retry: look at refused images only.
+    Attributes:
+      name: of the record set.
+      output_dir: its folder.
+      label_kind: of its records.
+      image_settings: what is done to each image.
+      shards: split to number of shards.
+      held_out: keys whose `split_hash` is below it are validation.
+      duplicate_policy, duplicate_distance: what to do with duplicates in the set, and what they are.
+      retry_rejected: whether to read only the images that were refused before.
     """
 
     name: str
     output_dir: str
     label_kind: str
-    images: ImageSettings
+    image_settings: ImageSettings
     shards: dict[str, int]
     held_out: int = 0
-    policy: str = "off"
-    distance: int = duplicates.EXACT_ONLY
-    retry: bool = False
+    duplicate_policy: str = "off"
+    duplicate_distance: int = duplicates.EXACT_ONLY
+    retry_rejected: bool = False
 
 
 def position(key: bytes) -> int:
@@ -64,59 +61,64 @@ def split_hash(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"split").digest(), "big")
 
 
-def place(key: bytes, task: Task) -> tuple[str, int]:
-    """(split, shard) of a key."""
-    split = VALIDATION if split_hash(key) < task.held_out else TRAIN
-    return split, position(key) % task.shards[split]
+def shard_of(key: bytes, spec: BuildSpec) -> tuple[str, int]:
+    """(split, shard number) of a key."""
+    split = VALIDATION if split_hash(key) < spec.held_out else TRAIN
+    return split, position(key) % spec.shards[split]
 
 
-def in_order(names: Iterable[Name]) -> list[Name]:
-    """The names of a shard in the order of its records; of one key, those first that the listing accepts."""
-    return sorted(names, key=lambda name: (position(name.key), name.key, name.refusal is not None, repr(name)))
+def in_order(examples: Iterable[SourceExample]) -> list[SourceExample]:
+    """The examples of a shard in the order of its records; of one key, those first that the listing accepts."""
+
+    def order(example: SourceExample) -> tuple:
+        return position(example.key), example.key, example.refusal is not None, repr(tuple(example))
+
+    return sorted(examples, key=order)
 
 
-def path_of(task: Task, split: str, index: int) -> str:
-    """Where a shard lies."""
-    return os.path.join(task.output_dir, shard.shard_name(task.name, split, index, task.shards[split]))
+def path_of(spec: BuildSpec, split: str, index: int) -> str:
+    """The path of a shard."""
+    return os.path.join(spec.output_dir, shard.shard_name(spec.name, split, index, spec.shards[split]))
 
 
 def stats_path(path: str) -> str:
-    """Where the statistics of the shard at `path` lie."""
+    """The path of the statistics of the shard at `path`."""
     return f"{path}.json"
 
 
 def fingerprint(
-    task: Task, names: Iterable[Name], pairs: dict, reference: duplicates.Reference | None, limits: bool = True
+    spec: BuildSpec,
+    examples: Iterable[SourceExample],
+    pairs: dict[bytes, duplicates.Pair],
+    reference: duplicates.Reference | None,
+    limits: bool = True,
 ) -> str:
     """SHA-256 over all that decides the shard's bytes and statistics: settings, listing and duplicates.
 
     Without `limits`: only what decides the bytes of those images that are within the limits.
     """
-    settings = dataclasses.asdict(task.images)
+    settings = dataclasses.asdict(spec.image_settings)
     if not limits:
         settings = {name: value for name, value in settings.items() if name not in _LIMITS}
-    digest = hashlib.sha256(json.dumps([FORMAT, task.label_kind, task.policy, settings]).encode())
-    for name in names:
-        digest.update(repr(tuple(name)).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, spec.label_kind, spec.duplicate_policy, settings]).encode())
+    for example in examples:
+        digest.update(repr(tuple(example)).encode())
     for key in sorted(pairs):
-        digest.update(repr(pairs[key]).encode())
+        digest.update(json.dumps(pairs[key].as_json()).encode())
     digest.update(reference.digest.encode() if reference else b"")
     return digest.hexdigest()
 
 
-_LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")
-
-
-def whole(path: str) -> dict | None:
+def committed(path: str) -> dict | None:
     """The statistics of the shard at `path` if it is committed and its files have their sizes."""
     try:
-        with tf.io.gfile.GFile(stats_path(path)) as file:
+        with files.opened(stats_path(path), "r") as file:
             stats = json.load(file)
         sizes = stats["bytes"], 8 * (stats["examples"] + 1)
         names = path, shard.index_path(path)
         if stats["format"] == FORMAT and sizes == tuple(tf.io.gfile.stat(name).length for name in names):
             return stats
-    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+    except (OSError, tf.errors.OpError, ValueError, KeyError, TypeError):
         pass
     return None
 

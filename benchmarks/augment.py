@@ -36,7 +36,10 @@ def photograph(seed: int, width: int = 500, height: int = 375) -> bytes:
     values = np.full((height, width, 3), 128.0)
     for scale in (2, 4, 8, 16, 32, 64, 128):
         noise = random.normal(0, 1, (height // scale + 2, width // scale + 2, 3)).astype(np.float32)
-        layer = [Image.fromarray(noise[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+        layer = [
+            np.asarray(Image.fromarray(noise[..., c]).resize((width, height), Image.Resampling.BICUBIC))
+            for c in range(3)
+        ]
         values += np.stack(layer, -1) * 3.5 * scale**0.6
     buffer = io.BytesIO()
     Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)

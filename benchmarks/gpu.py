@@ -15,6 +15,8 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,7 +44,9 @@ def trace(arguments: argparse.Namespace) -> None:
         batch["labels"] = tf.constant(random.integers(0, dataset.classes, batch["labels"].shape), tf.int64)
         batch |= {name: tf.ones_like(batch[name]) for name in ("label_weights", "weight")}
     compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
-    stored = {"hlo": np.frombuffer(compiled.experimental_get_compiler_ir(batch)(stage="hlo_serialized"), np.uint8)}
+    stored: dict[str, Any] = {
+        "hlo": np.frombuffer(compiled.experimental_get_compiler_ir(batch)(stage="hlo_serialized"), np.uint8)
+    }
     if arguments.values:
         concrete = compiled.get_concrete_function(batch)
         handles = {id(variable.handle): variable for variable in concrete.variables}
@@ -100,7 +104,7 @@ class Step:
         self._shapes = computation.program_shape().parameter_shapes()
         self._executable = backend.get_backend().compile_and_load(*compile_arguments(hlo, self.device))
 
-    def put(self, stored: np.lib.npyio.NpzFile) -> list:
+    def put(self, stored: Mapping[str, np.ndarray]) -> list:
         """The arguments, on the device: those of `stored`, or small random numbers (zeros where integer)."""
         import jax
 
@@ -126,7 +130,7 @@ class Step:
         return [replaced.get(i, value) for i, value in enumerate(inputs)]
 
 
-def _computation(hlo: bytes):
+def _computation(hlo: bytes) -> Any:
     """The HLO module with its text and its parameters' shapes.
 
     Private: JAX reads serialised HLO in no public function.

@@ -4,7 +4,7 @@
 
 Makes ImageNet-like JPEGs (500 x 375, quality 90) and measures, each in a process of its own: decoding alone with
 the decoder the job uses (the limit), the job itself, img2dataset's resizer on the same files (if it is installed),
-and the TFDS Beam writer. Prints images a second, images a core-second, peak memory, and the ratios asked for.
+and the TFDS Beam writer. Prints images per second, images per core-second, peak memory, and the ratios asked for.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,9 +26,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path[0] = ROOT
 
-_DIFFERENT = 400  # images that are really different; the others are hard links to them
-_CHUNK = 8  # images a thread takes at once, as in the job
+_DIFFERENT = 400  # different images; the others are hard links to them
+_CHUNK = 8  # images that a thread takes at once, as in the job
 _SIDE = 256
+
+Work = Callable[[], object]
 
 
 def make_images(folder: str, count: int) -> None:
@@ -52,14 +55,14 @@ def _paths(folder: str) -> list[str]:
     return [entry.path for part in sorted(os.scandir(folder), key=lambda e: e.name) for entry in os.scandir(part)]
 
 
-def _in_threads(function, paths: list[str]) -> None:
+def _in_threads(function: Callable[[str], object], paths: list[str]) -> None:
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda chunk: [function(path) for path in chunk], chunks):
             pass
 
 
-def decoding(folder: str, output: str):
+def decoding(folder: str, output: str) -> Work:
     """Reading and decoding, nothing else: the limit of what checks every image."""
     import tensorflow as tf
 
@@ -72,7 +75,7 @@ def decoding(folder: str, output: str):
     return lambda: _in_threads(decode, paths)
 
 
-def job(folder: str, output: str, *flags: str):
+def job(folder: str, output: str, *flags: str) -> Work:
     """The job, checking every image and passing it through."""
     from beam import launch
 
@@ -90,17 +93,17 @@ def job(folder: str, output: str, *flags: str):
     return lambda: build(folder, output)
 
 
-def job_resizing(folder: str, output: str):
+def job_resizing(folder: str, output: str) -> Work:
     """The job, shrinking every image to a shorter side of 256 and encoding it again."""
     return job(folder, output, f"--resize={_SIDE}")
 
 
-def job_deduplicating(folder: str, output: str):
+def job_deduplicating(folder: str, output: str) -> Work:
     """The job, removing exact copies, which reads and hashes every image first."""
     return job(folder, output, "--duplicates=report", "--duplicate_distance=-1")
 
 
-def img2dataset(folder: str, output: str):
+def img2dataset(folder: str, output: str) -> Work:
     """img2dataset's resizer to the same size and quality; it writes nothing."""
     from img2dataset.resizer import Resizer
 
@@ -123,7 +126,7 @@ def img2dataset(folder: str, output: str):
     return lambda: _in_threads(resize, paths)
 
 
-def tfds_writer(folder: str, output: str):
+def tfds_writer(folder: str, output: str) -> Work:
     """The TFDS Beam writer on the same files and runner; it checks nothing."""
     import apache_beam as beam
     import tensorflow_datasets as tfds
@@ -168,10 +171,10 @@ def run_one(method: str, folder: str, output: str) -> None:
     work = METHODS[method](folder, output)
     start, before = time.perf_counter(), time.process_time()
     work()
-    found = {"seconds": time.perf_counter() - start, "core_seconds": time.process_time() - before}
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {"seconds": time.perf_counter() - start, "core_seconds": time.process_time() - before}
+    result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with open(f"{output}.json", "w") as file:
-        json.dump(found, file)
+        json.dump(result, file)
 
 
 def measure(method: str, folder: str, scratch: str, images: int) -> dict | None:
@@ -191,14 +194,14 @@ def measure(method: str, folder: str, scratch: str, images: int) -> dict | None:
         print(f"{method}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return None
     with open(f"{output}.json") as file:
-        found = json.load(file)
-    rates = {"rate": images / found["seconds"], "core_rate": images / found["core_seconds"]}
+        result = json.load(file)
+    rates = {"rate": images / result["seconds"], "core_rate": images / result["core_seconds"]}
     print(
         f"{method:<18} {images:>7,} images {rates['rate']:>8,.0f} images/s {rates['core_rate']:>8,.0f} images/core-s "
-        f"{found['peak'] / 2**20:>7,.0f} MiB",
+        f"{result['peak'] / 2**20:>7,.0f} MiB",
         flush=True,
     )
-    return {**found, **rates}
+    return {**result, **rates}
 
 
 def main() -> None:
@@ -215,7 +218,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=flags.folder) as scratch:
         folder = os.path.join(scratch, "images")
         make_images(folder, flags.images)
-        found = {method: measure(method, folder, scratch, flags.images) for method in METHODS}
+        results = {method: measure(method, folder, scratch, flags.images) for method in METHODS}
         memory = []
         for count in (2000, flags.many) if flags.many else ():
             many = os.path.join(scratch, f"images-{count}")
@@ -228,11 +231,12 @@ def main() -> None:
         ("resizing and writing / img2dataset's resizer", "job_resizing", "img2dataset", 1.0),
         ("checking and writing / TFDS Beam writer", "job", "tfds_writer", 3.0),
     ):
-        if found[ours] and found[theirs]:
-            wall, core = (found[ours][rate] / found[theirs][rate] for rate in ("rate", "core_rate"))
+        if (our := results[ours]) and (their := results[theirs]):
+            wall, core = (our[rate] / their[rate] for rate in ("rate", "core_rate"))
             print(f"{text:<46} {wall:5.2f} by the clock, {core:5.2f} by processor time (goal {goal})")
-    if len(memory) == 2 and all(memory):
-        ratio = memory[1]["peak"] / memory[0]["peak"]
+    peaks = [measured["peak"] for measured in memory if measured]
+    if len(peaks) == 2:
+        ratio = peaks[1] / peaks[0]
         print(f"peak memory, {flags.many:,} images / 2,000 images    {ratio:5.2f} (goal: flat)")
 
 

@@ -15,13 +15,13 @@ import io
 import json
 import operator
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -37,6 +37,7 @@ from benchmarks.augment import photograph
 from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
 from pipeline.data.augment import Augmentation, normalize
+from pipeline.data.input import View
 from pipeline.data.randaugment import RandAugment
 
 SHUFFLE_BUFFER = 10_000
@@ -119,13 +120,13 @@ def views(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
     }
 
 
-def ours(directory: str, view, batch: int, **sizes: int) -> tf.data.Dataset:
+def ours(directory: str, view: View, batch: int, **sizes: Any) -> tf.data.Dataset:
     """The trainer's input."""
     records = reader.RecordSet(directory, "train")
     return reader.dataset(records, orders.EpochBudget(records.order(batch, seed=0, **sizes), batch, 100), view)
 
 
-def plain(directory: str, view, batch: int) -> tf.data.Dataset:
+def plain(directory: str, view: View, batch: int) -> tf.data.Dataset:
     """The reference trainers' input."""
     paths = sorted(tf.io.gfile.glob(os.path.join(directory, "*.tfrecord-?????-of-?????")))
     records = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
@@ -141,7 +142,7 @@ def plain(directory: str, view, batch: int) -> tf.data.Dataset:
     return examples.batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def limit(directory: str, view, batch: int) -> tf.data.Dataset:
+def limit(directory: str, view: View, batch: int) -> tf.data.Dataset:
     """No reading at all."""
     files = [photograph(seed) for seed in range(DISTINCT)]
     examples = {"image": files, "id": np.arange(DISTINCT)}
@@ -196,7 +197,7 @@ def peak_memory(name: str, flags: argparse.Namespace) -> float:
 def _peak() -> int:
     """Kilobytes of this process at its peak. (`getrusage` begins with the peak of the process that started it.)"""
     with open("/proc/self/status") as file:
-        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1])
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
 
 
 def seconds_to_first_batch(directory: str, share: float, flags: argparse.Namespace) -> tuple[float, float]:
@@ -244,7 +245,8 @@ def main() -> None:
 
 def report(flags: argparse.Namespace) -> None:
     """Measures and prints speed and memory."""
-    rates, processor = {name: [] for name in VARIANTS}, {name: [] for name in VARIANTS}
+    rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    processor: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(flags.turns):
         for name in VARIANTS:
             images, milliseconds = turn(name, flags)
@@ -277,7 +279,7 @@ def ratio(values: list[float], others: list[float]) -> float:
 def report_resume(large: str, flags: argparse.Namespace) -> None:
     """Measures and prints the seconds to the first batch."""
     shares = (0.0, 0.01, 0.5, 0.99)
-    seconds = {share: [] for share in shares}
+    seconds: dict[float, list[tuple[float, float]]] = {share: [] for share in shares}
     for _ in range(flags.turns):
         for share in shares:
             seconds[share].append(seconds_to_first_batch(large, share, flags))

@@ -1,11 +1,13 @@
-"""Speed of a full training step on this machine's CPU: ours in both its forms beside timm's, measured in one run.
+"""Speed of a full training step on this machine's CPU: our two implementations beside timm's, measured in one run.
 
     python benchmarks/step.py [--turns=7] [--steps=4] [--batch=8] [--size=192] [--variant=F0] [--threads=N]
 
 A step is forward, loss, backward, adaptive gradient clipping and SGD with Nesterov momentum, on the same random
 images. Each contestant is a process of its own with the same number of threads. They run one at a time, in turns
-of a few steps, so that other load meets all of them; medians over turns are compared. timm's model is in PyTorch,
-eager, channels last; both are no requirement of this project: install benchmarks/requirements.txt to compare.
+of a few steps, so that other load meets all of them; medians over turns are compared. The first step, which traces and
+compiles, is timed by itself: it says after how many steps the faster implementation repays its compilation. timm's
+model is in PyTorch, eager, channels last; both are no requirement of this project: install benchmarks/requirements.txt
+to compare.
 """
 
 import argparse
@@ -17,19 +19,23 @@ import statistics
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Callable
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-OURS = ("plain", "cpu")  # forms of `nfnet.create`
+from pipeline.model import variants
+
+OURS = ("plain", "cpu")  # implementations of `nfnet.create`
 PEER = "timm"
 PRECISIONS = ("float32", "bfloat16")
 GOAL = 1.25
 CLASSES, LEARNING_RATE = 1000, 0.1
-WARM_UP = 2  # steps of each process before its first turn
+WARM_UP = 2  # steps of each process before its first turn, of which the first traces and compiles
 
 
-def our_step(form: str, arguments: argparse.Namespace):
+def our_step(implementation: str, arguments: argparse.Namespace) -> Callable[[], float]:
     """A function that takes one step of our model and returns its loss."""
     import tensorflow as tf
     import tf_keras
@@ -40,7 +46,7 @@ def our_step(form: str, arguments: argparse.Namespace):
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
     tf_keras.mixed_precision.set_global_policy("float32" if arguments.precision == "float32" else "mixed_bfloat16")
-    model = nfnet.create(arguments.variant, CLASSES, form=form)
+    model = nfnet.create(arguments.variant, CLASSES, implementation=implementation)
     descent = optimizer.SGD(LEARNING_RATE)
     descent.build(model.trainable_variables)
     images = tf.random.stateless_normal([arguments.batch, arguments.size, arguments.size, 3], [0, 0])
@@ -58,7 +64,7 @@ def our_step(form: str, arguments: argparse.Namespace):
     return lambda: float(step())
 
 
-def timm_step(arguments: argparse.Namespace):
+def timm_step(arguments: argparse.Namespace) -> Callable[[], float]:
     """A function that takes one step of timm's model and returns its loss."""
     import torch
 
@@ -96,7 +102,7 @@ def timm_step(arguments: argparse.Namespace):
     return step
 
 
-def _let_torchvision_load(torch) -> None:
+def _let_torchvision_load(torch: types.ModuleType) -> None:
     """timm imports torchvision, whose operators are missing where its build is for another device than PyTorch's.
 
     None of them is used here: declared without a kernel, they let the import succeed.
@@ -113,7 +119,7 @@ def _let_torchvision_load(torch) -> None:
     _KEPT.append(library)  # what it declares goes when it does
 
 
-_KEPT = []
+_KEPT: list[object] = []
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -122,9 +128,12 @@ def work(arguments: argparse.Namespace) -> None:
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     step = timm_step(arguments) if arguments.worker == PEER else our_step(arguments.worker, arguments)
-    for _ in range(WARM_UP):
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    for _ in range(WARM_UP - 1):
         step()
-    print(json.dumps({"ready": True}), file=results, flush=True)
+    print(json.dumps({"first_step": first}), file=results, flush=True)
     for _ in sys.stdin:
         start, start_processor = time.perf_counter(), time.process_time()
         losses = [step() for _ in range(arguments.steps)]
@@ -141,29 +150,26 @@ class Contestant:
 
     def __init__(self, name: str, precision: str, flags: list[str]):
         self.name = name
-        self.turns = []
-        self._process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), *flags, f"--worker={name}", f"--precision={precision}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answer()
+        self.turns: list[dict[str, float]] = []
+        words = [sys.executable, os.path.abspath(__file__), *flags, f"--worker={name}", f"--precision={precision}"]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self.first_step = self._answer()["first_step"]  # seconds
 
     def take_turn(self) -> None:
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        print("go", file=self._requests, flush=True)
         self.turns.append(self._answer())
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._requests.close()
         self._process.wait()
 
     def median(self, what: str) -> float:
         return statistics.median(turn[what] for turn in self.turns)
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise SystemExit(f"The process of {self.name} ended early, with code {self._process.wait()}; see above.")
         return json.loads(line)
@@ -196,19 +202,31 @@ def report(precision: str, contestants: dict[str, Contestant], arguments: argpar
         box=box.SIMPLE,
     )
     rows.add_column("step")
-    for heading in ("images/s", "lowest", "highest", "images/core-s", f"/ {OURS[0]}", f"/ {PEER}"):
+    headings = ("first step, s", "images/s", "lowest", "highest", "images/core-s", f"/ {OURS[0]}", f"/ {PEER}")
+    for heading in headings:
         rows.add_column(heading, justify="right")
     for name, contestant in contestants.items():
         speeds = [turn["images_per_second"] for turn in contestant.turns]
-        numbers = [statistics.median(speeds), min(speeds), max(speeds), contestant.median("images_per_core_second")]
+        numbers = [contestant.first_step, statistics.median(speeds), min(speeds), max(speeds)]
+        numbers.append(contestant.median("images_per_core_second"))
         ratios = [_ratio(contestant, contestants.get(other)) for other in (OURS[0], PEER)]
         rows.add_row(name, *(f"{number:.2f}" for number in numbers), *ratios)
     console.Console(width=max(100, console.Console().width)).print(rows)
+    plain, ours = (contestants[name] for name in OURS)
+    print(f"{precision}: {OURS[1]} repays its compilation after {_steps_to_repay(plain, ours, arguments.batch)}")
     if PEER in contestants:
         print(
             f"{precision}: {OURS[1]} / {PEER} {_ratio(contestants[OURS[1]], contestants[PEER])}, goal {GOAL}",
             flush=True,
         )
+
+
+def _steps_to_repay(plain: Contestant, ours: Contestant, batch: int) -> str:
+    """After how many steps `ours` has taken less time than `plain`, by medians."""
+    of_plain, of_ours = (batch / each.median("images_per_second") for each in (plain, ours))
+    if of_ours >= of_plain:
+        return "no number of steps"
+    return f"{(ours.first_step - plain.first_step) / (of_plain - of_ours):,.0f} steps"
 
 
 def _ratio(one: Contestant, other: Contestant | None) -> str:
@@ -221,7 +239,7 @@ def _ratio(one: Contestant, other: Contestant | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="F0", help="of the published family")
+    parser.add_argument("--variant", default="F0", help="of `nfnet.create`; timm has those of the published family")
     parser.add_argument("--batch", type=int, default=8, help="images of a step")
     parser.add_argument("--size", type=int, default=192, help="pixels a side")
     parser.add_argument("--turns", type=int, default=7, help="of each contestant")
@@ -239,7 +257,8 @@ def main() -> None:
             "pip install -r benchmarks/requirements.txt",
             file=sys.stderr,
         )
-    names = [*OURS, *([] if missing else [PEER])]
+    with_timm = not missing and arguments.variant not in variants.SMALL
+    names = [*OURS, *([PEER] if with_timm else [])]
     precisions = [arguments.precision] if arguments.precision else PRECISIONS
     for precision in precisions:
         report(precision, measure(precision, names, arguments), arguments)

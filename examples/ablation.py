@@ -163,8 +163,8 @@ def rows(results: dict[str, list[dict | None]]) -> list[dict]:
     for part, without, with_it in COMPARISONS:
         pairs = list(zip(results[without], results[with_it], strict=True))
         row = {"part": part, "without": means(results[without]), "with": means(results[with_it])}
-        if all(a and b for a, b in pairs):
-            changes = [b["validation_loss"] - a["validation_loss"] for a, b in pairs]
+        changes = [b["validation_loss"] - a["validation_loss"] for a, b in pairs if a and b]
+        if len(changes) == len(pairs):
             row["loss_change"] = {"mean": statistics.mean(changes), "lowest": min(changes), "highest": max(changes)}
         table.append(row)
     return table
@@ -172,9 +172,10 @@ def rows(results: dict[str, list[dict | None]]) -> list[dict]:
 
 def means(summaries: list[dict | None]) -> dict[str, float] | None:
     """Mean held-out `loss` and `top1` over seeds; None if one of them diverged."""
-    if not all(summaries):
+    converged = [summary for summary in summaries if summary]
+    if len(converged) < len(summaries):
         return None
-    return {name: statistics.mean(s[f"validation_{name}"] for s in summaries) for name in ("loss", "top1")}
+    return {name: statistics.mean(s[f"validation_{name}"] for s in converged) for name in ("loss", "top1")}
 
 
 def markdown(table: list[dict]) -> str:
@@ -185,10 +186,12 @@ def markdown(table: list[dict]) -> str:
         for side in ("without", "with"):
             scores = row[side]
             cells += [f"{scores['loss']:.3f}", f"{scores['top1']:.1%}"] if scores else ["diverged", ""]
-        change = row.get("loss_change")
-        several = change and change["lowest"] != change["highest"]
-        spread = f" ({change['lowest']:+.3f} to {change['highest']:+.3f})" if several else ""
-        cells.append(f"{change['mean']:+.3f}{spread}" if change else "")
+        if change := row.get("loss_change"):
+            several = change["lowest"] != change["highest"]
+            spread = f" ({change['lowest']:+.3f} to {change['highest']:+.3f})" if several else ""
+            cells.append(f"{change['mean']:+.3f}{spread}")
+        else:
+            cells.append("")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -160,7 +160,9 @@ def _background(height: int, width: int, colour: np.ndarray, random: np.random.G
     return image
 
 
-def _turned_grid(height, width, centre_x, centre_y, angle, unit) -> tuple[np.ndarray, np.ndarray]:
+def _turned_grid(
+    height: int, width: int, centre_x: float, centre_y: float, angle: float, unit: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates about a centre, turned by `angle` radians, in units of `unit` pixels."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = (x - np.float32(centre_x)) / np.float32(unit), (y - np.float32(centre_y)) / np.float32(unit)

@@ -129,7 +129,9 @@ def draw(predictions: list[dict], path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def show(out, finetune, scratch, predictions, picture) -> None:
+def show(
+    out: pathlib.Path, finetune: pathlib.Path, scratch: pathlib.Path, predictions: list[dict], picture: pathlib.Path
+) -> None:
     """Prints the closing tables."""
     tuned, raw = (json.loads((folder / "run.json").read_text()) for folder in (finetune, scratch))
     console.rule("[bold]Done")

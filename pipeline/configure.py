@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import gin
 from gin import config as gin_config
 from gin import config_parser
+from pipeline.files import is_remote, opened
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MACRO, _CONSTANT = "gin.macro", "gin.constant"
+_Key = tuple[str, str, str]
 
 
 class ConfigurationError(ValueError):
@@ -39,9 +41,14 @@ class Statement:
     place: str
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> _Key:
         """What the binding sets: a later one with the same key replaces it."""
         return self.scope, self.selector, self.parameter
+
+
+# Gin's state belongs to the process, and so does this: the names registered and the bindings in force.
+_registered: set[str] = set()
+_bindings: dict[_Key, Statement] = {}
 
 
 def load(files: Sequence[str], params: Sequence[str], entry: str, tasks: Sequence[str]) -> None:
@@ -58,22 +65,25 @@ def load(files: Sequence[str], params: Sequence[str], entry: str, tasks: Sequenc
         of the wrong type.
     """
     gin.clear_config()
-    gin.add_config_file_search_path(ROOT)
+    _bindings.clear()
     try:
-        statements = [statement for file in files for statement in _read_file(file)]
-        statements += [s for i, param in enumerate(params) for s in _parse(param, f"--gin_param number {i + 1}")]
-        gin.parse_config_files_and_bindings(list(files), list(params), finalize_config=False)
+        for file in files:
+            _read_file(file)
+        for i, param in enumerate(params):
+            _parse(param, f"--gin_param number {i + 1}")
     except (ValueError, SyntaxError, AttributeError, OSError) as error:
-        raise ConfigurationError(f"The configuration is wrong:\n  {error}{_suggest_names(str(error))}") from error
-    if problems := list(_problems({s.key: s for s in statements}, entry, tasks)):
+        raise ConfigurationError(
+            f"The configuration is wrong:\n  {str(error).rstrip('.')}{_suggest_names(str(error))}"
+        ) from error
+    if problems := list(_problems(entry, tasks)):
         raise ConfigurationError("The configuration is wrong:\n  " + "\n  ".join(problems))
 
 
 def register(configurables: Mapping[str, collections.abc.Callable]) -> None:
-    """Makes functions and classes known to gin under their names; what is known already stays."""
-    for name, configurable in configurables.items():
-        if gin_config._REGISTRY.get_match(name) is None:
-            gin.external_configurable(configurable, name, module="pipeline")
+    """Registers functions and classes with gin under their names; names that are registered already stay."""
+    for name in configurables.keys() - _registered:
+        gin.external_configurable(configurables[name], name, module="pipeline")
+        _registered.add(name)
 
 
 def get(name: str) -> collections.abc.Callable:
@@ -94,10 +104,9 @@ def text() -> str:
 def resolved(ignore: Sequence[str] = ()) -> dict[str, str]:
     """`configurable.parameter` to value of every binding, macros filled in, but those of the configurables `ignore`."""
     return {
-        f"{f'{scope}/' if scope else ''}{selector.rsplit('.', 1)[-1]}.{parameter}": repr(_fill_in(value))
-        for (scope, selector), bindings in sorted(gin_config._CONFIG.items())
-        if selector not in (_MACRO, _CONSTANT) and selector.rsplit(".", 1)[-1] not in ignore
-        for parameter, value in sorted(bindings.items())
+        f"{f'{scope}/' if scope else ''}{_short(selector)}.{parameter}": repr(_fill_in(statement.value))
+        for (scope, selector, parameter), statement in sorted(_bindings.items(), key=lambda item: item[0])
+        if selector not in (_MACRO, _CONSTANT) and _short(selector) not in ignore
     }
 
 
@@ -106,36 +115,60 @@ def digest(bindings: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(bindings, sort_keys=True).encode()).hexdigest()
 
 
-def _read_file(path: str) -> list[Statement]:
+def _configurable(name: str) -> gin_config.Configurable:
+    """What gin knows under a name or selector. A reference is the public way to it that does not call it."""
+    return gin_config.ConfigurableReference(name, evaluate=False).configurable
+
+
+def _short(selector: str) -> str:
+    return selector.rsplit(".", 1)[-1]
+
+
+def _read_file(path: str) -> None:
     for candidate in (path, os.path.join(ROOT, path)):
-        if os.path.isfile(candidate):
-            with open(candidate) as file:
-                return _parse(file, path)
+        if is_remote(path) or os.path.isfile(candidate):
+            try:
+                with opened(candidate, "r") as file:
+                    text = file.read()
+            except Exception as error:  # TensorFlow has types of its own for remote files
+                raise OSError(f"Gin file {path!r} cannot be read: {error}") from error
+            return _parse(text, path)
     raise OSError(f"Gin file {path!r} does not exist (looked from {os.getcwd()} and {ROOT}).")
 
 
-def _parse(source, name: str) -> list[Statement]:
-    """The statements of a gin file or text, those of included files in their place."""
-    statements = []
-    with gin_config._parse_scope():
-        for statement in config_parser.ConfigParser(source, gin_config.ParserDelegate(skip_unknown=True)):
-            if isinstance(statement, config_parser.IncludeStatement):
-                statements += _read_file(statement.filename)
-            elif isinstance(statement, config_parser.BindingStatement):
-                scope, selector, parameter, value, location = statement
-                if not parameter:
-                    scope, selector, parameter = "/".join(filter(None, (scope, selector))), _MACRO, "value"
-                elif configurable := gin_config._REGISTRY.get_match(selector):
-                    selector = configurable.selector
-                statements.append(Statement(scope, selector, parameter, value, f"{name}:{location.line_num}"))
-    return statements
+def _parse(source: str, name: str) -> None:
+    """Binds what a gin file or text says, included files in their place."""
+    try:
+        statements = list(config_parser.ConfigParser(source, gin_config.ParserDelegate()))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    for statement in statements:
+        place = f"{name}:{statement.location.line_num}"
+        if isinstance(statement, config_parser.ImportStatement):
+            raise ValueError(f"{place}: gin files of this project cannot import Python modules.")
+        if isinstance(statement, config_parser.IncludeStatement):
+            _read_file(statement.filename)
+        elif isinstance(statement, config_parser.BindingStatement):
+            _bind(statement, place)
 
 
-def _problems(statements: Mapping[tuple, Statement], entry: str, tasks: Sequence[str]) -> Iterator[str]:
+def _bind(statement: config_parser.BindingStatement, place: str) -> None:
+    scope, selector, parameter, value, _ = statement
+    if not parameter:
+        scope, selector, parameter = "/".join(filter(None, (scope, selector))), _MACRO, "value"
+    try:
+        gin.bind_parameter((scope, selector, parameter), value)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    bound = Statement(scope, _configurable(selector).selector, parameter, value, place)
+    _bindings[bound.key] = bound
+
+
+def _problems(entry: str, tasks: Sequence[str]) -> Iterator[str]:
     macros, configurables, called = _reachable([entry, *tasks])
-    defined = {s.scope for s in statements.values() if s.selector == _MACRO}
-    for s in statements.values():
-        short = s.selector.rsplit(".", 1)[-1]
+    defined = {s.scope for s in _bindings.values() if s.selector == _MACRO}
+    for s in _bindings.values():
+        short = _short(s.selector)
         if s.selector == _MACRO:
             if s.scope not in macros:
                 yield f"{s.place}: macro {s.scope} is used nowhere{_suggest(s.scope, macros)}"
@@ -154,32 +187,38 @@ def _problems(statements: Mapping[tuple, Statement], entry: str, tasks: Sequence
             + _suggest(macro, defined)
         )
     for selector in sorted(called):
-        for parameter in inspect.signature(gin_config._REGISTRY[selector].wrapped).parameters.values():
-            if parameter.default is parameter.empty and ("", selector, parameter.name) not in statements:
-                name = f"{selector.rsplit('.', 1)[-1]}.{parameter.name}"
+        for parameter in inspect.signature(_configurable(selector).wrapped).parameters.values():
+            if parameter.default is parameter.empty and ("", selector, parameter.name) not in _bindings:
+                name = f"{_short(selector)}.{parameter.name}"
                 yield f"{name} must be set: in a gin file or with --gin_param='{name}=VALUE'"
 
 
 def _reachable(roots: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
     """What the roots refer to, directly or not: names of macros, selectors of configurables, and of these the ones
     that gin itself calls, with nothing but its bindings."""
-    pending = [gin_config._REGISTRY.get_match(root).selector for root in roots]
-    macros, configurables = set(), set()
-    called = set()
+    pending = [_configurable(root).selector for root in roots]
+    macros: set[str] = set()
+    configurables: set[str] = set()
+    called: set[str] = set()
     while pending:
         selector = pending.pop()
         configurables.add(selector)
-        values = [bindings for (_, name), bindings in gin_config._CONFIG.items() if name == selector]
+        values = [statement.value for statement in _bindings.values() if statement.selector == selector]
         while values:
             for reference in gin_config.iterate_references(values.pop()):
                 scope, target = reference.config_key
                 if target == _MACRO and scope not in macros:
                     macros.add(scope)
-                    values.append(gin_config._CONFIG.get((scope, _MACRO), {}))
+                    values.append(_macro_value(scope))
                 elif target not in (_MACRO, _CONSTANT):
                     called |= {target} if reference.evaluate else set()
                     pending += [] if target in configurables else [target]
     return macros, configurables, called
+
+
+def _macro_value(name: str) -> object:
+    statement = _bindings.get((name, _MACRO, "value"))
+    return statement.value if statement else None
 
 
 def _is_required(value: object) -> bool:
@@ -189,7 +228,7 @@ def _is_required(value: object) -> bool:
 def _fill_in(value: object) -> object:
     """`value` with its macros replaced by what they stand for; other references stay."""
     while isinstance(value, gin_config.ConfigurableReference) and value.config_key[1] == _MACRO:
-        value = gin_config._CONFIG.get((value.config_key[0], _MACRO), {}).get("value")
+        value = _macro_value(value.config_key[0])
     if isinstance(value, (list, tuple)):
         return type(value)(_fill_in(item) for item in value)
     return value
@@ -197,7 +236,7 @@ def _fill_in(value: object) -> object:
 
 def _type_problem(statement: Statement) -> str | None:
     """What is wrong with the type of a binding's value, None where it fits its parameter's annotation."""
-    function = gin_config._REGISTRY[statement.selector].wrapped
+    function = _configurable(statement.selector).wrapped
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     hint, value = hints.get(statement.parameter, typing.Any), _fill_in(statement.value)
     if _is_required(value) or _fits(value, hint):
@@ -226,7 +265,8 @@ def _fits(value: object, hint: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is None or hint is type(None):
         return value is None
-    return isinstance(value, origin or hint) if inspect.isclass(origin or hint) else True
+    kind = origin or hint
+    return not inspect.isclass(kind) or isinstance(value, kind)
 
 
 def _describe(hint: object) -> str:
@@ -239,8 +279,6 @@ def _suggest(name: str, known: collections.abc.Iterable[str]) -> str:
 
 
 def _suggest_names(message: str) -> str:
-    """A hint for gin's own errors about names that it does not know."""
-    if not (match := re.search(r"(?:No configurable matching|has no parameter named) '([^']*)'", message)):
-        return ""
-    names = [selector.rsplit(".", 1)[-1] for selector in gin_config._REGISTRY._selector_map]
-    return _suggest(match.group(1), names)
+    """A hint for gin's own error about a name that it does not know."""
+    match = re.search(r"No configurable matching '([^']*)'", message)
+    return _suggest(match.group(1), _registered) if match else ""

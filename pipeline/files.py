@@ -1,7 +1,9 @@
 """Files on this machine's disk or on a file system of TensorFlow's (`gs://`), written whole or not at all."""
 
 import os
+import typing
 import uuid
+from collections.abc import Iterable
 
 
 def is_remote(path: str) -> bool:
@@ -9,7 +11,7 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def opened(path: str, mode: str):
+def opened(path: str, mode: str) -> typing.IO:
     """The file at `path`, opened for text or bytes: through TensorFlow only where it is remote.
 
     TensorFlow reads half a megabyte at each place, needed or not, writes without letting other Python threads run, and
@@ -32,17 +34,18 @@ def make_folder(path: str) -> None:
     tf.io.gfile.makedirs(path)
 
 
-def write_atomically(path: str, content: str | bytes, several_writers: bool = False) -> None:
+def write_atomically(path: str, content: str | bytes | Iterable[str | bytes], several_writers: bool = False) -> None:
     """Writes a file, whole or not at all: what stood at `path` before stays until all of `content` is written.
 
     Args:
       path: where.
-      content: bytes, or text that is written as UTF-8.
+      content: bytes, or text that is written as UTF-8; or pieces of it, written as they come.
       several_writers: other processes may write the same file at the same time; the last one to finish wins.
     """
     partial = f"{path}.partial-{uuid.uuid4().hex}" if several_writers else f"{path}.partial"
     with opened(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        for piece in [content] if isinstance(content, str | bytes) else content:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
     put_in_place(partial, path)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import typing
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,6 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
+
+if typing.TYPE_CHECKING:
+    from pipeline.serve import client
 
 _SAVED_MODEL = flags.DEFINE_string("saved_model", None, "Folder of the export, or one of its version folders.")
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of a run, instead of --saved_model.")
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> int:
     return 1 if any(prediction.error for prediction in predictions) else 0
 
 
-def _table(predictions) -> Table:
+def _table(predictions: list["client.Prediction"]) -> Table:
     table = Table("image", "class", "probability")
     for prediction in predictions:
         rows = zip(prediction.classes, (f"{p:.1%}" for p in prediction.probabilities), strict=True)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
-from pipeline.data import input as inputs
+from pipeline.data.input import Data
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
@@ -92,7 +92,7 @@ def register() -> None:
             "few_shot": few_shot,
             "export": export,
             "Experiment": Experiment,
-            "Data": inputs.Data,
+            "Data": Data,
             "Loop": Loop,
             "Augmentation": augment.Augmentation,
             "RandAugment": randaugment.RandAugment,

@@ -20,9 +20,9 @@ from pipeline.study.analysis import Analysis, analyse, describe, write
 from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0 done, 1 stopped by an error, 143 by SIGTERM or Ctrl-C."""
-    arguments = _parser().parse_args(arguments)
+    arguments = _parser().parse_args(argv)
     try:
         arguments.action(arguments)
     except (StudyError, speeds.UnknownSpeedError, configure.ConfigurationError) as error:

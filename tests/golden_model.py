@@ -1,5 +1,6 @@
-"""The parameters and inputs behind tests/golden, made from names by the rule that the values came with."""
+"""F0 with the parameters, inputs and values of tests/golden; parameters are drawn as those behind the values were."""
 
+import functools
 import json
 import math
 import pathlib
@@ -7,19 +8,38 @@ import zlib
 
 import numpy as np
 
+from pipeline.model import classifier, nfnet, weights
+
 FOLDER = pathlib.Path(__file__).parent / "golden"
+FILES = {"deepmind": "nfnet_f0", "timm": "timm_dm_nfnet_f0"}
 
 
-def load(name: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Returns the description and the values of a golden file, 'nfnet_f0' or 'timm_dm_nfnet_f0'."""
-    description = json.loads((FOLDER / f"{name}.json").read_text())
-    with np.load(FOLDER / f"{name}.npz") as values:
+def load(source: str = "deepmind") -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns the description and the values of the golden file of 'deepmind' or 'timm'."""
+    description = json.loads((FOLDER / f"{FILES[source]}.json").read_text())
+    with np.load(FOLDER / f"{FILES[source]}.npz") as values:
         return description, dict(values)
 
 
-def arrays(description: dict) -> dict[str, np.ndarray]:
-    """Returns the float32 parameters by name: `module/name`, or timm's key."""
-    return {key: _draw(key, param["shape"]) for key, param in _keys(description)}
+def f0(implementation: str = "plain") -> classifier.Classifier:
+    """Returns F0 with the authors' golden parameters and without dropout.
+
+    It takes seconds to build, so a process has one model for each implementation: another call sets its weights again.
+    """
+    model = _f0(implementation)
+    weights.assign(model, arrays("deepmind"), "deepmind")
+    return model
+
+
+@functools.cache
+def _f0(implementation: str) -> classifier.Classifier:
+    return nfnet.create("F0", load()[0]["classes"], dropout_rate=0.0, implementation=implementation)
+
+
+@functools.cache
+def arrays(source: str) -> dict[str, np.ndarray]:
+    """Returns the float32 parameters by name: `module/name`, or timm's key. Callers must not change them."""
+    return {key: _draw(key, param["shape"]) for key, param in _keys(load(source)[0])}
 
 
 def keys(description: dict) -> list[str]:

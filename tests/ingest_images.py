@@ -36,10 +36,21 @@ def folder_tree(root, images: int = 40, classes: int = 4) -> str:
     return str(root)
 
 
+def broken_tree(root) -> str:
+    """A tree with 40 good images in 4 classes, one that is broken in each of three ways, and a hidden file."""
+    folder_tree(root)
+    whole = encode(picture(0))
+    write(f"{root}/class_0/cut.jpg", whole[: len(whole) // 2])
+    write(f"{root}/class_1/empty.png", b"")
+    write(f"{root}/class_2/words.jpg", b"these are words")
+    write(f"{root}/class_3/.hidden", b"not listed")
+    return str(root)
+
+
 def contents(folder) -> dict[str, bytes]:
     """File name to bytes, of a flat folder."""
-    found = {}
+    data = {}
     for name in sorted(os.listdir(folder)):
         with open(os.path.join(folder, name), "rb") as file:
-            found[name] = file.read()
-    return found
+            data[name] = file.read()
+    return data

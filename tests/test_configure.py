@@ -2,6 +2,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+import tensorflow as tf
 
 from pipeline import configure
 
@@ -120,3 +121,12 @@ def test_all_mistakes_are_told_at_once(tmp_path):
 def test_a_missing_file_is_named():
     with pytest.raises(configure.ConfigurationError, match=r"'gin/nothing.gin' does not exist"):
         configure.load(["gin/nothing.gin"], [], entry="serve_meal", tasks=())
+
+
+def test_a_remote_file_is_read_and_a_missing_one_is_named():
+    with tf.io.gfile.GFile("ram://configure/dinner.gin", "w") as file:
+        file.write(BASE)
+    configure.load(["ram://configure/dinner.gin"], [], entry="serve_meal", tasks=())
+    assert configure.get("serve_meal")()[0].dish == "soup"
+    with pytest.raises(configure.ConfigurationError, match=r"'ram://configure/none\.gin' cannot be read"):
+        configure.load(["ram://configure/none.gin"], [], entry="serve_meal", tasks=())

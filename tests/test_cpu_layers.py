@@ -1,11 +1,17 @@
-"""The form of the network for a CPU against the plain one: same variables, same function."""
+"""The implementation for a CPU against the plain one: same variables, same function."""
+
+import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import cpu_layers, layers, nfnet, variants, weights
+from pipeline.model import cpu_layers, layers, nfnet, variants
+from pipeline.train.state import create_state
+from tests import implementations, tiny_runs
+from tests.implementations import difference, loss_gradients
 
 # One block with a transition and a stride, one with neither; two groups.
 SMALL = variants.Variant((32, 48, 48, 48), (1, 2, 1, 1), 0.0, 16, (16, 16, 32, 32))
@@ -16,62 +22,62 @@ def small(monkeypatch):
     monkeypatch.setitem(variants.VARIANTS, "small", SMALL)
 
 
-def _pair(**settings):
-    """A plain model and one for a CPU with the same variables: random kernels, gains, biases and skip gains."""
-    pair = [nfnet.create("small", 10, form=form, **settings) for form in ("plain", "cpu")]
-    rng = np.random.default_rng(0)
-    for (name, plain), (other, ours) in zip(*(weights.named(model).items() for model in pair), strict=True):
-        assert name == other
-        values = rng.normal(size=plain.shape) * (0.3 if plain.shape.rank < 2 else np.prod(plain.shape[:-1]) ** -0.5)
-        for variable in (plain, ours):
-            variable.assign(values + (0.5 if "gain" in name else 0))
-    return pair
-
-
-@tf.function(autograph=False)
-def _loss_gradients(model, images):
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        logits = model(images, training=True, seed=tf.constant([1, 2]))
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(images.shape[0]), logits))
-    return logits, tape.gradient(loss, [*weights.named(model).values(), images])
-
-
-def _distances(ours, theirs):
-    """Length of the difference over the length, of each tensor."""
-    return [float(tf.norm(a - b) / tf.maximum(tf.norm(b), 1e-6)) for a, b in zip(ours, theirs, strict=True)]
+pair = functools.partial(implementations.pair, "small", "cpu")
+traced_loss_gradients = tf.function(loss_gradients, autograph=False)  # as in a training step
 
 
 @pytest.mark.parametrize(
     ("size", "settings"),
     [((48, 80), {"stochastic_depth_rate": 0.5}), ((35, 50), {"recompute_stages": (1, 2)})],
 )
-def test_logits_and_gradients_equal_the_plain_forms(size, settings):
+def test_logits_and_gradients_equal_the_plain_ones(size, settings):
     images = tf.random.stateless_normal([4, *size, 3], [1, 2])
-    (plain, plain_gradients), (logits, gradients) = (_loss_gradients(model, images) for model in _pair(**settings))
+    plain, ours = pair(**settings)
+    plain, plain_gradients = loss_gradients(plain, images)
+    logits, gradients = traced_loss_gradients(ours, images)
     np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
-    assert max(_distances(gradients, plain_gradients)) < 2e-5
+    for ours, theirs in zip(gradients, plain_gradients, strict=True):
+        assert difference([ours], [theirs]) < 2e-5
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_plain_form(request):
+def test_bfloat16_is_as_near_to_float32_as_the_plain_one(request):
     images = tf.random.stateless_normal([4, 64, 64, 3], [1, 2])
-    exact = _loss_gradients(_pair()[0], images)
+    exact = loss_gradients(pair()[0], images)
     request.addfinalizer(lambda: tf_keras.mixed_precision.set_global_policy("float32"))
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    plain, ours = (_loss_gradients(model, images) for model in _pair())
+    plain, ours = pair()
+    plain, ours = loss_gradients(plain, images), traced_loss_gradients(ours, images)
     for of_plain, of_ours, truth in zip(plain, ours, exact, strict=True):
-        error, error_of_plain = (
-            np.mean(_distances(tf.nest.flatten(found), tf.nest.flatten(truth))) for found in (of_ours, of_plain)
-        )
+        error, error_of_plain = (_mean_difference(values, truth) for values in (of_ours, of_plain))
         assert 0 < error < 1.1 * error_of_plain
 
 
+def _mean_difference(values, truth):
+    """The mean over tensors of each one's difference."""
+    pairs = zip(tf.nest.flatten(values), tf.nest.flatten(truth), strict=True)
+    return np.mean([difference([ours], [theirs]) for ours, theirs in pairs])
+
+
 def test_batch_may_be_unknown_when_traced():
-    plain, ours = _pair()
+    plain, ours = pair()
     call = tf.function(ours, input_signature=[tf.TensorSpec([None, 32, 32, 3])], autograph=False)
     for batch in (1, 3):
         images = tf.random.stateless_normal([batch, 32, 32, 3], [batch, 2])
         np.testing.assert_allclose(call(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+def test_long_runs_on_a_cpu_take_it_and_what_is_evaluated_or_exported_does_not():
+    run = tiny_runs.experiment("records", model=functools.partial(nfnet.create, "small"), epochs=10)
+    chosen = {}
+    for examples in (16 * 99, 16 * 100):  # in batches of 16: 990 and 1,000 steps
+        for device in (None, "tpu"):
+            models = create_state(run, 3, run.budget(examples), device)
+            assert models.model.trunk.implementation == models.evaluated.trunk.implementation
+            chosen[examples // 16 * 10, device] = models.model.trunk.implementation
+    assert chosen == {(990, None): "plain", (1000, None): "cpu", (990, "tpu"): "tpu", (1000, "tpu"): "tpu"}
+    told = dataclasses.replace(run, model=functools.partial(nfnet.create, "small", implementation="cpu"))
+    assert create_state(told, 3, told.budget(16)).model.trunk.implementation == "cpu"
+    assert told.create_model(3).trunk.implementation == "plain"
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3, 16), (1, 1, 40, 8), (3, 3, 8, 24), (1, 1, 1, 4)])

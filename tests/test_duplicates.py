@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import pathlib
+import shutil
 
 import imagehash
 import numpy as np
@@ -10,17 +12,19 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from beam import duplicates, launch
+from beam import duplicates, hashing, launch
+from beam.errors import BuildError
 from pipeline.data import manifest
+from pipeline.files import write_atomically
 from tests import ingest_images
-from tests.test_build_tfrecords import build, failure, records, refusals
+from tests.ingest_builds import build, failure, records, refusals
 
 
-def row(number: int, perceptual: int, content: bytes | None = None) -> duplicates.Row:
-    return duplicates.Row(b"%03d" % number, b"", -1, -1, content or b"content %08d" % number, perceptual)
+def image(number: int, perceptual: int, content: bytes | None = None) -> duplicates.HashedImage:
+    return duplicates.HashedImage(b"%03d" % number, b"", -1, -1, content or b"content %08d" % number, perceptual)
 
 
-def close_rows(seed: int, count: int = 60) -> list[duplicates.Row]:
+def close_rows(seed: int, count: int = 60) -> list[duplicates.HashedImage]:
     """Hashes of which many are within a few bits of another."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**64, 6, dtype=np.uint64)
@@ -29,11 +33,11 @@ def close_rows(seed: int, count: int = 60) -> list[duplicates.Row]:
         bits = int(centres[rng.integers(6)])
         for bit in rng.integers(0, 64, rng.integers(0, 6)):
             bits ^= 1 << int(bit)
-        rows.append(row(i, bits))
+        rows.append(image(i, bits))
     return rows
 
 
-def all_pairs(rows: list[duplicates.Row], distance: int) -> set[frozenset]:
+def all_pairs(rows: list[duplicates.HashedImage], distance: int) -> set[frozenset]:
     return {
         frozenset((a.key, b.key))
         for a, b in itertools.combinations(rows, 2)
@@ -41,7 +45,7 @@ def all_pairs(rows: list[duplicates.Row], distance: int) -> set[frozenset]:
     }
 
 
-def found_pairs(rows: list[duplicates.Row], distance: int, both: bool) -> dict[bytes, duplicates.Pair]:
+def found_pairs(rows: list[duplicates.HashedImage], distance: int, both: bool) -> dict[bytes, duplicates.Pair]:
     """What the graph's functions find, grouped in plain Python."""
     groups, buckets, pairs = {}, {}, []
     for item in rows:
@@ -51,7 +55,7 @@ def found_pairs(rows: list[duplicates.Row], distance: int, both: bool) -> dict[b
             if tag == "pair":
                 pairs.append(value)
             elif distance > 0:
-                for bucket, member in duplicates.tables(value, distance):
+                for bucket, member in duplicates.buckets(value, distance):
                     buckets.setdefault(bucket, []).append(member)
     for bucket in buckets.items():
         pairs += duplicates.near(bucket, distance, both)
@@ -71,8 +75,8 @@ def test_banded_search_names_the_images_that_all_pairs_names(distance):
             assert pair.distance == (pair.image.perceptual ^ pair.other.perceptual).bit_count()
 
 
-def test_exact_only_ignores_looks():
-    rows = [row(0, 5, b"same"), row(1, 5, b"same"), row(2, 5, b"other")]
+def test_exact_only_ignores_perceptual_hashes():
+    rows = [image(0, 5, b"same"), image(1, 5, b"same"), image(2, 5, b"other")]
     assert set(found_pairs(rows, duplicates.EXACT_ONLY, both=False)) == {b"001"}
     assert set(found_pairs(rows, duplicates.EXACT_ONLY, both=True)) == {b"000", b"001"}
     assert {p.reason for p in found_pairs(rows, 0, both=False).values()} == {"duplicate", "near_duplicate"}
@@ -81,7 +85,7 @@ def test_exact_only_ignores_looks():
 @pytest.mark.parametrize("distance", [-1, 0, 3, 8])
 def test_reference_finds_the_closest(distance):
     reference_rows, asked = close_rows(1), close_rows(2) + close_rows(1)[:5]
-    asked += [row(900 + i, r.perceptual ^ 0b101) for i, r in enumerate(reference_rows)]
+    asked += [image(900 + i, r.perceptual ^ 0b101) for i, r in enumerate(reference_rows)]
     reference = duplicates.Reference(reference_rows, distance)
     for item in asked:
         pair = reference.find(item)
@@ -96,7 +100,7 @@ def test_reference_finds_the_closest(distance):
 
 
 def test_an_empty_reference_finds_nothing():
-    assert duplicates.Reference([], 3).find(row(1, 7)) is None
+    assert duplicates.Reference([], 3).find(image(1, 7)) is None
 
 
 def test_the_hash_is_imagehash_of_the_picture_and_survives_small_changes():
@@ -117,15 +121,14 @@ def test_the_hash_is_imagehash_of_the_picture_and_survives_small_changes():
 
 def test_rows_survive_their_file(tmp_path):
     names = [b"\xff,\n\"'", b"a\rb", b"a\r\nb", b"\n", b'"', "été\u2028".encode()]
-    rows = [row(1, 2**64 - 1), *(duplicates.Row(n, b"/\xfe" + n, 12, 34, bytes(range(16)), 0) for n in names)]
+    rows = [image(1, 2**64 - 1), *(duplicates.HashedImage(n, b"/\xfe" + n, 12, 34, bytes(range(16)), 0) for n in names)]
     path = str(tmp_path / "rows.csv")
-    with tf.io.gfile.GFile(path, "wb") as file:
-        duplicates.write_rows(file, rows)
+    write_atomically(path, duplicates.to_csv(rows))
     with tf.io.gfile.GFile(path, "rb") as file:
-        assert list(duplicates.read_rows(file)) == rows
+        assert list(duplicates.read_csv(file)) == rows
     ingest_images.write(path, b"a,b\n1,2\n")
     with open(path, "rb") as file, pytest.raises(ValueError, match="no column"):
-        list(duplicates.read_rows(file))
+        list(duplicates.read_csv(file))
 
 
 def test_names_that_are_not_text_can_be_duplicates(tmp_path):
@@ -159,56 +162,62 @@ EXACT, FIRST, NEAR, OLD = "c1/03.jpg", "c0/copy.jpg", "c1/again.jpg", "c1/05.jpg
 
 
 def test_keep_first_removes_the_later_of_each_pair(tree, tmp_path):
-    made = build(tree, tmp_path / "set", "--duplicates=keep_first", "--validation_fraction=0.3")
+    record_set = build(tree, tmp_path / "set", "--duplicates=keep_first", "--validation_fraction=0.3")
     assert refusals(tmp_path / "set") == {EXACT: "duplicate", NEAR: "near_duplicate"}
-    assert sum(split.written for split in made.splits.values()) == 12
+    assert sum(split.written for split in record_set.splits.values()) == 12
     with open(tmp_path / "set" / "duplicates.jsonl") as file:
         pairs = {r["key"]: r for r in map(json.loads, file)}
     assert pairs[EXACT]["other_key"] == FIRST and pairs[NEAR]["other_key"] == OLD
     assert pairs[EXACT]["distance"] == 0 and 0 <= pairs[NEAR]["distance"] <= 3
     assert pairs[NEAR]["path"] == f"{tree}/{NEAR}" and pairs[NEAR]["other_path"] == f"{tree}/{OLD}"
-    before = ingest_images.contents(tmp_path / "set")
-    build(tree, tmp_path / "set", "--duplicates=keep_first", "--validation_fraction=0.3")
-    assert ingest_images.contents(tmp_path / "set") == before
 
 
-def test_drop_removes_both_and_report_neither(tree, tmp_path):
-    build(tree, tmp_path / "drop", "--duplicates=drop")
-    assert set(refusals(tmp_path / "drop")) == {EXACT, FIRST, NEAR, OLD}
-    made = build(tree, tmp_path / "report", "--duplicates=report")
-    assert refusals(tmp_path / "report") == {} and made.split("train").written == 14
+@pytest.fixture
+def dropped(tree, tmp_path):
+    """A build without any image that has a duplicate."""
+    build(tree, tmp_path / "dropped", "--duplicates=drop")
+    return tmp_path / "dropped"
+
+
+def test_drop_removes_both_and_another_policy_over_it_equals_a_fresh_build(tree, dropped, tmp_path):
+    assert set(refusals(dropped)) == {EXACT, FIRST, NEAR, OLD}
+    build(tree, dropped)
+    build(tree, tmp_path / "fresh")
+    assert ingest_images.contents(dropped) == ingest_images.contents(tmp_path / "fresh")
+
+
+def test_report_removes_neither_and_exact_only_one(tree, tmp_path):
+    record_set = build(tree, tmp_path / "report", "--duplicates=report")
+    assert refusals(tmp_path / "report") == {} and record_set.split("train").written == 14
     with open(tmp_path / "report" / "duplicates.jsonl") as file:
         assert {r["key"] for r in map(json.loads, file)} == {EXACT, NEAR}
     build(tree, tmp_path / "exact", "--duplicates=keep_first", "--duplicate_distance=-1")
     assert refusals(tmp_path / "exact") == {EXACT: "duplicate"}
 
 
-def test_another_policy_over_an_old_build_equals_a_fresh_one(tree, tmp_path):
-    build(tree, tmp_path / "set", "--duplicates=drop")
-    build(tree, tmp_path / "set")
-    build(tree, tmp_path / "fresh")
-    assert ingest_images.contents(tmp_path / "set") == ingest_images.contents(tmp_path / "fresh")
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """A record set of three images: the tree's first, its second at a lower quality, and a new one."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    for name, seed, quality in (("0", 0, 92), ("1", 1, 60), ("new", 77, 75)):
+        data = ingest_images.encode(ingest_images.picture(seed, 120, 90), quality=quality)
+        ingest_images.write(folder / "source" / "e" / f"{name}.jpg", data)
+    build(folder / "source", folder / "set", "--duplicates=report")
+    return folder / "set"
 
 
 @pytest.mark.parametrize("kind", ["set", "hashes"])
-def test_evaluation_images_are_not_trained_on(tree, tmp_path, kind):
-    source = tmp_path / "evaluation"
-    for i in (0, 1):
-        quality = {0: 92, 1: 60}[i]
-        data = ingest_images.encode(ingest_images.picture(i, 120, 90), quality=quality)
-        ingest_images.write(source / "e" / f"{i}.jpg", data)
-    ingest_images.write(source / "e" / "new.jpg", ingest_images.encode(ingest_images.picture(77, 120, 90)))
-    build(source, tmp_path / "eval", "--shards=2", "--duplicates=report")
-    reference = tmp_path / "eval"
+def test_evaluation_images_are_not_trained_on(tree, evaluation, tmp_path, kind):
+    reference = evaluation
     if kind == "hashes":
         reference = tmp_path / "hashes.csv"
-        parts = [p.read_text().split("\n", 2)[2] for p in sorted((tmp_path / "eval").glob("*.hashes"))]
+        parts = [p.read_text().split("\n", 2)[2] for p in sorted(evaluation.glob("*.hashes"))]
         reference.write_text("key,path,offset,size,content,perceptual\n" + "".join(parts))
-    made = build(tree, tmp_path / "set", f"--remove_duplicates_of={reference}", "--duplicates=keep_first")
+    record_set = build(tree, tmp_path / "set", f"--remove_duplicates_of={reference}", "--duplicates=keep_first")
     found = refusals(tmp_path / "set")
     assert found["c0/00.jpg"] == "evaluation_duplicate" and found["c1/01.jpg"] == "evaluation_near_duplicate"
     assert set(found) == {"c0/00.jpg", "c1/01.jpg", EXACT, NEAR}
-    assert made.split("train").rejected["evaluation_duplicate"] == 1
+    assert record_set.split("train").rejected["evaluation_duplicate"] == 1
     written = {r["key"].decode() for r in records(tmp_path / "set", "train")}
     assert "c0/00.jpg" not in written and len(written) == 10
 
@@ -240,7 +249,7 @@ def test_reference_that_is_none_is_refused_clearly(tree, tmp_path, capsys):
 def test_a_malformed_row_of_hashes_is_named(tmp_path, row, words):
     ingest_images.write(tmp_path / "a.csv", f"key,content,perceptual\ng,{'0' * 32},{'0' * 16}\n{row}\n".encode())
     with open(tmp_path / "a.csv", "rb") as file, pytest.raises(ValueError, match=f"^line 3: {words}"):
-        list(duplicates.read_rows(file))
+        list(duplicates.read_csv(file))
 
 
 def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, capsys):
@@ -251,12 +260,11 @@ def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, cap
     assert len(message.splitlines()) == 1
 
 
-def test_a_reference_with_a_damaged_record_is_refused_clearly(tree, tmp_path, capsys):
-    ingest_images.write(tmp_path / "evaluation" / "e" / "a.jpg", ingest_images.encode(ingest_images.picture(1)))
-    build(tmp_path / "evaluation", tmp_path / "reference", "--shards=1")
-    (shard,) = (tmp_path / "reference").glob("*-00000-of-00001")
-    data = bytearray(shard.read_bytes())
+def test_a_reference_with_a_damaged_record_is_refused_clearly(evaluation, tmp_path):
+    copy = pathlib.Path(shutil.copytree(evaluation, tmp_path / "copy"))
+    path = max(copy.glob("*-of-00002"), key=os.path.getsize)
+    data = bytearray(path.read_bytes())
     data[100] ^= 1
-    shard.write_bytes(data)
-    flags = [f"--input={tree}", f"--output_dir={tmp_path}/set", f"--remove_duplicates_of={tmp_path}/reference"]
-    assert f"--remove_duplicates_of: {shard}, record 0 is damaged: mend it" in failure(capsys, *flags)
+    path.write_bytes(data)
+    with pytest.raises(BuildError, match=f"--remove_duplicates_of: {path}, record 0 is damaged"):
+        list(hashing.hash_part(("shard", str(path))))

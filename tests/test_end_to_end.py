@@ -176,7 +176,7 @@ def moved(finetuned, tmp_path):
     model_dir = tmp_path / "moved"
     shutil.copytree(finetuned, model_dir, ignore=shutil.ignore_patterns("saved_model", "tensorboard"))
     config = (model_dir / "config.gin").read_text()
-    (model_dir / "config.gin").write_text(re.sub(r"DATA_DIR = .*", "DATA_DIR = 'no/records'", config))
+    (model_dir / "config.gin").write_text(re.sub(r"DATA_DIR = (\\\n)?.*", "DATA_DIR = 'no/records'", config))
     return model_dir
 
 

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_a_checkpoint_is_evaluated_on_classes_it_was_not_trained_on(tmp_path, ca
     record_sets.make(tmp_path / "records", examples=60, validation=30, classes=3)
     public_weights.save(nfnet.create("nano", 11), str(tmp_path / "run"), "none")
     setup = experiment.Experiment(
-        model=lambda num_classes: nfnet.create("nano", num_classes),
+        model=functools.partial(nfnet.create, "nano"),
         data=Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32),
         optimizer=optimizer.SGD,
         schedule=schedule.cosine,

@@ -22,10 +22,10 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def refused(data: bytes, **settings) -> str:
-    with pytest.raises(images.Refused) as found:
+    with pytest.raises(images.Refused) as error:
         images.normalise(data, ImageSettings(**settings))
-    assert found.value.detail
-    return found.value.reason
+    assert error.value.detail
+    return error.value.reason
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -160,7 +160,7 @@ def test_cut_files_are_refused(image_format):
         assert reason == "truncated" if image_format in ("JPEG", "PNG") else reason in ("truncated", "undecodable")
 
 
-def test_what_is_no_image():
+def test_what_is_not_an_image():
     assert refused(b"") == "empty"
     assert refused(b"<html>not found</html>") == "undecodable"
     assert refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "undecodable"

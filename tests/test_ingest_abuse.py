@@ -17,8 +17,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from beam import archives, images, launch, lists
-from beam.options import BuildError, ImageSettings
+from beam import images, launch
+from beam.errors import BuildError
+from beam.options import ImageSettings
+from beam.sources.table import TableSource
+from beam.sources.tar import TarSource
 from pipeline.data import manifest
 from tests import ingest_images
 
@@ -132,7 +135,7 @@ def test_mutated_images_by_the_thousand():
 
 
 @pytest.mark.slow
-def test_mutated_tars_and_lists_by_the_thousand(tmp_path):
+def test_mutated_tars_and_tables_by_the_thousand(tmp_path):
     members = [(f"{i}.{e}", b"1" * 50) for i in range(4) for e in ("jpg", "cls")]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -145,14 +148,14 @@ def test_mutated_tars_and_lists_by_the_thousand(tmp_path):
     for number in range(3000):
         path = str(tmp_path / f"{number}.tar")
         ingest_images.write(path, mutated(buffer.getvalue(), rng))
-        for item in archives.tar_items(path, f"{tmp_path}/"):
-            assert item.refusal or (item.offset >= 0 and item.labels)
+        for example in TarSource(path, (path,), root=f"{tmp_path}/").examples(path):
+            assert example.refusal or (example.offset >= 0 and example.labels)
         os.remove(path)
         path = str(tmp_path / (f"{number}.csv" if number % 2 else f"{number}.jsonl"))
         ingest_images.write(path, mutated(texts[1 - number % 2], rng))
         try:
-            for item in lists.items(path, f"{tmp_path}/"):
-                assert item.refusal or item.labels
+            for example in TableSource(path, (path,), root=f"{tmp_path}/").examples(path):
+                assert example.refusal or example.labels
         except BuildError as error:
             assert path in str(error)
         os.remove(path)

@@ -1,20 +1,23 @@
-"""The same build on other runners: the same bytes, and no need of this repository on the workers."""
+"""The same build on other runners: the same bytes, and no need of the repository on the workers."""
 
 import os
 import subprocess
 import sys
 import time
-import zipfile
-from io import BytesIO
 
 import apache_beam as beam
 import pytest
 from apache_beam.coders import FastPrimitivesCoder
+from apache_beam.options.pipeline_options import PortableOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.environments import DockerEnvironment
 
-from beam import carry, ingest, launch, options, sources
+from beam import finalize, hashing, ingest, launch, options, shards, worker_code
+from beam.duplicates import HashedImage, buckets
+from beam.errors import BuildError
+from beam.sources import registry
 from tests import ingest_images
+from tests.source_listing import stream
 
 FLAGS = ["--shards=3", "--validation_fraction=0.2", "--duplicates=keep_first", "--classes={classes}"]
 WORKER = f"{sys.executable} -m apache_beam.runners.worker.sdk_worker_main"
@@ -56,10 +59,20 @@ def test_processes_write_the_same_bytes(tree, expected, tmp_path):
 
 
 @pytest.fixture
-def job_service(tmp_path):
-    """Beam's own job service, in a folder and with a module path that know nothing of this repository."""
+def installed(tmp_path):
+    """A folder into which pip has installed what the job sends, as Beam's containers do when they start."""
+    wheel = worker_code.wheel(str(tmp_path))
+    target = tmp_path / "installed"
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", f"--target={target}", wheel]
+    subprocess.run(command, check=True, capture_output=True)
+    return target
+
+
+@pytest.fixture
+def job_service(tmp_path, installed):
+    """Beam's own job service, whose workers find the project's code in `installed` alone."""
     port_file = tmp_path / "port"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "-p", "0"]
     with open(tmp_path / "service.log", "w") as log:
         process = subprocess.Popen(
@@ -76,9 +89,14 @@ def job_service(tmp_path):
 
 @pytest.mark.slow
 def test_a_portable_runner_whose_workers_lack_the_repository(tree, expected, job_service, tmp_path, capsys):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     (tmp_path / "elsewhere").mkdir()
     tried = subprocess.run(
-        [sys.executable, "-c", "import beam.ingest"], cwd=tmp_path / "elsewhere", capture_output=True, check=False
+        [sys.executable, "-c", "import beam.ingest"],
+        cwd=tmp_path / "elsewhere",
+        env=environment,
+        capture_output=True,
+        check=False,
     )
     assert tried.returncode != 0, "the workers' Python finds the repository by itself: this test shows nothing"
     flags = [
@@ -98,27 +116,26 @@ def test_a_portable_runner_whose_workers_lack_the_repository(tree, expected, job
     assert "build_tfrecords.py: --validation_examples=99: the source lists only 32" in capsys.readouterr().err
 
 
-def test_what_goes_from_worker_to_worker_names_no_module_of_ours(tmp_path):
-    """The next worker may decode it before a carried function has brought the code."""
-    (crossing,) = ingest.hashing.of_part(("file", _hashes(tmp_path)))
-    row = ingest.duplicates.Row(*crossing)
-    pair = ingest.duplicates.Pair(row, row, "near_duplicate", 1)
-    task = ingest.shards.Task("images", "", "single", options.ImageSettings(), {"train": 1})
-    placed = ingest.place_pair(pair, task)
-    for value in (crossing, ingest.by_hash(row), *ingest.duplicates.tables(row, 1), placed):
+def test_what_is_shuffled_for_each_image_names_no_class(tree, tmp_path):
+    """Plain tuples: they take a third less than pickles of their classes."""
+    (hashes,) = hashing.hash_part(("file", _hashes(tmp_path)))
+    image = HashedImage._make(hashes)
+    placed = ingest.to_shard(stream(tree)[0], spec(tmp_path), {f"class_{i}": i for i in range(3)})
+    for value in (hashes, ingest.by_hash(image), *buckets(image, 1), placed):
         assert b"beam" not in FastPrimitivesCoder().encode(value)
-    assert ingest.duplicates.Pair.of(placed[1]) == pair
+
+
+def spec(folder) -> shards.BuildSpec:
+    return shards.BuildSpec("images", str(folder), "single", options.ImageSettings(), {"train": 1})
 
 
 def test_a_name_that_a_runner_loses_fails_the_build(tree, tmp_path):
-    task = ingest.shards.Task("images", str(tmp_path), "single", options.ImageSettings(), {"train": 1})
-    source = sources.look(tree)
-    items = [item for part in source.parts for item in sources.items(part, source)]
-    indices = ingest.indices_of(["class_0", "class_1", "class_2"])
-    names = [ingest.to_name(item, task, indices)[1] for item in items]
-    result = ingest.write_shard((("train", 0), {"names": names[1:], "pairs": []}), task, None)
-    with pytest.raises(options.BuildError, match="32 images were listed, but 31 came to the shards"):
-        ingest.end(True, task, list(indices), (len(names), 0, 0), [result])
+    examples, task = stream(tree), spec(tmp_path)
+    indices = {f"class_{i}": i for i in range(3)}
+    placed = [ingest.to_shard(example, task, indices)[1] for example in examples]
+    result = ingest.shard_summary((("train", 0), {"examples": placed[1:], "pairs": []}), task, None)
+    with pytest.raises(BuildError, match="32 images were listed, but 31 came to the shards"):
+        finalize.finalize((len(examples), 0, 0), task, indices, True, [result])
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -133,26 +150,31 @@ DATAFLOW = [
 
 
 def test_the_dataflow_job_graph(tree, tmp_path):
-    carry.stay_in_process(False)
     asked = [f"--input={tree}", "--output_dir=gs://bucket/set", "--validation_examples=5", "--shard_mib=200"]
     parsed = options.parse([*asked, *DATAFLOW, "--duplicates=drop", f"--remove_duplicates_of={_hashes(tmp_path)}"])
+    worker_code.send(parsed, str(tmp_path))
     pipeline = beam.Pipeline(options=parsed)
     build = parsed.view_as(options.BuildOptions)
-    ingest.build(pipeline, build, sources.look(build.input))
-    graph = pipeline.to_runner_api(default_environment=DockerEnvironment.from_container_image("ingest:1"))
+    ingest.build(pipeline, build, registry.open_source(build.input))
+    docker = DockerEnvironment.from_options(parsed.view_as(PortableOptions))
+    graph = pipeline.to_runner_api(default_environment=docker)
     (environment,) = [e for e in graph.components.environments.values() if e.urn]
     assert environment.urn == "beam:env:docker:v1"
+    staged = [
+        beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(d.role_payload) for d in environment.dependencies
+    ]
+    assert {"extra_packages.txt", "nfnet_pipeline-0.1.0-py3-none-any.whl"} <= {file.staged_name for file in staged}
     names = {t.unique_name for t in graph.components.transforms.values()}
     stages = {
         "Source",
         "List",
         "Total",
-        "Task",
+        "Spec",
         "Shuffle names to hash",
         "Near pairs",
         "Shuffle names",
         "Write",
-        "Finish",
+        "Finalize",
     }
     assert stages <= names
     for transform in graph.components.transforms.values():
@@ -175,11 +197,10 @@ def test_dataflow_says_what_is_missing(tree, tmp_path, capsys):
     assert "project" in message and "Traceback" not in message
 
 
-def test_the_archive_holds_the_code_and_nothing_else():
-    with zipfile.ZipFile(BytesIO(carry._zip())) as archive:
-        names = archive.namelist()
-    assert {"beam/__init__.py", "beam/writing.py", "pipeline/data/record.py"} <= set(names)
-    assert all(name.endswith(".py") and name.split("/")[0] in ("beam", "pipeline") for name in names)
+def test_pip_installs_the_code_and_nothing_else(installed):
+    files = {path.relative_to(installed).as_posix() for path in installed.rglob("*.py")}
+    assert {"beam/__init__.py", "beam/sources/tar.py", "pipeline/data/record.py"} <= files
+    assert {path.name.split("-")[0] for path in installed.iterdir()} == {"beam", "pipeline", "nfnet_pipeline"}
 
 
 @pytest.mark.parametrize(

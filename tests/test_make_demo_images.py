@@ -26,7 +26,7 @@ def test_enough_classes_and_none_in_both_sets():
     assert len(demo.PRETRAIN_CLASSES) >= 40
     assert len(set(demo.FINETUNE_CLASSES)) == 10
     assert not set(demo.PRETRAIN_CLASSES) & set(demo.FINETUNE_CLASSES)
-    # Pre-training shows each shape and each pattern that fine-tuning combines anew.
+    # Pre-training shows each shape and each pattern that fine-tuning combines in new ways.
     for place in (0, 1):
         seen = {name.split("-")[place] for name in demo.PRETRAIN_CLASSES}
         assert {name.split("-")[place] for name in demo.FINETUNE_CLASSES} <= seen

@@ -1,19 +1,18 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import layers, nfnet, variants, weights
+from pipeline.model import cost, layers, nfnet, variants, weights
 from tests import golden_model
 
 
 @pytest.fixture(scope="module")
 def golden():
     """The golden description and values, and F0 with the golden weights; tests must not change them."""
-    description, values = golden_model.load("nfnet_f0")
-    model = nfnet.create("F0", description["classes"], dropout_rate=0.0)
-    weights.assign(model, golden_model.arrays(description), "deepmind")
-    return description, values, model
+    return *golden_model.load(), golden_model.f0()
 
 
 def test_logits_and_pool_equal_the_authors(golden):
@@ -64,6 +63,16 @@ def test_any_resolution_gives_float32_logits(size):
     assert logits.dtype == tf.float32
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_every_variant_gives_logits_in_training(variant):
+    with tf.Graph().as_default():  # where variables take no memory
+        model = nfnet.create(variant, 7, stochastic_depth_rate=0.1)
+        logits = model(tf.zeros([2, 64, 64, 3]), training=True)
+    assert logits.shape == (2, 7)
+    assert cost.parameters(variant, 7) == sum(each.shape.num_elements() for each in model.trainable_variables)
+
+
 def test_feature_maps_have_the_widths_and_strides_of_the_stages():
     maps = nfnet.create("nano", 7).trunk(tf.zeros([1, 64, 64, 3]))
     *first, last = variants.get("nano").widths
@@ -92,7 +101,7 @@ def test_noise_is_a_function_of_the_seed():
 def test_without_a_seed_each_training_call_draws_its_own():
     model = _noisy()
     images = tf.random.stateless_normal([8, 32, 32, 3], [1, 2])
-    step = tf.function(lambda: model(images, training=True))
+    step = tf.function(lambda: model(images, training=True), autograph=False)
     assert not np.allclose(step(), step())
 
 
@@ -128,7 +137,8 @@ def test_recomputed_stages_give_the_same_gradients():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     counts = []
     for model in (plain, thrifty):
-        graph = _gradients.get_concrete_function(model, images).graph
+        traced = tf.function(functools.partial(_gradients, model), autograph=False)
+        graph = traced.get_concrete_function(images).graph
         counts.append(sum(operation.type == "Conv2D" for operation in graph.get_operations()))
     recomputed = sum(len(b.convs) + bool(b.shortcut) for b in variants.blocks(variants.get("nano")) if b.stage != 1)
     assert counts[1] - counts[0] == recomputed
@@ -161,11 +171,32 @@ def test_mixed_bfloat16_keeps_float32_weights_and_logits():
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0"),
         ({"stochastic_depth_rate": -0.1}, "stochastic_depth_rate is -0.1"),
         ({"recompute_stages": (4,)}, r"recompute_stages names \[4\]"),
+        ({"implementation": "quick"}, r"'quick'.*auto, plain, tpu, cpu"),
+        ({"target_device": "npu"}, r"'npu'.*tpu, gpu, cpu, any"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         nfnet.create(**{"variant": "nano", "num_classes": 7, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("implementation", "target_device", "chosen"),
+    [
+        ("auto", None, "plain"),
+        ("auto", "tpu", "tpu"),
+        ("auto", "cpu", "cpu"),
+        ("auto", "gpu", "plain"),
+        ("auto", "any", "plain"),
+        ("cpu", None, "cpu"),
+        ("plain", "tpu", "plain"),
+        ("cpu", "any", "plain"),
+    ],
+)
+def test_the_target_device_decides_where_gin_does_not_and_exports_are_always_plain(
+    implementation, target_device, chosen
+):
+    assert nfnet.choose_implementation(implementation, target_device) == chosen
 
 
 def _noisy():
@@ -181,7 +212,6 @@ def _set_skip_gains(model):
             variable.assign(0.7)
 
 
-@tf.function
 def _gradients(model, images):
     with tf.GradientTape() as tape:
         logits = model(images, training=True, seed=tf.constant([5, 6]))

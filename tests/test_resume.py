@@ -164,11 +164,14 @@ def test_sigterm_saves_stops_and_continues_in_the_same_bits(experiment, tmp_path
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_the_nfnet_resumes_in_the_same_bits(records, tmp_path, monkeypatch):
+@pytest.mark.parametrize("implementation", ["plain", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_the_nfnet_resumes_in_the_same_bits(records, tmp_path, implementation):
     """The model, the policy and the parts of the real recipes."""
     experiment = tiny_runs.experiment(
         records,
-        model=functools.partial(nfnet.create, "nano", dropout_rate=0.2, stochastic_depth_rate=0.2),
+        model=functools.partial(
+            nfnet.create, "nano", dropout_rate=0.2, stochastic_depth_rate=0.2, implementation=implementation
+        ),
         augmentation=Augmentation(randaugment=RandAugment(2, 5)),
         max_steps=4,
     )

@@ -20,6 +20,7 @@ from rich.console import Console
 from pipeline.data.augment import Augmentation
 from pipeline.tpu import check, chips, compiler, estimate_table, hlo, largest_batch, program
 from pipeline.tpu.estimate import Estimate, LargestBatch, estimate
+from pipeline.tpu.largest_batch import FittingBatch
 
 DATA = pathlib.Path(__file__).parent / "data"
 OUT_OF_MEMORY = (
@@ -65,7 +66,7 @@ def estimated(configuration=None, **changes) -> Estimate:
 
 def refused(batch=32, **changes) -> Estimate:
     traced = changed(recorded()[0], replica_batch=batch)
-    answer = compiler.Compilation(9.0, compiler.TESTED, OUT_OF_MEMORY, *compiler.used_and_limit(OUT_OF_MEMORY))
+    answer = compiler.Refusal(9.0, compiler.TESTED, OUT_OF_MEMORY, *compiler.used_and_limit(OUT_OF_MEMORY))
     return changed(estimate(traced, answer, chips.topology("v4:2x2x1")), **changes)
 
 
@@ -170,8 +171,9 @@ def test_loops_calls_and_branches_count_as_often_as_they_run():
     alone = hlo.with_entry(text, "body.1")
     assert hlo.cycles(hlo.instructions(alone)) == 100
     assert "%main" not in alone and "%fused" in alone
-    with pytest.raises(ValueError, match="no HLO module"):
-        hlo.instructions("nothing")
+    for function in (hlo.instructions, hlo.loops):
+        with pytest.raises(ValueError, match="no HLO module"):
+            function("nothing")
 
 
 def test_a_refusal_is_an_answer():
@@ -194,16 +196,17 @@ def test_advice_names_bindings():
 
 def test_predictions_of_the_largest_batch():
     gib = 2**30
-    whole = estimated(
-        hbm_bytes=15 * gib, needed_bytes=7 * gib, temporary_bytes=4 * gib, batch_bytes=0, replica_batch=64
-    )
-    assert largest_batch.from_one(whole, 8) == 192  # 3 GiB stay, 12 are left at 1/16 GiB an image
-    assert largest_batch.from_one(whole, 80) == 160
+    memory = {"argument_bytes": 3 * gib, "output_bytes": 0, "temporary_bytes": 4 * gib, "code_bytes": 0}
+    whole = estimated(hbm_bytes=15 * gib, batch_bytes=0, replica_batch=64, **memory)
+    batch = FittingBatch.of(whole)
+    assert batch == FittingBatch(images=64, needed_bytes=7 * gib, growing_bytes=4 * gib, hbm_bytes=15 * gib)
+    assert largest_batch.from_one(batch, 8) == 192  # 3 GiB stay, 12 are left at 1/16 GiB an image
+    assert largest_batch.from_one(batch, 80) == 160
     assert largest_batch.predict(whole, 80) == LargestBatch(160, False)
     assert largest_batch.predict(whole, 256) == LargestBatch(64, False)  # which fits
     assert largest_batch.predict(refused(), 8) == LargestBatch(None, False)
-    half = changed(whole, replica_batch=32, needed_bytes=int(5.5 * gib))
-    assert largest_batch.from_two(half, whole, 8) == (15 - 4) * 32 / 1.5 // 8 * 8
+    half = batch._replace(images=32, needed_bytes=int(5.5 * gib))
+    assert largest_batch.from_two(half, batch, 8) == (15 - 4) * 32 / 1.5 // 8 * 8
 
 
 @pytest.mark.parametrize("first", [16, 64, 200, 4096])
@@ -219,7 +222,9 @@ def test_search_against_a_compiler_whose_memory_is_known(first, slope):
             return refused(size)
         return estimated(
             replica_batch=size,
-            needed_bytes=round(needed * gib),
+            argument_bytes=2 * gib,
+            output_bytes=0,
+            code_bytes=0,
             temporary_bytes=round((1 + slope * size) * gib),
             batch_bytes=0,
             hbm_bytes=round(hbm * gib),

@@ -1,13 +1,16 @@
-"""The form of the network for a TPU against the plain one: same variables, same function."""
+"""The implementation for a TPU against the plain one: same variables, same function."""
+
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import layers, nfnet, tpu_layers, variants, weights
+from pipeline.model import layers, tpu_layers, variants, weights
 from pipeline.train import optimizer
-from tests import golden_model
+from tests import golden_model, implementations
+from tests.implementations import difference, loss_gradients
 
 # Blocks of every kind: one group, several groups of 128 channels, with and without stride; both families' stems.
 WIDE = variants.Variant((384, 512, 768, 768), (1, 2, 1, 1), 0.0, 128, (16, 32, 64, 192))
@@ -18,62 +21,36 @@ def wide(monkeypatch):
     monkeypatch.setitem(variants.VARIANTS, "wide", WIDE)
 
 
-def _pair(variant, **settings):
-    """A plain model and one for a TPU with the same variables: random kernels, gains, biases and skip gains."""
-    pair = [nfnet.create(variant, 10, form=form, **settings) for form in ("plain", "tpu")]
-    rng = np.random.default_rng(0)
-    for (name, ours), (their_name, theirs) in zip(*(weights.named(model).items() for model in pair), strict=True):
-        assert name == their_name
-        values = rng.normal(size=ours.shape) * (0.3 if ours.shape.rank < 2 else np.prod(ours.shape[:-1]) ** -0.5)
-        for variable in (ours, theirs):
-            variable.assign(values + (0.5 if "gain" in name else 0))
-    return pair
-
-
-@tf.function
-def _loss_gradients(model, images):
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        logits = model(images, training=True, seed=tf.constant([1, 2]))
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(len(images)), logits))
-    return logits, tape.gradient(loss, [*weights.named(model).values(), images])
-
-
-def _difference(ours, theirs):
-    """Length of the difference over the length, of all tensors together."""
-    ours, theirs = ([tf.cast(each, tf.float64) for each in values] for values in (ours, theirs))
-    return float(
-        tf.linalg.global_norm([a - b for a, b in zip(ours, theirs, strict=True)]) / tf.linalg.global_norm(ours)
-    )
+pair = functools.partial(implementations.pair, implementation="tpu")
 
 
 @pytest.mark.parametrize(
     ("variant", "size"),
     [("nano", (64, 64)), ("nano", (48, 80)), ("wide", (64, 64)), ("wide", (60, 60)), ("nano", (35, 50))],
 )
-def test_logits_and_gradients_equal_the_plain_forms(wide, variant, size):
+def test_logits_and_gradients_equal_the_plain_ones(wide, variant, size):
     settings = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.3}
-    _assert_equal(_pair(variant, **settings), tf.random.stateless_normal([4, *size, 3], [1, 2]))
+    _assert_equal(pair(variant, **settings), tf.random.stateless_normal([4, *size, 3], [1, 2]))
 
 
-def test_recomputed_stages_equal_the_plain_forms(wide):
+def test_recomputed_stages_equal_the_plain_ones(wide):
     settings = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.3, "recompute_stages": (0, 1, 2)}
-    _assert_equal(_pair("wide", **settings), tf.random.stateless_normal([2, 64, 64, 3], [1, 2]))
+    _assert_equal(pair("wide", **settings), tf.random.stateless_normal([2, 64, 64, 3], [1, 2]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "size"), [("F0", 192), ("F0", 480), ("F0+", 256), ("F1", 224), ("F3", 192), ("F3+", 192)]
 )
-def test_variants_of_the_family_equal_the_plain_forms_at_their_size(variant, size):
-    _assert_equal(_pair(variant, dropout_rate=0.2), tf.random.stateless_normal([1, size, size, 3], [1, 2]))
+def test_variants_of_the_family_equal_the_plain_ones_at_their_size(variant, size):
+    _assert_equal(pair(variant, dropout_rate=0.2), tf.random.stateless_normal([1, size, size, 3], [1, 2]))
 
 
-def _assert_equal(pair, images):
-    (plain, plain_gradients), (logits, gradients) = (_loss_gradients(model, images) for model in pair)
+def _assert_equal(models, images):
+    (plain, plain_gradients), (logits, gradients) = (loss_gradients(model, images) for model in models)
     np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients, plain_gradients, strict=True):
-        assert _difference([theirs], [ours]) < 1e-4
+        assert difference([ours], [theirs]) < 1e-4
 
 
 @pytest.mark.parametrize("size", [192, 224, 256, 320, 384, 416, 480])
@@ -89,9 +66,8 @@ def test_the_stem_equals_the_plain_one_at_every_resolution_of_the_family(size):
 
 
 def test_golden_logits_and_gradients_of_f0():
-    description, values = golden_model.load("nfnet_f0")
-    model = nfnet.create("F0", description["classes"], dropout_rate=0.0, form="tpu")
-    weights.assign(model, golden_model.arrays(description), "deepmind")
+    description, values = golden_model.load()
+    model = golden_model.f0("tpu")
     images, labels = golden_model.batch(description)
     np.testing.assert_allclose(model(images), values["logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.features(images), values["pool"], rtol=1e-4, atol=1e-4)
@@ -109,16 +85,16 @@ def test_golden_logits_and_gradients_of_f0():
 
 
 @pytest.mark.parametrize("variant", ["nano", "wide"])
-def test_bfloat16_is_as_near_to_float32_as_the_plain_form_is(wide, variant):
+def test_bfloat16_is_as_near_to_float32_as_the_plain_one(wide, variant):
     images = tf.random.stateless_normal([8, 64, 64, 3], [1, 2])
-    exact = _loss_gradients(_pair(variant, dropout_rate=0.0)[0], images)
+    exact = loss_gradients(pair(variant, dropout_rate=0.0)[0], images)
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        plain, ours = (_loss_gradients(model, images) for model in _pair(variant, dropout_rate=0.0))
+        plain, ours = (loss_gradients(model, images) for model in pair(variant, dropout_rate=0.0))
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
-    assert _difference([exact[0]], [ours[0]]) < 1.2 * _difference([exact[0]], [plain[0]])
-    assert _difference(exact[1], ours[1]) < 1.2 * _difference(exact[1], plain[1])
+    assert difference([ours[0]], [exact[0]]) < 1.2 * difference([plain[0]], [exact[0]])
+    assert difference(ours[1], exact[1]) < 1.2 * difference(plain[1], exact[1])
 
 
 @pytest.mark.parametrize(("variant", "steps"), [("nano", 14), pytest.param("wide", 24, marks=pytest.mark.slow)])
@@ -132,7 +108,7 @@ def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one(wide, va
         sgd = optimizer.SGD(0.02, clipping=0.5)
         sgd.build(model.trainable_variables)
 
-        @tf.function
+        @tf.function(autograph=False)
         def step():
             with tf.GradientTape() as tape:
                 logits = model(images, training=True, seed=tf.constant([1, 2]))
@@ -147,7 +123,7 @@ def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one(wide, va
     try:
         for policy in ("float32", "mixed_bfloat16"):
             tf_keras.mixed_precision.set_global_policy(policy)
-            plain, ours = _pair(variant, dropout_rate=0.0)
+            plain, ours = pair(variant, dropout_rate=0.0)
             losses[policy] = train(plain, policy), train(ours, policy)
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
@@ -167,7 +143,7 @@ def test_standardization_keeps_its_digits_where_the_mean_is_far_above_the_deviat
     np.testing.assert_allclose(ours, (double - double.mean((0, 1, 2))) / deviation * gain.numpy(), atol=1e-4)
 
 
-def test_a_constant_kernel_has_the_plain_forms_gradient():
+def test_a_constant_kernel_has_the_plain_gradient():
     kernel, gain = tf.fill([3, 3, 8, 2], 0.25) + 1e-5 * tf.random.stateless_normal([3, 3, 8, 2], [1, 2]), tf.ones([2])
     upstream = tf.random.stateless_normal([3, 3, 8, 2], [3, 4])
     gradients = []
@@ -178,8 +154,3 @@ def test_a_constant_kernel_has_the_plain_forms_gradient():
         gradients.append(tape.gradient(result, [kernel, gain], output_gradients=upstream))
     for plain, ours in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-3)
-
-
-def test_an_unknown_form_is_named_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"'quick'.*plain.*tpu"):
-        nfnet.create("nano", 10, form="quick")

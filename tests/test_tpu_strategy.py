@@ -15,10 +15,10 @@ from pipeline.model import garden, nfnet
 from pipeline.serve import client
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, components, distribution, optimizer, starting_point
-from pipeline.train import state as states
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.sam import SAM
+from pipeline.train.state import weights_digest
 from pipeline.train.step import TrainingStep
 from pipeline.train.train import train
 from pipeline.train.trained_model import load_model
@@ -157,7 +157,7 @@ def test_weights_of_another_run_start_a_run_on_a_tpu_and_are_exported(records, m
 def test_the_state_is_the_same_on_every_strategy(records, monkeypatch):
     made_up_tpu.replaces_tpu(monkeypatch)
     what = experiment(records)
-    digests = {states.weights_digest(components.assemble(HERE, what, loop).state.model) for loop in (TPU, ONE_DEVICE)}
+    digests = {weights_digest(components.assemble(HERE, what, loop).state.model) for loop in (TPU, ONE_DEVICE)}
     assert len(digests) == 1
 
 

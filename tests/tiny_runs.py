@@ -2,39 +2,44 @@
 
 import functools
 
-import tensorflow as tf
 import tf_keras
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.input import Data
-from pipeline.model import layers, variants
+from pipeline.model import classifier, layers, variants
 from pipeline.train import optimizer, schedule
 from pipeline.train.experiment import Experiment
 
 BATCH = 16
 
 
-class TinyNet(tf_keras.Model):
-    """A convolution, a residual block with stochastic depth, dropout and a linear layer: traced in a second."""
+class TinyTrunk(tf_keras.Model):
+    """A convolution and a residual block with stochastic depth: traced in a second."""
 
-    def __init__(self, num_classes: int, drop_rate: float = 0.2):
-        super().__init__(name="tinynet")
+    variant, channels = "tinynet", 16
+
+    def __init__(self, drop_rate: float):
+        super().__init__(name="trunk")
         self._drop_rate = drop_rate
         self.stem = layers.WSConv(variants.Conv("stem", 3, 16, kernel=3, stride=4))
         self.conv = layers.WSConv(variants.Conv("block", 16, 16, kernel=3))
-        self.linear = layers.Linear("linear", 16, num_classes, tf_keras.initializers.RandomNormal(stddev=0.1))
         self.built = True
 
     def call(self, images, training=False, seed=None):
-        """Logits, float32 [batch, num_classes]."""
+        """One feature map [batch, h / 4, w / 4, 16]."""
         outputs = layers.activation(self.stem(images))
         branch = layers.activation(self.conv(outputs))
         if training:
             branch = layers.stochastic_depth(branch, self._drop_rate, seed)
-        features = tf.reduce_mean(outputs + branch, [1, 2])
-        if training:
-            features = layers.dropout(features, self._drop_rate, tf.random.experimental.stateless_fold_in(seed, 1))
-        return self.linear(features)
+        return [outputs + branch]
+
+
+class TinyNet(classifier.Classifier):
+    """`TinyTrunk` with dropout and a linear layer."""
+
+    def __init__(self, num_classes: int, drop_rate: float = 0.2, target_device: str | None = None):
+        super().__init__(TinyTrunk(drop_rate), num_classes, drop_rate, name="tinynet")
+        self.linear.kernel.assign(10 * self.linear.kernel)  # learns within few steps
 
 
 without_noise = functools.partial(TinyNet, drop_rate=0.0)

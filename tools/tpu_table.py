@@ -1,9 +1,9 @@
 """Compiles the study's variants for a core of TPU v4 and writes their speeds to pipeline/model/tpu_v4_speeds.json.
 
-    python tools/tpu_table.py [--variants F0 F3] [--again]
+    python tools/tpu_table.py [--variants F0 F3] [--recompile]
 
 Each variant takes minutes and is written when it is done; variants that the file has from the same compiler are
-skipped without --again. Prints the table as Markdown, beside what the paper reports.
+skipped without --recompile. Prints the table as Markdown, beside what the paper reports.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(variants.STUDY_CORE_BATCHES)
     parser.add_argument("--variants", nargs="+", choices=names, default=names, help="to compile")
-    parser.add_argument("--again", action="store_true", help="compile again what the file has")
+    parser.add_argument("--recompile", action="store_true", help="compile again what the file has")
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     compiler.end_with_its_processes()
@@ -88,7 +88,7 @@ def main() -> None:
         with open(arguments.output) as file:
             rows = json.load(file)["variants"]
     for name in arguments.variants:
-        if arguments.again or rows.get(name, {}).get("versions") != compiler.versions():
+        if arguments.recompile or rows.get(name, {}).get("versions") != compiler.versions():
             rows[name] = compile_variant(name)
             rows = {each: rows[each] for each in names if each in rows}
             table = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, "variants": rows}

@@ -148,13 +148,14 @@ class Augmentation:
             each = [first_view(example | {"seed": seed}) for seed in seeds]
             return tf.nest.map_structure(lambda *values: tf.stack(values), *each)
 
+        examples = over(encoded, views).unbatch() if self.repeats > 1 else over(encoded, first_view)
+        if (mixing := self.mixing) is None:
+            return examples
+
         def mix(group):
             seed = _fold(group["seed"][0], "mixing")
-            return self.mixing(group, seed, self.repeats)
+            return mixing(group, seed, self.repeats)
 
-        examples = over(encoded, views).unbatch() if self.repeats > 1 else over(encoded, first_view)
-        if self.mixing is None:
-            return examples
         return over(over(examples.batch(self.group, drop_remainder=True), mix).unbatch(), finish)
 
     def _randaugment(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

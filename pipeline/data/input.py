@@ -130,7 +130,7 @@ class Data:
         return {"labels": labels, "label_weights": objective.normalize_weights(weights), **kept}
 
 
-def distributed(
+def distributed_batches(
     strategy: tf.distribute.Strategy,
     records: reader.RecordSet,
     budget: EpochBudget,
@@ -141,7 +141,7 @@ def distributed(
     """The batches of `reader.dataset` for every replica of `strategy`; `images` make a global batch."""
 
     @tf.autograph.experimental.do_not_convert
-    def host_dataset(context: tf.distribute.InputContext):
+    def host_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return reader.dataset(
             records,
             budget,

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 
 import tensorflow as tf
 
@@ -89,7 +90,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def checksum(ids) -> str:
+def checksum(ids: Iterable[int]) -> str:
     """The order-independent checksum of record ids: their sum modulo 2**64, as 16 hexadecimal digits."""
     return f"{sum(int(i) for i in ids) % 2**64:016x}"
 

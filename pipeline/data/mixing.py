@@ -69,7 +69,7 @@ class Mixing:
         image = batch["image"]
         other = tf.gather(image, partner)
         blended = _blend(image[:first], other[:first], share[:first, None, None])
-        box, box_share = _outside_boxes(share[first:], *image.shape[1:3], box_seed)
+        box, box_share = _outside_boxes(share[first:], image.shape[1], image.shape[2], box_seed)
         pasted = _blend(image[first:], other[first:], box)
         share = tf.concat([share[:first], box_share], 0)[:, None]
         weights, labels = batch["label_weights"], batch["labels"]

@@ -7,7 +7,8 @@ A record is a serialised `tf.train.Example`. A data set is either single-label (
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 from PIL import Image
@@ -30,69 +31,30 @@ class Field:
     Attributes:
       name: in the record.
       dtype: of a value.
-      meaning: for error messages.
+      tfds: what TFDS takes a value for: 'image', 'text', 'class' or 'number'.
       placeholder: the value in an empty slot of a batch, which is decoded like any other.
-      tfds: from the module `tfds.features` and the class names to the feature of one value.
+      meaning: for error messages.
       repeated: whether the field holds any number of values.
       label_kinds: of the data sets whose records have the field.
     """
 
     name: str
     dtype: tf.DType
-    meaning: str
+    tfds: str
     placeholder: object
-    tfds: Callable
+    meaning: str
     repeated: bool = False
     label_kinds: tuple[str, ...] = LABEL_KINDS
 
 
 FIELDS = (
+    Field("image", tf.string, "image", _black_png(), "encoded JPEG or PNG, 8-bit RGB, upright"),
+    Field("key", tf.string, "text", "", "the example's name in its source, unique in the data set"),
+    Field("id", tf.int64, "number", 0, "first 8 bytes of BLAKE2b of the key, as a signed integer"),
+    Field("label", tf.int64, "class", 0, "class index", label_kinds=(SINGLE_LABEL,)),
+    Field("labels", tf.int64, "class", [0], "class indices", repeated=True, label_kinds=(MULTI_LABEL,)),
     Field(
-        "image",
-        tf.string,
-        "encoded JPEG or PNG, 8-bit RGB, upright",
-        placeholder=_black_png(),
-        tfds=lambda features, classes: features.Image(shape=(None, None, 3)),
-    ),
-    Field(
-        "key",
-        tf.string,
-        "the example's name in its source, unique in the data set",
-        placeholder="",
-        tfds=lambda features, classes: features.Text(),
-    ),
-    Field(
-        "id",
-        tf.int64,
-        "first 8 bytes of BLAKE2b of the key, as a signed integer",
-        placeholder=0,
-        tfds=lambda features, classes: features.Scalar(tf.int64),
-    ),
-    Field(
-        "label",
-        tf.int64,
-        "class index",
-        placeholder=0,
-        tfds=lambda features, classes: features.ClassLabel(names=list(classes)),
-        label_kinds=(SINGLE_LABEL,),
-    ),
-    Field(
-        "labels",
-        tf.int64,
-        "class indices",
-        placeholder=[0],
-        tfds=lambda features, classes: features.ClassLabel(names=list(classes)),
-        repeated=True,
-        label_kinds=(MULTI_LABEL,),
-    ),
-    Field(
-        "label_weights",
-        tf.float32,
-        "one weight a label",
-        placeholder=[0.0],
-        tfds=lambda features, classes: tf.float32,
-        repeated=True,
-        label_kinds=(MULTI_LABEL,),
+        "label_weights", tf.float32, "number", [0.0], "one weight a label", repeated=True, label_kinds=(MULTI_LABEL,)
     ),
 )
 
@@ -110,7 +72,7 @@ def record_id(key: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def serialize(values: Mapping[str, object], label_kind: str) -> bytes:
+def serialize(values: Mapping[str, Any], label_kind: str) -> bytes:
     """Returns the record with `values` (field name to value), the same bytes for the same values.
 
     Raises:
@@ -137,7 +99,7 @@ def serialize(values: Mapping[str, object], label_kind: str) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def decode(serialized: bytes) -> dict[str, object]:
+def decode(serialized: bytes) -> dict[str, Any]:
     """Field name to value of one record, as `serialize` takes them; strings as bytes.
 
     Raises:
@@ -162,16 +124,23 @@ def placeholder(label_kind: str) -> bytes:
     return serialize({field.name: field.placeholder for field in fields(label_kind)}, label_kind)
 
 
-def tfds_features(label_kind: str, classes: Sequence[str]):
+def tfds_features(label_kind: str, classes: Sequence[str]) -> Any:
     """The features of a record as a `tfds.features.FeaturesDict`."""
-    from tensorflow_datasets import features as kinds  # here: who reads or writes records does without it
+    from tensorflow_datasets import features  # here: who reads or writes records does without it
 
-    made = {field.name: field.tfds(kinds, classes) for field in fields(label_kind)}
-    repeated = {field.name for field in fields(label_kind) if field.repeated}
-    return kinds.FeaturesDict({name: kinds.Sequence(f) if name in repeated else f for name, f in made.items()})
+    def feature(field: Field) -> features.FeatureConnector:
+        one = {
+            "image": lambda: features.Image(shape=(None, None, 3)),
+            "text": features.Text,
+            "class": lambda: features.ClassLabel(names=list(classes)),
+            "number": lambda: features.Scalar(field.dtype),
+        }[field.tfds]()
+        return features.Sequence(one) if field.repeated else one
+
+    return features.FeaturesDict({field.name: feature(field) for field in fields(label_kind)})
 
 
-def _values(feature: tf.train.Feature, field: Field):
+def _values(feature: tf.train.Feature, field: Field) -> Any:
     """The list of the protocol buffer that holds the field's values."""
     if field.dtype == tf.string:
         return feature.bytes_list.value

@@ -68,6 +68,7 @@ def convert(image: Image.Image) -> Image.Image:
 def _through_profile(image: Image.Image) -> Image.Image:
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return converted or image  # it returns None only where it changes an image in place
     except (ImageCms.PyCMSError, OSError):
         return image  # a broken profile: the plain conversion

@@ -9,6 +9,7 @@ It makes any range of records one contiguous read; the TFRecord file stays what 
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 import google_crc32c
 import numpy as np
@@ -53,7 +54,7 @@ def payload_offset(offset: int) -> int:
     return offset + _HEADER.size
 
 
-def scan(file) -> Iterator[tuple[int, bytes]]:
+def scan(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """(offset of the payload, payload) of each record of a TFRecord file, without an index and without its CRCs.
 
     What is cut off at the file's end is an empty payload.
@@ -79,7 +80,8 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
     Returns:
       The index, int64 [records + 1], and the SHA-256 of the shard in hexadecimal digits.
     """
-    offsets, digest, waiting, size = [0], hashlib.sha256(), [], 0
+    offsets, digest, size = [0], hashlib.sha256(), 0
+    waiting: list[bytes] = []
     with opened(path, "wb") as file:
 
         def write():

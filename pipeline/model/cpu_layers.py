@@ -1,15 +1,17 @@
-"""The layers of `layers.py` as TensorFlow runs them fastest on a CPU: the same functions of the same variables.
+"""NFNet's layers in operations that TensorFlow trains fastest on a CPU: the functions and variables of `layers.py`.
 
-What the rewriting rests on, with what each part gives in docs/performance.md:
+Only `call` differs, and the functions that it uses; `tests/test_cpu_layers.py` compares values and gradients. What each
+of these changes gives is in docs/performance.md:
 
 - Chains of elementwise operations are compiled by XLA, each into one pass over memory, forward and backward, with
   float32 in between. Convolutions, products and sums stay with TensorFlow, whose own are faster on a CPU.
-- A 1x1 convolution is a matrix product, of kernels as they lie in memory; above all its kernel's gradient gains.
+- A 1x1 convolution is a matrix product, of kernels as they are stored; the gradient of its kernel gains most.
 - The gate, the gains and the sum with the shortcut are one pass.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -23,7 +25,7 @@ def activation(inputs: tf.Tensor, scale: float = 1.0) -> tf.Tensor:
 
     @tf.custom_gradient
     def activated(inputs):
-        # Found again from the inputs in the gradient: in a compiled pass arithmetic is cheap beside memory.
+        # The gradient computes it again from the inputs: in a compiled pass arithmetic is cheap beside memory.
         return _activation(inputs, scale), lambda upstream: _activation_gradient(upstream, inputs, scale)
 
     return activated(inputs)
@@ -134,7 +136,7 @@ def _gated_gradients(upstream, branch, gate):
 class WSConv(layers.WSConv):
     """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """As `layers.WSConv.call`."""
         dtype = self.compute_dtype
         kernel = standardize(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.gain), dtype=dtype)
@@ -151,7 +153,7 @@ class NFBlock(layers.NFBlock):
 
     conv = WSConv
 
-    def call(self, inputs, training=False, seed=None):
+    def call(self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """As `layers.NFBlock.call`."""
         activated = activation(inputs, scale=self._spec.beta)
         branch = self.convs[0](activated)
@@ -164,6 +166,6 @@ class NFBlock(layers.NFBlock):
         return gated_sum(branch, gate, self._shortcut(inputs, activated))
 
 
-def stem(convs, images: tf.Tensor) -> tf.Tensor:
+def stem(convs: Sequence[WSConv], images: tf.Tensor) -> tf.Tensor:
     """As `layers.stem`."""
     return layers.stem(convs, images, activation)

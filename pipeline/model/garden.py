@@ -11,7 +11,7 @@ from official.projects.maxvit.modeling import maxvit  # noqa: F401 (registers th
 from official.vision.configs import common
 from official.vision.modeling.backbones import factory
 
-from pipeline.model import layers, nfnet
+from pipeline.model import classifier, nfnet
 
 
 @dataclasses.dataclass
@@ -41,48 +41,48 @@ class NFNetBackbone(nfnet.Trunk):
             str(level): tf.TensorShape([None, None, None, width]) for level, width in enumerate(self.widths, 2)
         }
 
-    def call(self, inputs, training=False, seed=None):
+    def call(  # type: ignore[override]  # the Garden wants a dictionary
+        self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
         """Maps normalised images [batch, h, w, 3] to feature maps by level."""
         return {str(level): each for level, each in enumerate(super().call(inputs, training, seed), 2)}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal backbone."""
         return dict(self._config)
 
 
 @factory.register_backbone_builder("nfnet")
-def build_nfnet(input_specs, backbone_config, norm_activation_config, l2_regularizer=None) -> NFNetBackbone:
+def build_nfnet(
+    input_specs: tf_keras.layers.InputSpec,
+    backbone_config: Backbone,
+    norm_activation_config: common.NormActivation,
+    l2_regularizer: tf_keras.regularizers.Regularizer | None = None,
+) -> NFNetBackbone:
     """Builds an NFNet for the Garden's factory; it has no normalisation to configure, and decay is the optimiser's."""
     del input_specs, norm_activation_config, l2_regularizer
     chosen = backbone_config.get()
     return NFNetBackbone(chosen.variant, chosen.stochastic_depth_rate)
 
 
-class Classifier(tf_keras.Model):
-    """A backbone of the Garden with a linear layer, called as our own models are; made by `create`."""
+class Trunk(tf_keras.Model):
+    """A backbone of the Garden as a trunk of our classifier; made by `create`."""
 
-    def __init__(self, variant: str, backbone: tf_keras.Model, num_classes: int, image_size: int | None):
-        super().__init__(name="garden_" + variant)
+    def __init__(self, variant: str, backbone: tf_keras.Model, image_size: int | None):
+        super().__init__(name="trunk")
         self.variant = variant
         self.backbone = backbone
-        channels = self.features(tf_keras.Input([image_size, image_size, 3])).shape[-1]
-        small_normal = tf_keras.initializers.RandomNormal(stddev=0.01)
-        self.linear = layers.Linear("linear", channels, num_classes, small_normal, dtype=tf.float32)
+        self.channels = self.call(tf_keras.Input([image_size, image_size, 3]))[-1].shape[-1]
         self.built = True
 
-    def call(self, images, training=False, seed=None):
-        """Returns float32 logits [batch, num_classes] of normalised images [batch, height, width, 3].
+    def call(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> list[tf.Tensor]:
+        """Returns the map that the Garden's classification model takes: the last level, or a transformer's output.
 
         `seed` is not used: what is random in the Garden's layers is left off.
         """
-        return self.linear(self.features(images, training))
-
-    def features(self, images, training=False, seed=None):
-        """Returns the float32 features [batch, channels] that the linear layer sees."""
         endpoints = self.backbone(images, training=training)
-        # As the Garden's classification model: the last level, or what a transformer calls 'pre_logits'.
-        last = tf.cast(endpoints[max(endpoints)], tf.float32)
-        return tf.reduce_mean(last, axis=list(range(1, last.shape.rank - 1)))
+        last = endpoints[max(endpoints)]  # levels are '2' to '5'; a transformer's output is 'pre_logits'
+        return [last if last.shape.rank == 4 else last[:, tf.newaxis, tf.newaxis]]
 
 
 def create(
@@ -91,7 +91,8 @@ def create(
     *,
     image_size: int | None = None,
     settings: Mapping[str, object] | None = None,
-) -> Classifier:
+    target_device: str | None = None,
+) -> classifier.Classifier:
     """Creates a classifier on one of the Garden's backbones, for our trainer.
 
     Dropout and stochastic depth stay off, since the Garden draws them from a state that no checkpoint keeps.
@@ -102,6 +103,7 @@ def create(
       image_size: resolution in pixels, the same in training and evaluation; 'vit' and 'maxvit' need it, convolutional
         networks take any where it is None.
       settings: fields of the backbone's configuration, such as `{"model_name": "vit-s16"}`.
+      target_device: see `classifier.py`; the Garden's operations are the same for all.
 
     Raises:
       ValueError: the backbone or a setting is unknown.
@@ -116,8 +118,9 @@ def create(
     if unknown := sorted(set(settings or {}) - set(fields)):
         raise ValueError(f"Backbone {backbone!r} has no setting {', '.join(unknown)}; it has {', '.join(fields)}.")
     chosen.get().override(dict(settings or {}))
-    # Keras numbers layers through a process; what checkpoints call them must not depend on what was made before.
+    del target_device
+    # Keras numbers layers through a process; what checkpoints call them must not depend on models created before.
     tf_keras.backend.reset_uids()
     shape = [None, image_size, image_size, 3]
-    made = factory.build_backbone(tf_keras.layers.InputSpec(shape=shape), chosen, common.NormActivation())
-    return Classifier(backbone, made, num_classes, image_size)
+    network = factory.build_backbone(tf_keras.layers.InputSpec(shape=shape), chosen, common.NormActivation())
+    return classifier.Classifier(Trunk(backbone, network, image_size), num_classes, name=f"garden_{backbone}")

@@ -1,8 +1,11 @@
-"""What NFNet is made of: the scaled activation, weight-standardised convolutions, blocks, stateless noise.
+"""NFNet's layers, the reference implementation: each computes its formula in TensorFlow's plain operations.
 
-Variables are created at construction, named by their path (`stage0/block0/conv0/kernel`), in float32
-whatever the Keras policy; layers compute in the policy's compute dtype. Kernels are HWIO.
+`tpu_layers.py` and `cpu_layers.py` inherit the variables of these classes and override `call`. This file alone creates
+variables: at construction, named by their path (`stage0/block0/conv0/kernel`), in float32 whatever the Keras policy.
+Layers compute in the policy's compute dtype; kernels are HWIO; noise is a function of a seed.
 """
+
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -40,7 +43,7 @@ def stochastic_depth(branch: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tens
     return branch * tf.cast(keep, branch.dtype)
 
 
-def survivors(shape, rate: float, seed: tf.Tensor) -> tf.Tensor:
+def survivors(shape: tf.Tensor | Sequence[int | tf.Tensor], rate: float, seed: tf.Tensor) -> tf.Tensor:
     """1 for the examples whose branch stochastic depth keeps, 0 for a share `rate`: float32 of `shape`."""
     return tf.cast(tf.random.stateless_uniform(shape, seed) >= rate, tf.float32)
 
@@ -58,7 +61,7 @@ class WSConv(tf_keras.layers.Layer):
         self.gain = _weight(self, f"{spec.name}/gain", (spec.channels,), "ones")
         self.bias = _weight(self, f"{spec.name}/bias", (spec.channels,), "zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps [batch, h, w, in_channels] to [batch, ceil(h / stride), ceil(w / stride), channels]."""
         dtype = self.compute_dtype
         kernel = tf.cast(standardize(self.kernel, self.gain), dtype)
@@ -69,12 +72,19 @@ class WSConv(tf_keras.layers.Layer):
 class Linear(tf_keras.layers.Layer):
     """A linear layer with bias, on [batch, in_channels]."""
 
-    def __init__(self, name: str, in_channels: int, channels: int, initializer, dtype=None):
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        channels: int,
+        initializer: tf_keras.initializers.Initializer,
+        dtype: tf.DType | None = None,
+    ):
         super().__init__(name=name.replace("/", "_"), dtype=dtype)
         self.kernel = _weight(self, f"{name}/kernel", (in_channels, channels), initializer)
         self.bias = _weight(self, f"{name}/bias", (channels,), "zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps [batch, in_channels] to [batch, channels]."""
         dtype = self.compute_dtype
         return tf.matmul(inputs, tf.cast(self.kernel, dtype)) + tf.cast(self.bias, dtype)
@@ -88,11 +98,11 @@ class SqueezeExcite(tf_keras.layers.Layer):
         self.fc0 = Linear(f"{name}/fc0", channels, hidden, tf_keras.initializers.LecunNormal())
         self.fc1 = Linear(f"{name}/fc1", hidden, channels, tf_keras.initializers.LecunNormal())
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps [batch, h, w, channels] to gates [batch, 1, 1, channels]."""
         return self.gate(tf.reduce_mean(inputs, axis=[1, 2]))[:, tf.newaxis, tf.newaxis, :]
 
-    def gate(self, averages):
+    def gate(self, averages: tf.Tensor) -> tf.Tensor:
         """Maps the channels' averages [batch, channels] to gates [batch, channels]."""
         return tf.sigmoid(self.fc1(tf.nn.relu(self.fc0(averages))))
 
@@ -112,7 +122,7 @@ class NFBlock(tf_keras.layers.Layer):
         self.squeeze_excite = SqueezeExcite(f"{spec.name}/squeeze_excite", channels, spec.squeeze)
         self.skip_gain = _weight(self, f"{spec.name}/skip_gain", (), "zeros")
 
-    def call(self, inputs, training=False, seed=None):
+    def call(self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """Maps [batch, h, w, c] to the stage's width and stride; `seed` (int32 [2]) drives the noise."""
         activated = activation(inputs) * tf.cast(self._spec.beta, inputs.dtype)
         branch = self.convs[0](activated)
@@ -132,7 +142,27 @@ class NFBlock(tf_keras.layers.Layer):
         return self.conv_shortcut(activated)
 
 
-def stem(convs, images, activation=activation):
+def seed_or_draw(seed: tf.Tensor | None, training: bool) -> tf.Tensor | None:
+    """`seed`, or in training without one a seed [2] from TensorFlow's global generator."""
+    if training and seed is None:
+        return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+    return seed
+
+
+def fold(seed: tf.Tensor, index: int) -> tf.Tensor:
+    """The seed of the layer with this index."""
+    return tf.random.experimental.stateless_fold_in(seed, index)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises a ValueError where `rate`, of dropout or stochastic depth, is not in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
+
+
+def stem(
+    convs: Sequence[WSConv], images: tf.Tensor, activation: Callable[[tf.Tensor], tf.Tensor] = activation
+) -> tf.Tensor:
     """The four convolutions before the first block, from images [batch, h, w, 3] to [batch, h / 4, w / 4, channels]."""
     outputs = convs[0](images)
     for conv in convs[1:]:

@@ -1,27 +1,14 @@
 """NFNet: normaliser-free residual networks, from normalised images to logits."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import cpu_layers, layers, tpu_layers, variants
+from pipeline.model import classifier, cpu_layers, layers, tpu_layers, variants
 
-FORMS = {"plain": layers, "tpu": tpu_layers, "cpu": cpu_layers}
+IMPLEMENTATIONS = {"plain": layers, "tpu": tpu_layers, "cpu": cpu_layers}
 AUTO = "auto"
-_device: contextvars.ContextVar[str | None] = contextvars.ContextVar("device", default=None)
-
-
-@contextlib.contextmanager
-def made_for(device: str) -> Iterator[None]:
-    """Models created inside are made for this kind of device ('tpu', 'gpu' or 'cpu'), whatever this machine has."""
-    token = _device.set(device)
-    try:
-        yield
-    finally:
-        _device.reset(token)
 
 
 class Trunk(tf_keras.Model):
@@ -32,14 +19,20 @@ class Trunk(tf_keras.Model):
         variant: str,
         stochastic_depth_rate: float = 0.0,
         recompute_stages: Sequence[int] = (),
-        form: str = AUTO,
-        **kwargs,
+        implementation: str = AUTO,
+        target_device: str | None = None,
+        name: str = "trunk",
     ):
-        super().__init__(**kwargs)
+        super().__init__(name=name)
         spec = variants.get(variant)
+        layers.check_rate("stochastic_depth_rate", stochastic_depth_rate)
+        if unknown := set(recompute_stages) - set(range(len(spec.depths))):
+            raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
+        self.variant = variant
         self._recompute_stages = frozenset(recompute_stages)
         self._plan = variants.blocks(spec)
-        self._layers = FORMS[_form(form)]
+        self.implementation = choose_implementation(implementation, target_device)
+        self._layers = IMPLEMENTATIONS[self.implementation]
         self.stem = [self._layers.WSConv(conv) for conv in variants.stem(spec)]
         self.blocks = [
             self._layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan
@@ -47,9 +40,10 @@ class Trunk(tf_keras.Model):
         final = variants.final_conv(spec)
         self.final_conv = self._layers.WSConv(final)
         self.widths = (*spec.widths[:-1], final.channels)
+        self.channels = final.channels
         self.built = True
 
-    def call(self, images, training=False, seed=None):
+    def call(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> list[tf.Tensor]:
         """Returns four activated feature maps [batch, h, w, width], of strides 4, 8, 16 and 32 (rounded up).
 
         The first three are ends of stages; the fourth comes after the final convolution.
@@ -59,52 +53,20 @@ class Trunk(tf_keras.Model):
           training: whether stochastic depth acts.
           seed: int32 [2], from which each block derives its noise; drawn if not given.
         """
-        seed = seed_or_draw(seed, training)
+        seed = layers.seed_or_draw(seed, training)
         activation = self._layers.activation
         outputs = self._layers.stem(self.stem, tf.cast(images, self.compute_dtype))
-        maps = []
+        maps: list[tf.Tensor] = []
         for index, (spec, block) in enumerate(zip(self._plan, self.blocks, strict=True)):
             if spec.stage > len(maps):
                 maps.append(activation(outputs))
-            outputs = self._run(spec, block, outputs, training, fold(seed, index) if training else None)
+            outputs = self._run(spec, block, outputs, training, layers.fold(seed, index) if training else None)
         return [*maps, activation(self.final_conv(outputs))]
 
     def _run(self, spec, block, inputs, training, seed):
         if training and spec.stage in self._recompute_stages:
             return tf.recompute_grad(lambda values: block(values, training=True, seed=seed))(inputs)
         return block(inputs, training=training, seed=seed)
-
-
-class NFNet(tf_keras.Model):
-    """A variant of the family with its linear layer; made by `create`."""
-
-    def __init__(self, variant: str, num_classes: int, dropout_rate: float, trunk: Trunk):
-        super().__init__(name=f"nfnet_{variant.replace('+', 'plus').lower()}")
-        self.variant = variant
-        self._dropout_rate = dropout_rate
-        self.trunk = trunk
-        small_normal = tf_keras.initializers.RandomNormal(stddev=0.01)
-        self.linear = layers.Linear("linear", trunk.widths[-1], num_classes, small_normal, dtype=tf.float32)
-        self.built = True
-
-    def call(self, images, training=False, seed=None):
-        """Returns float32 logits [batch, num_classes] of normalised images [batch, height, width, 3].
-
-        Args:
-          images: float images; at least 32 pixels a side are sensible.
-          training: whether dropout and stochastic depth act.
-          seed: int32 [2], from which each layer derives its noise; drawn if not given.
-        """
-        seed = seed_or_draw(seed, training)
-        features = self.features(images, training, seed)
-        if training and self._dropout_rate:
-            features = layers.dropout(features, self._dropout_rate, fold(seed, len(self.trunk.blocks)))
-        return self.linear(features)
-
-    def features(self, images, training=False, seed=None):
-        """Returns the float32 features [batch, channels] that the linear layer sees, before dropout."""
-        last = self.trunk(images, training=training, seed=seed)[-1]
-        return tf.reduce_mean(tf.cast(last, tf.float32), axis=[1, 2])
 
 
 def create(
@@ -114,53 +76,46 @@ def create(
     dropout_rate: float | None = None,
     stochastic_depth_rate: float = 0.0,
     recompute_stages: Sequence[int] = (),
-    form: str = AUTO,
-) -> NFNet:
+    implementation: str = AUTO,
+    target_device: str | None = None,
+) -> classifier.Classifier:
     """Creates an NFNet under the global Keras policy (float32, or mixed_bfloat16).
 
     Args:
-      variant: 'F0' to 'F7', 'F0+' to 'F7+', or 'nano' or 'tiny' for one machine.
+      variant: of the published family, 'F0' to 'F7' and 'F0+' to 'F7+', or one of `variants.SMALL` for one machine.
       num_classes: length of the logits.
       dropout_rate: before the linear layer; None takes the rate with which the variant was published.
       stochastic_depth_rate: grows linearly from 0 at the first block towards this after the last.
       recompute_stages: stages (0 to 3) whose activations are computed again in the backward pass
         instead of kept: less memory for about a third more time.
-      form: 'plain', or the same function of the same variables in operations that suit a TPU, 'tpu' (`tpu_layers.py`),
-        or training on a CPU, 'cpu' (`cpu_layers.py`); 'auto' takes 'tpu' under a `TPUStrategy`, and 'plain' elsewhere.
+      implementation: of the layers: 'plain', or the same function of the same variables in operations that suit a TPU,
+        'tpu' (`tpu_layers.py`), or training on a CPU, 'cpu' (`cpu_layers.py`); 'auto' chooses by `target_device`.
+      target_device: see `classifier.py`; for 'any' the implementation is 'plain', whatever `implementation` says.
 
     Raises:
-      ValueError: the variant is unknown, or a number is out of its range.
+      ValueError: the variant is unknown, or an argument is out of its range.
     """
-    spec = variants.get(variant)
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 1.")
-    dropout_rate = spec.dropout_rate if dropout_rate is None else dropout_rate
-    for name, rate in (("dropout_rate", dropout_rate), ("stochastic_depth_rate", stochastic_depth_rate)):
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name} is {rate}; expected a number in [0, 1).")
-    if unknown := set(recompute_stages) - set(range(len(spec.depths))):
-        raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
-    if form not in (AUTO, *FORMS):
-        raise ValueError(f"form is {form!r}; expected one of {AUTO}, {', '.join(FORMS)}.")
-    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, form, name="trunk")
-    return NFNet(variant, num_classes, dropout_rate, trunk)
+    trunk = Trunk(variant, stochastic_depth_rate, recompute_stages, implementation, target_device)
+    if dropout_rate is None:
+        dropout_rate = variants.get(variant).dropout_rate
+    return classifier.Classifier(trunk, num_classes, dropout_rate, name=f"nfnet_{variants.identifier(variant)}")
 
 
-def _form(form: str) -> str:
-    if form != AUTO:
-        return form
-    under_tpu = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
-    device = _device.get() or ("tpu" if under_tpu else "cpu")
-    return "tpu" if device == "tpu" else "plain"
+def choose_implementation(implementation: str, target_device: str | None) -> str:
+    """Returns the key of `IMPLEMENTATIONS` that `create` takes for these arguments.
 
-
-def seed_or_draw(seed: tf.Tensor | None, training: bool) -> tf.Tensor | None:
-    """`seed`, or in training without one a seed [2] from TensorFlow's global generator."""
-    if training and seed is None:
-        return tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
-    return seed
-
-
-def fold(seed: tf.Tensor, index: int) -> tf.Tensor:
-    """The seed of the layer with this index."""
-    return tf.random.experimental.stateless_fold_in(seed, index)
+    Raises:
+      ValueError: an argument is unknown.
+    """
+    if implementation not in (AUTO, *IMPLEMENTATIONS):
+        expected = ", ".join((AUTO, *IMPLEMENTATIONS))
+        raise ValueError(f"implementation is {implementation!r}; expected one of {expected}.")
+    if target_device not in (None, *classifier.DEVICES):
+        raise ValueError(f"target_device is {target_device!r}; expected one of {', '.join(classifier.DEVICES)}.")
+    if target_device == classifier.ANY_DEVICE:
+        return "plain"
+    if implementation != AUTO:
+        return implementation
+    if target_device is None and isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+        target_device = "tpu"
+    return target_device if target_device in ("tpu", "cpu") else "plain"

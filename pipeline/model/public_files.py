@@ -134,7 +134,7 @@ class _NDArray(_Array):
     pass
 
 
-def _numeric(dtype) -> np.dtype:
+def _numeric(dtype: np.dtype) -> np.dtype:
     if dtype.kind not in "fiub":
         raise _RefusedError(f"it holds values of type {dtype}; weights are numbers")
     return dtype

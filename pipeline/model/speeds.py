@@ -31,7 +31,7 @@ def _reported(epochs: float, core_hours: float) -> Speed:
 
 
 def read_table(path: str) -> dict[str, Speed]:
-    """The speeds of a table that `make tpu-table` made; none where there is no such file."""
+    """The speeds of a table from `make tpu-table`; none where there is no such file."""
     if not os.path.exists(path):
         return {}
     with open(path) as file:
@@ -74,20 +74,20 @@ def speed(variant: str, flops_per_image: float | None = None) -> Speed:
       flops_per_image: of training; at 224 pixels and 30k classes where None.
 
     Raises:
-      UnknownSpeedError: the FLOPs lie outside those of the entries.
+      UnknownSpeedError: the FLOPs are outside the range of the entries.
     """
     work = training_flops(variant) if flops_per_image is None else flops_per_image
     if variant in SPEEDS and math.isclose(work, training_flops(variant), rel_tol=0.02):
         return SPEEDS[variant]
-    known = sorted((training_flops(name), entry.images_per_second, name) for name, entry in SPEEDS.items())
-    if not 0.98 * known[0][0] <= work <= 1.02 * known[-1][0]:
+    entries = sorted((training_flops(name), entry.images_per_second, name) for name, entry in SPEEDS.items())
+    if not 0.98 * entries[0][0] <= work <= 1.02 * entries[-1][0]:
         raise UnknownSpeedError(
             f"No cost in TPU-v4 core-hours is known for {variant} at {work:.3g} FLOPs an image: speeds are known from "
-            f"{known[0][0]:.3g} ({known[0][2]}) to {known[-1][0]:.3g} ({known[-1][2]}). Use --unit=flops or "
+            f"{entries[0][0]:.3g} ({entries[0][2]}) to {entries[-1][0]:.3g} ({entries[-1][2]}). Use --unit=flops or "
             "--unit=seconds, or add the variant to tools/tpu_table.py and run `make tpu-table`."
         )
-    upper = next((i for i in range(1, len(known)) if work <= known[i][0]), len(known) - 1)
-    (low, slow, low_name), (high, fast, high_name) = known[upper - 1], known[upper]
+    upper = next((i for i in range(1, len(entries)) if work <= entries[i][0]), len(entries) - 1)
+    (low, slow, low_name), (high, fast, high_name) = entries[upper - 1], entries[upper]
     share = math.log(work / low) / math.log(high / low)
     return Speed(slow * (fast / slow) ** share, f"estimated: interpolated by FLOPs between {low_name} and {high_name}")
 

@@ -1,14 +1,15 @@
-"""The layers of `layers.py` as a TPU's compiler runs them fastest: the same functions of the same variables.
+"""NFNet's layers in operations that a TPU's compiler runs fastest: the functions and variables of `layers.py`.
 
-What the rewriting rests on, each with what it gives in docs/performance.md:
+Only `call` differs, and the functions that it uses; `tests/test_tpu_layers.py` compares values and gradients. What each
+of these changes gives is in docs/performance.md:
 
-- Sums over many values (bias gradients, pooling) are done in float32, inside the convolution that makes the values.
-- Betas are folded into the kernels. The squeeze-excite gate is found before the last convolution of a block, whose
+- Sums over many values (bias gradients, pooling) are computed in float32, inside the convolution that makes the values.
+- Betas are folded into the kernels. The squeeze-excite gate is computed before the last convolution of a block, whose
   average over an image is linear in that of its inputs; gate, gains and shortcut then fuse into that convolution.
-- Between the two 1x1 convolutions of a block, channels have two axes, (groups, channels of a group): nothing is laid
-  out anew for the grouped convolutions.
+- Between the two 1x1 convolutions of a block, channels have two axes, (groups, channels of a group), so that the
+  grouped convolutions need no change of layout.
 - The stem works on packed pixels: few channels would leave most of the matrix unit idle.
-- Weight standardisation takes its statistics, and the gradient through them, in one pass over the kernel.
+- Weight standardisation computes its statistics, and the gradient through them, in one pass over the kernel.
 """
 
 import math
@@ -93,7 +94,7 @@ class WSConv(layers.WSConv):
         """The kernel that convolves, times `scale`, in the compute dtype: HWIO."""
         return tf.cast(standardize(self.kernel, self.gain, tf.constant(scale)), self.compute_dtype)
 
-    def call(self, inputs, scale=1.0):
+    def call(self, inputs: tf.Tensor, scale: float = 1.0) -> tf.Tensor:
         """As `layers.WSConv.call` of `scale * inputs`."""
         outputs = tf.nn.conv2d(inputs, self.standardized(scale), self._spec.stride, "SAME")
         return add_bias(outputs, self.bias)
@@ -104,7 +105,7 @@ class NFBlock(layers.NFBlock):
 
     conv = WSConv
 
-    def call(self, inputs, training=False, seed=None):
+    def call(self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """As `layers.NFBlock.call`."""
         activated = activation(inputs)
         shortcut = inputs

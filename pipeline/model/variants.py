@@ -69,7 +69,7 @@ class Block:
 
 
 def _published(multiple: int, dropout_rate: float, widths: tuple[int, int, int, int]) -> Variant:
-    depths = tuple(multiple * depth for depth in (1, 2, 6, 3))
+    depths = (multiple, 2 * multiple, 6 * multiple, 3 * multiple)
     return Variant(widths, depths, dropout_rate, 128, (16, 32, 64, widths[0] // 2))
 
 
@@ -115,7 +115,7 @@ def stem(variant: Variant) -> tuple[Conv, ...]:
 def blocks(variant: Variant) -> tuple[Block, ...]:
     """The residual blocks of all stages, in order."""
     total = sum(variant.depths)
-    plan = []
+    plan: list[Block] = []
     channels = variant.stem_widths[-1]
     variance = 1.0
     for stage, (width, depth) in enumerate(zip(variant.widths, variant.depths, strict=True)):
@@ -133,7 +133,7 @@ def blocks(variant: Variant) -> tuple[Block, ...]:
                     depth_fraction=len(plan) / total,
                 )
             )
-            # A transition's shortcut is computed from the scaled input, so that the variance starts anew.
+            # A transition's shortcut is computed from the scaled input, so that the variance starts again at 1.
             variance = (1.0 if index == 0 else variance) + ALPHA**2
             channels = width
     return tuple(plan)
@@ -144,7 +144,17 @@ def final_conv(variant: Variant) -> Conv:
     return Conv("final_conv", variant.widths[-1], 2 * variant.widths[-1])
 
 
-def _block(name, stage, channels, stride, *, group_width, is_transition, beta, depth_fraction) -> Block:
+def _block(
+    name: str,
+    stage: int,
+    channels: tuple[int, int],
+    stride: int,
+    *,
+    group_width: int,
+    is_transition: bool,
+    beta: float,
+    depth_fraction: float,
+) -> Block:
     before, after = channels
     groups = int(after * BOTTLENECK) // group_width
     inner = groups * group_width  # whole groups: 128 of 192 channels in the first stage of the "+" variants

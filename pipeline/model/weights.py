@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from pipeline.model import layers
 
@@ -38,12 +39,12 @@ class Placement:
         return not (self.unplaced or self.unfilled or self.mismatched)
 
 
-def named(model) -> dict[str, tf.Variable]:
+def named(model: tf_keras.Model) -> dict[str, tf.Variable]:
     """Returns the model's variables by name, `stage0/block0/conv0/kernel` for example, in creation order."""
     return {variable.name.split(":")[0]: variable for variable in model.variables}
 
 
-def assign(model, arrays: Mapping[str, np.ndarray], source: str) -> Placement:
+def assign(model: tf_keras.Model, arrays: Mapping[str, np.ndarray], source: str) -> Placement:
     """Sets the model's variables to public weights.
 
     Args:
@@ -78,7 +79,7 @@ def assign(model, arrays: Mapping[str, np.ndarray], source: str) -> Placement:
     return Placement(tuple(placed), tuple(unplaced), tuple(unfilled), tuple(mismatched))
 
 
-def extract(model, source: str) -> dict[str, np.ndarray]:
+def extract(model: tf_keras.Model, source: str) -> dict[str, np.ndarray]:
     """Returns the model's weights as float32 arrays named and shaped as `source` has them."""
     variables = named(model)
     arrays = {}

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 from PIL import Image
@@ -21,7 +22,7 @@ class Prediction:
     error: str | None = None
 
 
-def load(directory: str):
+def load(directory: str) -> Any:
     """Loads a SavedModel: `directory` itself, or its highest numbered version folder.
 
     Raises:
@@ -40,7 +41,7 @@ def load(directory: str):
     return tf.saved_model.load(path)
 
 
-def predict(saved_model, paths: Sequence[str], batch: int = 32) -> list[Prediction]:
+def predict(saved_model: Any, paths: Sequence[str], batch: int = 32) -> list[Prediction]:
     """Classifies the image files `paths`; one that cannot be read or decoded yields an `error`."""
     serve = saved_model.signatures["serving_default"]
     predictions = []

@@ -1,6 +1,7 @@
 """Export of a trained model as a SavedModel that classifies encoded images with TensorFlow alone."""
 
 import os
+from collections.abc import Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -21,7 +22,7 @@ class Classifier(tf.Module):
     """
 
     def __init__(
-        self, model: tf_keras.Model, classes: list[str], size: int, top: int = 5, objective: Objective = SOFTMAX
+        self, model: tf_keras.Model, classes: Sequence[str], size: int, top: int = 5, objective: Objective = SOFTMAX
     ):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved

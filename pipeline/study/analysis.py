@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -13,6 +14,7 @@ from pipeline import files
 from pipeline.study import StudyError, law, recipe
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, UNITS, Run
 
+Result = TypeVar("Result")
 LAW_FILE = "law.json"
 
 
@@ -201,7 +203,7 @@ def describe(analysis: Analysis) -> str:
 def write(analysis: Analysis, directory: str) -> str:
     """Writes the fitted laws as `law.json`; returns its path."""
 
-    def values(item):
+    def values(item: law.Law | str) -> dict[str, object]:
         if isinstance(item, str):
             return {"reason": item}
         if isinstance(item, law.Line):
@@ -215,7 +217,7 @@ def write(analysis: Analysis, directory: str) -> str:
         {"variant": c.variant, "epochs": c.epochs, "compute": compute, "loss": c.loss}
         for c, compute in ((analysis.cells[i], analysis.compute[i]) for i in analysis.frontier)
     ]
-    growth = {"reason": analysis.growth}
+    growth: dict[str, object] = {"reason": analysis.growth}
     if not isinstance(analysis.growth, str):
         parts = {name: values(getattr(analysis.growth, name)) for name in ("size", "epochs", "quotient")}
         growth = {**parts, "agree": analysis.growth.agree}
@@ -259,7 +261,7 @@ def ranks(runs: Sequence[Run], task: str) -> tuple[list[tuple[Run, Run]], np.nda
     return pairs, by_loss, by_error, float(stats.spearmanr(by_loss, by_error).statistic)
 
 
-def _or_reason(function: Callable, *arguments):
+def _or_reason(function: Callable[..., Result], *arguments: Any) -> Result | str:
     try:
         return function(*arguments)
     except StudyError as error:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from pipeline.study import StudyError
 from pipeline.study.analysis import Analysis, ranks
+from pipeline.study.law import Law
 from pipeline.study.run_files import CORE_HOURS, DIVERGED, FINISHED, UNITS, Run
 
 matplotlib.use("Agg")
@@ -85,7 +86,7 @@ def _loss(analysis: Analysis, styles: dict, directory: str) -> str:
     on = analysis.frontier
     axes.plot(analysis.compute[on], analysis.loss[on], "o", ms=11, mfc="none", mec="#444444", lw=0, label="frontier")
     reach = np.geomspace(analysis.compute[on].min(), analysis.compute[on].max() * 3, 100)
-    fits = [("line", analysis.line, "#444444", "-")]
+    fits: list[tuple[str, Law, str, str]] = [("line", analysis.line, "#444444", "-")]
     if not isinstance(analysis.saturating, str):
         fits.append(("with floor", analysis.saturating, "#999999", "--"))
     laws = []
@@ -137,7 +138,7 @@ def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, 
     pretraining = {run.trial: run for run in runs if not run.trial.task and run.status == FINISHED}
     tuned = [run for run in runs if run.trial.task == task and run.status == FINISHED]
     tuned = [run for run in tuned if run.trial.pretraining in pretraining]
-    rows = []
+    rows: list[tuple] = []
     for run in tuned:
         compute = pretraining[run.trial.pretraining].compute(analysis.unit)
         rows.append((run.trial.variant, run.trial.epochs, run.trial.learning_rate, run.trial.seed, compute, run.error))
@@ -217,7 +218,7 @@ def _styles(analysis: Analysis) -> dict[str, dict]:
             "lw": 1.4,
             "ms": 5.5,
         }
-        for i, variant in enumerate(sorted(sizes, key=sizes.get))
+        for i, variant in enumerate(sorted(sizes, key=lambda variant: sizes[variant]))
     }
 
 

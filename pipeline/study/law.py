@@ -15,6 +15,7 @@ from scipy import optimize, stats
 
 from pipeline.study import StudyError
 
+Values = Sequence[float] | np.ndarray  # [n]
 LEVEL = 0.9
 RESAMPLES = 400
 MIN_POINTS_LINE, MIN_POINTS_SATURATING = 4, 5
@@ -64,13 +65,13 @@ class Line:
         """The law as a formula, x in the fitted unit."""
         return f"y = {np.exp(self.intercept - self.slope * np.log(self.center)):.4g} x^{self.slope:.4g}"
 
-    def predict(self, x: Sequence[float]) -> Prediction:
+    def predict(self, x: Values) -> Prediction:
         """The law at `x`, with its bands."""
-        x = np.log(np.asarray(x, np.float64) / self.center)
-        log_value = self.intercept + self.slope * x
+        log_x = np.log(np.asarray(x, np.float64) / self.center)
+        log_value = self.intercept + self.slope * log_x
         intercepts, slopes, deviations, residuals = self.pivots.T[:, :, None]
-        refitted = intercepts + slopes * x
-        leverage = 1 / self.count + x**2 / self.spread
+        refitted = intercepts + slopes * log_x
+        leverage = 1 / self.count + log_x**2 / self.spread
         width = np.sqrt(leverage)
         low, high = self._quantiles((refitted - log_value) / (deviations * width))
         confidence = (log_value - high * self.deviation * width, log_value - low * self.deviation * width)
@@ -112,12 +113,13 @@ class Saturating:
     @property
     def exponent_interval(self) -> tuple[float, float]:
         """Bootstrap interval of the exponent."""
-        return self._interval(np.log(self.exponent), self.samples[:, 2])
+        low, high = self._interval(np.log(self.exponent), self.samples[:, 2])
+        return float(low), float(high)
 
     @property
     def floor_interval(self) -> tuple[float, float]:
         """Bootstrap interval of the floor; no higher than the lowest loss, unless the fitted floor is."""
-        low, high = self._interval(np.log(self.floor), self.samples[:, 0])
+        low, high = (float(end) for end in self._interval(np.log(self.floor), self.samples[:, 0]))
         return min(low, self.floor), max(min(high, self.lowest), self.floor)
 
     @property
@@ -125,11 +127,11 @@ class Saturating:
         """The law as a formula, x in the fitted unit."""
         return f"y = {self.floor:.4g} + {self.scale * self.center**self.exponent:.4g} x^-{self.exponent:.4g}"
 
-    def predict(self, x: Sequence[float]) -> Prediction:
+    def predict(self, x: Values) -> Prediction:
         """The law at `x`, with its bands."""
-        x = np.log(np.asarray(x, np.float64) / self.center)
-        log_value = _log_saturating(np.log([self.floor, self.scale, self.exponent]), x)
-        refitted = np.stack([_log_saturating(sample, x) for sample in self.samples])
+        log_x = np.log(np.asarray(x, np.float64) / self.center)
+        log_value = _log_saturating(np.log([self.floor, self.scale, self.exponent]), log_x)
+        refitted = np.stack([_log_saturating(sample, log_x) for sample in self.samples])
         confidence = self._interval(log_value, refitted)
         prediction = self._interval(log_value, refitted + self.residuals[:, None])
         return Prediction(np.exp(log_value), confidence, prediction)
@@ -143,68 +145,61 @@ class Saturating:
 Law = Line | Saturating
 
 
-def fit_line(
-    x: Sequence[float], y: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Line:
+def fit_line(x: Values, y: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Line:
     """Least squares of log y on log x; intervals by the studentised bootstrap of residuals.
 
     Raises:
       StudyError: fewer than 4 points, values that are not positive and finite, or a single x.
     """
-    x, y = _positive(x, y, MIN_POINTS_LINE, "a straight line with intervals")
-    rng = np.random.default_rng(seed)
-    center = np.exp(np.log(x).mean())
-    x, y, count = np.log(x / center), np.log(y), len(x)
-    spread = float(x @ x)
+    log_x, log_y, center = _logarithms(x, y, MIN_POINTS_LINE, "a straight line with intervals")
+    rng, count = np.random.default_rng(seed), len(log_x)
+    spread = float(log_x @ log_x)
 
-    def least_squares(y):
-        intercepts, slopes = y.mean(-1), y @ x / spread
-        errors = y - intercepts[..., None] - slopes[..., None] * x
+    def least_squares(log_y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        intercepts, slopes = log_y.mean(-1), log_y @ log_x / spread
+        errors = log_y - intercepts[..., None] - slopes[..., None] * log_x
         return intercepts, slopes, np.sqrt((errors**2).sum(-1) / (count - 2)), errors
 
-    intercept, slope, deviation, errors = least_squares(y)
+    intercept, slope, deviation, errors = least_squares(log_y)
     # Residuals are smaller than errors, the more so where a point has leverage.
-    errors = errors / np.sqrt(np.maximum(1 - 1 / count - x**2 / spread, 1e-9))
+    errors = errors / np.sqrt(np.maximum(1 - 1 / count - log_x**2 / spread, 1e-9))
     errors -= errors.mean()
     drawn = rng.choice(errors, (resamples, count + 1))
-    intercepts, slopes, deviations, _ = least_squares(intercept + slope * x + drawn[:, :-1])
-    deviations = np.maximum(deviations, max(deviation, 1e-12) * 1e-3)  # one residual drawn every time
+    intercepts, slopes, deviations, _ = least_squares(intercept + slope * log_x + drawn[:, :-1])
+    deviations = np.maximum(deviations, np.maximum(deviation, 1e-12) * 1e-3)  # one residual drawn every time
     pivots = np.stack([intercepts, slopes, deviations, drawn[:, -1]], axis=1)
-    return Line(float(intercept), float(slope), float(center), float(deviation), spread, count, level, pivots)
+    return Line(float(intercept), float(slope), center, float(deviation), spread, count, level, pivots)
 
 
-def fit_saturating(
-    x: Sequence[float], y: Sequence[float], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Saturating:
+def fit_saturating(x: Values, y: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Saturating:
     """Least Huber loss of log residuals over floor, scale and exponent, the best from a grid of starts.
 
     Raises:
       StudyError: fewer than 5 points, values that are not positive and finite, a single x, or y that does not fall.
     """
-    x, y = _positive(x, y, MIN_POINTS_SATURATING, "a law with a floor")
-    rng = np.random.default_rng(seed)
-    center = np.exp(np.log(x).mean())
-    x, y, count = np.log(x / center), np.log(y), len(x)
-    if x @ y >= 0:
+    log_x, log_y, center = _logarithms(x, y, MIN_POINTS_SATURATING, "a law with a floor")
+    rng, count = np.random.default_rng(seed), len(log_x)
+    if log_x @ log_y >= 0:
         raise StudyError("The loss does not fall with compute, so there is no law with a floor to fit.")
-    floors, exponents = y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
-    starts = [(floor, np.log(np.exp(y.mean()) - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
-    ends = _minimise_rows(np.array(starts), x, np.tile(y, (len(starts), 1)))
-    best = _minimise(ends[_huber(ends, x, y).argmin()], x, y).x
-    fitted = _log_saturating(best, x)
-    residuals = (y - fitted) * np.sqrt(count / (count - 3))
+    floors, exponents = log_y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
+    mean = np.exp(log_y.mean())
+    starts = [(floor, np.log(mean - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
+    ends = _minimise_rows(np.array(starts), log_x, np.tile(log_y, (len(starts), 1)))
+    best = _minimise(ends[_huber(ends, log_x, log_y).argmin()], log_x, log_y).x
+    fitted = _log_saturating(best, log_x)
+    residuals = (log_y - fitted) * np.sqrt(count / (count - 3))
     residuals -= residuals.mean()
     drawn = rng.choice(residuals, (resamples, count + 1))
-    samples = _minimise_rows(best, x, fitted + drawn[:, :-1])
+    samples = _minimise_rows(best, log_x, fitted + drawn[:, :-1])
     floor, scale, exponent = np.exp(best)
     tail = (1 + level) / 2
     widening = stats.t.ppf(tail, count - 3) / stats.norm.ppf(tail)
     return Saturating(
-        floor, scale, exponent, float(np.exp(y.min())), float(center), level, samples, drawn[:, -1], widening
+        floor, scale, exponent, float(np.exp(log_y.min())), center, level, samples, drawn[:, -1], widening
     )
 
 
-def frontier(compute: Sequence[float], loss: Sequence[float]) -> np.ndarray:
+def frontier(compute: Values, loss: Values) -> np.ndarray:
     """Indices of the runs that no run of at most their compute beats, by rising compute; int64 [k]."""
     compute, loss = np.asarray(compute, np.float64), np.asarray(loss, np.float64)
     order = np.lexsort((loss, compute))
@@ -227,7 +222,7 @@ class Growth:
         return bool(low <= 0 <= high)
 
 
-def growth(compute: Sequence[float], size: Sequence[float], epochs: Sequence[float], level: float = LEVEL) -> Growth:
+def growth(compute: Values, size: Values, epochs: Values, level: float = LEVEL) -> Growth:
     """Exponents of the frontier's model size and epoch budget against compute.
 
     Args:
@@ -262,7 +257,7 @@ class HeldOut:
         return bool(self.interval[0] <= self.actual <= self.interval[1])
 
 
-def leave_largest_out(compute: Sequence[float], loss: Sequence[float], fit: Callable[..., Law]) -> HeldOut:
+def leave_largest_out(compute: Values, loss: Values, fit: Callable[..., Law]) -> HeldOut:
     """Fits the frontier without its run of the largest compute and predicts that run.
 
     Args:
@@ -276,8 +271,8 @@ def leave_largest_out(compute: Sequence[float], loss: Sequence[float], fit: Call
     index = int(np.argmax(compute))
     rest = np.arange(len(compute)) != index
     predicted = fit(compute[rest], loss[rest]).predict(compute[[index]])
-    interval = tuple(float(end[0]) for end in predicted.prediction)
-    return HeldOut(index, float(loss[index]), float(predicted.value[0]), interval)
+    low, high = (float(end[0]) for end in predicted.prediction)
+    return HeldOut(index, float(loss[index]), float(predicted.value[0]), (low, high))
 
 
 def _log_saturating(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -341,7 +336,8 @@ def _bounds(y: np.ndarray) -> tuple[list[float], list[float]]:
     return [y.min() - 12, y.min() - 30, np.log(1e-3)], [y.min() + 1, y.max() + 30, np.log(20)]
 
 
-def _positive(x: Sequence[float], y: Sequence[float], least: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+def _logarithms(x: Values, y: Values, least: int, what: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """log(x / center), log y and the center, the geometric mean of x, after checks that there is something to fit."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(x) < least:
         raise StudyError(f"{what.capitalize()} needs at least {least} points, found {len(x)}: finish more runs.")
@@ -349,7 +345,8 @@ def _positive(x: Sequence[float], y: Sequence[float], least: int, what: str) -> 
         raise StudyError("A fit on log-log axes needs positive finite values; leave diverged runs out.")
     if np.ptp(np.log(x)) == 0:
         raise StudyError("All points have the same compute, so no law can be fitted: add budgets.")
-    return x, y
+    center = float(np.exp(np.log(x).mean()))
+    return np.log(x / center), np.log(y), center
 
 
 def _exp(ends: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,6 @@ import os
 import shlex
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline.model import speeds, variants
 from pipeline.study import StudyError, law
 from pipeline.study.analysis import Analysis, Cell, analyse
@@ -142,7 +140,7 @@ def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | No
     near = min(analysis.cells, key=lambda cell: _distance(cell, choice, analysis))
     rates = (near.learning_rate, near.learning_rate / 2)
     remarks.append(f"Learning rates from the study's {near.variant}, {near.epochs:g} epochs: its best and half of it.")
-    fits = {"line": analysis.line}
+    fits: dict[str, law.Law] = {"line": analysis.line}
     if not isinstance(analysis.saturating, str):
         fits["with floor"] = analysis.saturating
     predictions = {name: _predicted(fit, choice.compute) for name, fit in fits.items()}
@@ -212,7 +210,7 @@ def _choose(budget: float, compute_per_epoch: dict[str, float], best: float) -> 
             continue  # much of the budget would be left
         candidates.append(Candidate(variant, epochs, epochs * compute, abs(math.log(affordable / best))))
     if not candidates:  # more than the largest model can use
-        largest = max(compute_per_epoch, key=compute_per_epoch.get)
+        largest = max(compute_per_epoch, key=lambda variant: compute_per_epoch[variant])
         return Candidate(largest, MAX_EPOCHS, MAX_EPOCHS * compute_per_epoch[largest], 0.0)
     return min(candidates, key=lambda candidate: candidate.distance)
 
@@ -271,7 +269,8 @@ def _distance(cell: Cell, choice: Candidate, analysis: Analysis) -> float:
 
 def _predicted(fit: law.Law, compute: float) -> tuple[float, float, float]:
     predicted = fit.predict([compute])
-    return tuple(float(np.ravel(one)[0]) for one in (predicted.value, *predicted.prediction))
+    value, low, high = (float(one[0]) for one in (predicted.value, *predicted.prediction))
+    return value, low, high
 
 
 def _number(value: float) -> str:

@@ -169,7 +169,7 @@ def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> 
     why = "the grid" if start is None else f"the neighbour's best learning rate is {start:g}"
     if missing := [rate for rate in rates if not any(_same(rate, other) for other in tried)]:
         return Search(tuple((rate, why) for rate in missing))
-    best, lowest, highest = min(tried, key=tried.get), min(tried), max(tried)
+    best, lowest, highest = min(tried, key=lambda rate: tried[rate]), min(tried), max(tried)
     diverged = math.isinf(tried[best])
     may_extend = len(tried) < len(rates) + study.max_extensions
     if not may_extend and diverged:

@@ -54,8 +54,9 @@ def check(
             traced = _trace_apart(configure, dataset, batch)
         model = traced.workload.model
         with progress(f"Compiling {model}, {batch} images, for {topology.name} ({topology.configuration})"):
-            compiled = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration)
-        return estimate(traced, compiled, topology), compiled.hlo
+            answer = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration)
+        optimised = answer.hlo if isinstance(answer, compiler.Compilation) else ""
+        return estimate(traced, answer, topology), optimised
 
     first, hlo = attempt(batch)
     multiple = batch_multiple(experiment)

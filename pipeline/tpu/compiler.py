@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import types
+from typing import Any
 
 from pipeline.tpu import hlo
 
@@ -44,27 +45,39 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """The compiler's answer to a program.
+    """A compiled program.
 
     Attributes:
-      seconds: that it took.
+      seconds: that compiling took.
       versions: of jax, jaxlib and libtpu.
-      refusal: why the program does not fit into memory; '' where it does.
-      used_bytes, limit_bytes: memory that a refused program would take, and that there is; None where it did not say.
-      memory: see `Memory`; None where the program was refused, as are the following.
+      memory: see `Memory`.
       flops, bytes_accessed: of one run, bytes of HBM traffic.
-      hlo: text of the optimised module; '' where the program was refused.
+      hlo: text of the optimised module.
     """
 
     seconds: float
     versions: dict[str, str]
-    refusal: str = ""
-    used_bytes: int | None = None
-    limit_bytes: int | None = None
-    memory: Memory | None = None
-    flops: float | None = None
-    bytes_accessed: float | None = None
-    hlo: str = ""
+    memory: Memory
+    flops: float
+    bytes_accessed: float
+    hlo: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """The compiler's answer to a program that does not fit into memory.
+
+    Attributes:
+      seconds, versions: as of a `Compilation`.
+      message: the compiler's.
+      used_bytes, limit_bytes: memory that the program would take, and that there is; None where it did not say.
+    """
+
+    seconds: float
+    versions: dict[str, str]
+    message: str
+    used_bytes: int | None
+    limit_bytes: int | None
 
 
 def versions() -> dict[str, str]:
@@ -103,7 +116,7 @@ def end_with_its_processes() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
+def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation | Refusal:
     """Compiles a serialised HLO module for one device of a topology.
 
     Args:
@@ -143,14 +156,13 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation:
     return Compilation(seconds, installed, memory=Memory(**result.pop("memory")), hlo=text, **result)
 
 
-def _refused(error: str, topology: str, seconds: float, installed: dict[str, str]) -> Compilation:
+def _refused(error: str, topology: str, seconds: float, installed: dict[str, str]) -> Refusal:
     """The answer to a compiler's error: a program that does not fit is an answer, anything else is not."""
     no_memory = "RESOURCE_EXHAUSTED" in error or "Ran out of memory" in error
     on_chip = re.search("vmem|smem|cmem", error, re.IGNORECASE) and not re.search("hbm", error, re.IGNORECASE)
     if not no_memory or on_chip:
         raise CompilerError(f"The compiler refused the program for {topology}: {error[:2000]}")
-    used, limit = used_and_limit(error)
-    return Compilation(seconds, installed, refusal=error, used_bytes=used, limit_bytes=limit)
+    return Refusal(seconds, installed, error, *used_and_limit(error))
 
 
 def used_and_limit(error: str) -> tuple[int | None, int | None]:
@@ -193,7 +205,7 @@ def _main(folder: str, topology: str, configuration: str) -> None:
     _write(folder, {"flops": flops, "bytes_accessed": traffic, "memory": dataclasses.asdict(memory)})
 
 
-def _costs(executable, text: str) -> tuple[float, float]:
+def _costs(executable: Any, text: str) -> tuple[float, float]:
     """FLOPs and bytes of HBM traffic of a run.
 
     The compiler counts one turn of each loop. How much of the whole that is comes from JAX's own count, for which a
@@ -209,7 +221,8 @@ def _costs(executable, text: str) -> tuple[float, float]:
             once = _count(hlo.with_entry(text, body))
             for name in names:
                 more[name] += (turns - 1) * costs[name] * once[name] / whole[name]
-    return tuple(costs[name] + more[name] for name in names)
+    flops, traffic = (costs[name] + more[name] for name in names)
+    return flops, traffic
 
 
 def _count(text: str) -> dict[str, float]:
@@ -224,7 +237,7 @@ def _count(text: str) -> dict[str, float]:
     return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
 
 
-def compile_arguments(hlo: bytes, device) -> tuple:
+def compile_arguments(hlo: bytes, device: Any) -> tuple:
     """What a JAX client's `compile` and `compile_and_load` take to compile an HLO module for one device.
 
     Private: publicly, JAX compiles only what it traced itself, and this program is TensorFlow's.
@@ -243,7 +256,7 @@ def compile_arguments(hlo: bytes, device) -> tuple:
     return _module_without_copies(hlo), xla_client.DeviceList((device,)), options
 
 
-def _module_without_copies(hlo: bytes):
+def _module_without_copies(hlo: bytes) -> Any:
     """The HLO module as MLIR, without `mhlo.copy`, which the compiler does not take: a copy is its operand.
 
     Private: JAX converts HLO to MLIR in no public function.

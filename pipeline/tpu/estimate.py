@@ -9,7 +9,7 @@ import datetime
 
 from pipeline.tpu import chips, hlo
 from pipeline.tpu.chips import Topology
-from pipeline.tpu.compiler import Compilation, Memory
+from pipeline.tpu.compiler import Compilation, Memory, Refusal
 from pipeline.tpu.program import ArgumentBytes, Program, Workload
 
 TOP = 10  # of the most expensive lines of source
@@ -122,38 +122,39 @@ class Estimate:
 
     def as_dict(self) -> dict:
         """The fields of all parts, as JSON holds them; those of a part that is None are None."""
-        fields = {field.name: None for part in (Memory, StepTime, Cost) for field in dataclasses.fields(part)}
+        fields: dict[str, object] = {
+            field.name: None for part in (Memory, StepTime, Cost) for field in dataclasses.fields(part)
+        }
         fields["most_expensive"] = ()
         for part in vars(self).values():
             fields |= dataclasses.asdict(part) if part is not None else {}
         return fields
 
 
-def estimate(program: Program, compilation: Compilation, topology: Topology) -> Estimate:
-    """The estimate of a traced and compiled step on `topology`; its largest batch is predicted from no compilation."""
-    memory, time = compilation.memory, None
-    if not compilation.refusal:
-        time = _step_time(program, compilation, topology)
+def estimate(program: Program, answer: Compilation | Refusal, topology: Topology) -> Estimate:
+    """The estimate of a traced step on `topology` by the compiler's answer; its largest batch is left open."""
+    if isinstance(answer, Refusal):
+        fit = Fit(False, answer.limit_bytes or topology.hbm_bytes, answer.used_bytes, answer.message)
+        memory, time, cost = None, None, None
+    else:
+        fit = Fit(True, topology.hbm_bytes, answer.memory.total_bytes, "")
+        memory, time = answer.memory, _step_time(program, answer, topology)
+        cost = _cost(program.workload, time, topology)
     gradient_bytes = 4 * program.workload.parameters
     return Estimate(
         workload=program.workload,
         placement=Placement(topology.name, topology.configuration, topology.replicas, topology.cores_per_replica),
-        fit=Fit(
-            fits=not compilation.refusal,
-            hbm_bytes=compilation.limit_bytes or topology.hbm_bytes,
-            needed_bytes=memory.total_bytes if memory else compilation.used_bytes,
-            refusal=compilation.refusal,
-        ),
+        fit=fit,
         arguments=program.arguments,
         compiled_memory=memory,
         largest_batch=LargestBatch(None, False),
         time=time,
         all_reduce=AllReduce(gradient_bytes, topology.all_reduce_seconds(gradient_bytes)),
-        cost=time and _cost(program.workload, time, topology),
+        cost=cost,
         provenance=Provenance(
             price_source=chips.PRICE_SOURCE,
-            compile_seconds=round(compilation.seconds, 1),
-            versions=compilation.versions,
+            compile_seconds=round(answer.seconds, 1),
+            versions=answer.versions,
             date=datetime.date.today().isoformat(),
         ),
     )

@@ -48,16 +48,17 @@ def instructions(text: str) -> list[Instruction]:
       ValueError: the text has no entry computation.
     """
     computations, entry = _computations(text)
-    if entry is None:
-        raise ValueError("This is no HLO module: it has no line that begins with ENTRY.")
     return list(_run(computations, entry, 1))
 
 
 def loops(text: str) -> list[tuple[str, int]]:
-    """The loops of the entry computation: the body of each, and how often it turns."""
+    """The loops of the entry computation: the body of each, and how often it turns.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
     computations, entry = _computations(text)
-    lines = [line for line in computations[entry] if _LOOP.search(line)]
-    return [(_LOOP.search(line)[2], _turns(computations, line)) for line in lines]
+    return [(loop[2], _turns(computations, line)) for line in computations[entry] if (loop := _LOOP.search(line))]
 
 
 def with_entry(text: str, name: str) -> str:
@@ -99,9 +100,10 @@ def by_source(step: list[Instruction], sources: Mapping[str, str], count: int) -
     return sorted(lines, key=lambda line: -line.cycles)[:count]
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Name of each computation to its lines, and the entry's name."""
-    computations, entry, current = {}, None, None
+    computations: dict[str, list[str]] = {}
+    entry, current = None, None
     for line in text.splitlines():
         if line.startswith("}"):
             current = None
@@ -110,6 +112,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str | None]:
         elif match := _COMPUTATION.match(line):
             current = computations[match[2]] = []
             entry = match[2] if match[1] else entry
+    if entry is None:
+        raise ValueError("This is no HLO module: it has no line that begins with ENTRY.")
     return computations, entry
 
 
@@ -118,7 +122,8 @@ def _turns(computations: Mapping[str, list[str]], line: str) -> int:
     either."""
     if trips := _TRIPS.search(line):
         return int(trips[1])
-    condition = "\n".join(computations[_LOOP.search(line)[1]])
+    loop = _LOOP.search(line)
+    condition = "\n".join(computations[loop[1]]) if loop else ""
     limits = _LIMIT.findall(condition)
     return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1
 

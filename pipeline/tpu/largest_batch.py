@@ -1,43 +1,61 @@
 """The largest batch of a replica that fits into its memory: predicted from compilations, or found by compiling."""
 
-import math
+import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 from pipeline.tpu.estimate import Estimate, LargestBatch
 
 ATTEMPTS = 4  # compilations of a search beyond the first
 
 
-def predict(estimate: Estimate, multiple: int) -> LargestBatch:
-    """The prediction from one compilation; no smaller than its own batch where that fits."""
-    batch = from_one(estimate, multiple)
-    if batch is not None and estimate.fit.fits:
-        batch = max(batch, estimate.workload.replica_batch)
-    return LargestBatch(batch, largest_is_verified=False)
+class FittingBatch(NamedTuple):
+    """A batch of a replica that was compiled and fits.
 
-
-def from_one(estimate: Estimate, multiple: int) -> int | None:
-    """The largest batch, a multiple of `multiple`, that should fit by one compilation; None where that was refused.
-
-    Temporaries and the batch are taken to grow with it, all else not. Some temporaries, the gradients among them, do
-    not grow, so that a batch above the compiled one rather fits than not.
+    Attributes:
+      images: in the batch.
+      needed_bytes: memory that the step takes.
+      growing_bytes: the part of it that is taken to grow with the batch: temporaries and the batch itself. Some
+        temporaries, the gradients among them, do not grow, so that a batch above this one rather fits than not.
+      hbm_bytes: memory that there is.
     """
-    if estimate.compiled_memory is None:
-        return None
-    growing_bytes = estimate.compiled_memory.temporary_bytes + estimate.arguments.batch_bytes
-    slope = growing_bytes / estimate.workload.replica_batch
-    free_bytes = estimate.fit.hbm_bytes - (estimate.fit.needed_bytes - growing_bytes)
+
+    images: int
+    needed_bytes: int
+    growing_bytes: int
+    hbm_bytes: int
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> "FittingBatch | None":
+        """The batch of an estimate; None where it does not fit."""
+        memory = estimate.compiled_memory
+        if memory is None:
+            return None
+        growing_bytes = memory.temporary_bytes + estimate.arguments.batch_bytes
+        return cls(estimate.workload.replica_batch, memory.total_bytes, growing_bytes, estimate.fit.hbm_bytes)
+
+
+def predict(estimate: Estimate, multiple: int) -> LargestBatch:
+    """The prediction from one compilation: no smaller than its own batch, None where that does not fit."""
+    batch = FittingBatch.of(estimate)
+    images = max(from_one(batch, multiple), batch.images) if batch else None
+    return LargestBatch(images, largest_is_verified=False)
+
+
+def from_one(batch: FittingBatch, multiple: int) -> int:
+    """The largest batch, a multiple of `multiple`, that should fit by one compilation."""
+    slope = batch.growing_bytes / batch.images
+    free_bytes = batch.hbm_bytes - (batch.needed_bytes - batch.growing_bytes)
     return max(int(free_bytes / slope) // multiple * multiple, 0)
 
 
-def from_two(first: Estimate, second: Estimate, multiple: int) -> int:
+def from_two(first: FittingBatch, second: FittingBatch, multiple: int) -> int:
     """The same from two compilations of different batches: memory as a line through both."""
-    sizes = [each.workload.replica_batch for each in (first, second)]
-    slope = (second.fit.needed_bytes - first.fit.needed_bytes) / (sizes[1] - sizes[0])
+    slope = (second.needed_bytes - first.needed_bytes) / (second.images - first.images)
     if slope <= 0:
-        return max(sizes)
-    fixed_bytes = first.fit.needed_bytes - slope * sizes[0]
-    return max(int((first.fit.hbm_bytes - fixed_bytes) / slope) // multiple * multiple, 0)
+        return max(first.images, second.images)
+    fixed_bytes = first.needed_bytes - slope * first.images
+    return max(int((first.hbm_bytes - fixed_bytes) / slope) // multiple * multiple, 0)
 
 
 def search(estimate: Estimate, multiple: int, attempt: Callable[[int], Estimate]) -> LargestBatch:
@@ -46,33 +64,33 @@ def search(estimate: Estimate, multiple: int, attempt: Callable[[int], Estimate]
     Where the first `estimate` does not fit, batches are halved until one does. A line of memory through two batches
     that fit then predicts the largest; it is compiled, and where it does not fit, one an eighth smaller.
     """
-    fitting, refused, size = [], None, estimate.workload.replica_batch
-    if estimate.fit.fits:
-        fitting = [estimate]
-        size = max(from_one(estimate, multiple), size + multiple) // multiple * multiple  # the prediction may be low
+    fitting: list[FittingBatch] = []
+    refused, size = sys.maxsize, estimate.workload.replica_batch
+    if first := FittingBatch.of(estimate):
+        fitting.append(first)
+        size = max(from_one(first, multiple), size + multiple) // multiple * multiple  # the prediction may be low
     else:
         refused = size
         size = size // 2 // multiple * multiple
     attempts = 0
-    while attempts < ATTEMPTS and size >= multiple and size not in [each.workload.replica_batch for each in fitting]:
+    while attempts < ATTEMPTS and size >= multiple and size not in [batch.images for batch in fitting]:
         attempts += 1
-        compiled = attempt(size)
-        if compiled.fit.fits:
-            fitting.append(compiled)
+        if batch := FittingBatch.of(attempt(size)):
+            fitting.append(batch)
         else:
-            refused = min(size, refused or size)
+            refused = min(size, refused)
         size = _next(fitting, refused, multiple)
-    largest = max((each.workload.replica_batch for each in fitting), default=0)
+    largest = max((batch.images for batch in fitting), default=0)
     return LargestBatch(largest, largest_is_verified=True)
 
 
-def _next(fitting: list[Estimate], refused: int | None, multiple: int) -> int:
+def _next(fitting: list[FittingBatch], refused: int, multiple: int) -> int:
     """The batch to try next, 0 for none: below what was refused, by the line through the largest two that fit."""
     if not fitting:
         return refused // 2 // multiple * multiple
-    *_, largest = ordered = sorted(fitting, key=lambda each: each.workload.replica_batch)
+    *_, largest = ordered = sorted(fitting)
     size = from_two(ordered[-2], largest, multiple) if len(ordered) > 1 else from_one(largest, multiple)
-    if refused and size >= refused:
+    if size >= refused:
         size = refused * 7 // 8 // multiple * multiple
-    size = min(size, refused - multiple if refused else math.inf)
-    return size if size > largest.workload.replica_batch else 0
+    size = min(size, refused - multiple)
+    return size if size > largest.images else 0

@@ -5,14 +5,14 @@ import dataclasses
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
-from pipeline.model import nfnet
-from pipeline.train import state
 from pipeline.train.experiment import Experiment
+from pipeline.train.state import create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -102,16 +102,13 @@ def dataset_info(experiment: Experiment, images: int | None = None) -> DatasetIn
     except manifest.ManifestError:
         classes, examples, label_kind = None, None, record.SINGLE_LABEL
     classes, images = experiment.num_classes or classes, images or examples or data.images
-    missing = [
-        text
-        for value, text in (
-            (classes, "the number of classes: --gin_param='Experiment.num_classes=N'"),
-            (images, "the number of training images: --images=N, or --gin_param='Data.images=N'"),
-        )
-        if not value
-    ]
-    if missing:
-        raise ProgramError(f"There are no records in {data.directory!r}, so give " + "; and ".join(missing) + ".")
+    if not (classes and images):
+        needed = {
+            "the number of classes: --gin_param='Experiment.num_classes=N'": classes,
+            "the number of training images: --images=N, or --gin_param='Data.images=N'": images,
+        }
+        missing = "; and ".join(text for text, value in needed.items() if not value)
+        raise ProgramError(f"There are no records in {data.directory!r}, so give {missing}.")
     return DatasetInfo(classes, images, label_kind)
 
 
@@ -139,7 +136,7 @@ def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
     examples = example_batch(experiment, dataset, batch)
     compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
     workload = Workload(
-        model=getattr(step.model, "variant", step.model.name),
+        model=step.model.variant,
         train_size=experiment.data.train_size,
         classes=dataset.classes,
         precision=experiment.precision,
@@ -167,8 +164,8 @@ def training_step(
     `unset` leaves large variables unwritten.
     """
     budget = experiment.budget(dataset.images)
-    with nfnet.made_for(device), tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
-        train_state = state.create(experiment, dataset.classes, budget)
+    with tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
+        train_state = create_state(experiment, dataset.classes, budget, device)
     return TrainingStep.of(experiment, train_state), budget
 
 
@@ -178,7 +175,7 @@ def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> d
     return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
-def _without_values(next_creator: Callable, **settings) -> tf.Variable:
+def _without_values(next_creator: Callable, **settings: Any) -> tf.Variable:
     """Creates a variable whose memory is not written: a billion random weights would take a minute and 4 GB each time.
 
     Tracing needs shapes alone. Tensors' initial values, the optimiser's, are there already and are few.
@@ -206,9 +203,9 @@ def _sources(graph: tf.Graph) -> dict[str, str]:
         elif frame is not None:
             path = os.path.relpath(frame.filename, os.path.dirname(_PROJECT))
             sources[operation.name] = f"{path}:{frame.lineno} {frame.name}"
-    scopes = {}
-    for name, line in sources.items():
-        scopes.setdefault(os.path.dirname(name), line)
+    scopes: dict[str, str] = {}
+    for name, source in sources.items():
+        scopes.setdefault(os.path.dirname(name), source)
     for name in gradients:
         forward = os.path.dirname(name.removeprefix(_GRADIENT))
         convolution = f"{forward}/{os.path.basename(name).split('Backprop')[0]}"

@@ -5,6 +5,7 @@ Orbit calls an action with the output of the loop: name to value of each metric.
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Self
 
 from absl import logging
 
@@ -51,13 +52,13 @@ class ProgressLine:
     def __init__(self, run: RunComponents):
         self._run = run
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         budget, last_step = self._run.budget, self._run.last_step
         images = min(budget.examples, last_step * budget.batch)
         self._line = report.Progress("training", images, self._images(), show=distribution.is_chief())
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._line.close()
 
     def __call__(self, output: Output) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -107,7 +107,7 @@ def _raise_error_of(checkpoint: tf.train.Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _failing_cleanly(path: str):
+def _failing_cleanly(path: str) -> Iterator[None]:
     """Removes `path` and raises a CheckpointError where the body cannot write."""
     try:
         yield
@@ -167,9 +167,9 @@ def checkpoints(directory: str) -> list[str]:
     """Folders of all checkpoints in `directory`, committed or not, oldest step first."""
     if not tf.io.gfile.isdir(directory):
         return []
-    names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
-    names = [name for name in names if re.fullmatch(r"step-\d{8,}", name)]
-    return [os.path.join(directory, name) for name in sorted(names, key=lambda name: int(name.split("-")[1]))]
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+    steps = {int(name.split("-")[1]): name for name in names if re.fullmatch(r"step-\d{8,}", name)}
+    return [os.path.join(directory, name) for _, name in sorted(steps.items())]
 
 
 def latest(directory: str) -> Saved | None:

@@ -9,10 +9,10 @@ from pipeline.data import reader
 from pipeline.data.order import EpochBudget
 from pipeline.data.reader import RecordSet
 from pipeline.train import distribution
-from pipeline.train import state as states
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Entry
 from pipeline.train.run_config import Loop, RunContext
+from pipeline.train.state import TrainState, create_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RunComponents:
     validation: RecordSet
     budget: EpochBudget
     last_step: int
-    state: states.TrainState
+    state: TrainState
 
     def damaged_records(self) -> list[str]:
         """Shard, record and offset of every record that any process has left out in this run, sorted."""
@@ -51,6 +51,6 @@ def assemble(context: RunContext, experiment: Experiment, loop: Loop) -> RunComp
     num_classes = experiment.classes(len(manifest.classes))
     budget = experiment.budget(records.examples, manifest.digest)
     with strategy.scope():
-        state = states.create(experiment, num_classes, budget)
+        state = create_state(experiment, num_classes, budget)
     last_step = min(budget.steps, experiment.max_steps or budget.steps)
     return RunComponents(strategy, records, validation, budget, last_step, state)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -85,7 +86,7 @@ def of_all_processes(strategy: tf.distribute.Strategy, value: int) -> set[int]:
 
 
 @functools.cache
-def _gathering(strategy: tf.distribute.Strategy):
+def _gathering(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
     """Gathers a number of each replica; traced once, where `strategy.gather` would be at each call."""
 
     def gather(value):
@@ -98,6 +99,21 @@ def _gathering(strategy: tf.distribute.Strategy):
         return strategy.experimental_local_results(strategy.run(gather, args=(value,)))[0]
 
     return run
+
+
+def update_locally(
+    variables: Sequence[tf.Variable], update: Callable[..., object], *values: Sequence[tf.Tensor]
+) -> None:
+    """Calls `update(variable, value, ...)` for each variable, on each replica's copy; inside `strategy.run`.
+
+    Nothing is communicated. Keras' optimisers update in this way; TensorFlow has no public function for it.
+    """
+
+    def update_all(strategy, *values):
+        for variable, arguments in zip(variables, zip(*values, strict=True), strict=True):
+            strategy.extended.update(variable, update, args=arguments, group=False)
+
+    tf.__internal__.distribute.interim.maybe_merge_call(update_all, tf.distribute.get_strategy(), *values)
 
 
 def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
@@ -113,10 +129,17 @@ def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
     for what, folder in folders.items():
         if not files.is_remote(folder):
             raise ValueError(
-                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which "
-                "read and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, set "
-                "Loop.shared_folders = True."
+                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which read "
+                "and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, "
+                "set Loop.shared_folders = True."
             )
+
+
+def device(strategy: tf.distribute.Strategy) -> str:
+    """Kind of device of the replicas: 'tpu', 'gpu' or 'cpu'."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "tpu"
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
 
 
 def uses_xla(strategy: tf.distribute.Strategy) -> bool:
@@ -124,7 +147,7 @@ def uses_xla(strategy: tf.distribute.Strategy) -> bool:
 
     On a TPU the whole of `strategy.run` is compiled anyway; on a CPU XLA is 4 to 5 times slower.
     """
-    return not isinstance(strategy, tf.distribute.TPUStrategy) and bool(tf.config.list_physical_devices("GPU"))
+    return device(strategy) == "gpu"
 
 
 def check_cpu_kernels() -> None:
@@ -149,8 +172,9 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu or os.environ.get("TPU_NAME", "local"))
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        wheel = "" if tpu_machine.has_kernels() else "; this TensorFlow has no TPU kernels, see `make setup-tpu-vm`"
         raise ValueError(
-            f"Strategy 'tpu' found no TPU ({str(error).splitlines()[0]}): set TPU_NAME, or use 'auto'."
+            f"Strategy 'tpu' found no TPU ({str(error).splitlines()[0][:200]}): set TPU_NAME, or use 'auto'{wheel}."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

@@ -1,7 +1,11 @@
 """Exponential moving averages of a model's weights, kept in a second model that evaluation and export use as it is."""
 
+from collections.abc import Iterator
+
 import tensorflow as tf
 import tf_keras
+
+from pipeline.train import distribution
 
 
 class AveragedModel:
@@ -32,7 +36,7 @@ class AveragedModel:
         for average, variable in self._pairs():
             average.assign(variable.read_value())
 
-    def update(self, steps_done) -> None:
+    def update(self, steps_done: tf.Tensor) -> None:
         """Moves the average towards the current weights; inside `strategy.run`, after the optimiser's step.
 
         Args:
@@ -41,18 +45,15 @@ class AveragedModel:
         before = tf.cast(steps_done, tf.float32) - 1.0
         # One minus the decay, of which float32 would keep few digits if it were computed from the decay.
         rate = tf.maximum(1.0 - self._decay, 9.0 / (10.0 + before))
-        # As Keras' optimisers do it: each replica updates its own copy, and nothing is communicated.
-        tf.__internal__.distribute.interim.maybe_merge_call(self._update, tf.distribute.get_strategy(), rate)
+        averages, values = zip(*self._pairs(), strict=True)
+        distribution.update_locally(averages, _move, values, [rate] * len(averages))
 
-    def _update(self, strategy, rate):
-        def move(average, value, rate):
-            if average.dtype.is_floating:
-                average.assign_sub(tf.cast(rate, average.dtype) * (average - value))
-            else:
-                average.assign(value)
-
-        for average, variable in self._pairs():
-            strategy.extended.update(average, move, args=(variable, rate), group=False)
-
-    def _pairs(self):
+    def _pairs(self) -> Iterator[tuple[tf.Variable, tf.Variable]]:
         return zip(self.model.variables, self._trained.variables, strict=True)
+
+
+def _move(average: tf.Variable, value: tf.Tensor, rate: tf.Tensor) -> None:
+    if average.dtype.is_floating:
+        average.assign_sub(tf.cast(rate, average.dtype) * (average - value))
+    else:
+        average.assign(value)

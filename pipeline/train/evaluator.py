@@ -1,6 +1,6 @@
 """The inner loop of evaluation, on Orbit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import orbit
@@ -8,12 +8,13 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline import objective
-from pipeline.data import input as inputs
 from pipeline.data.batch_shape import BatchShape
+from pipeline.data.input import distributed_batches
 from pipeline.data.order import EpochBudget
 from pipeline.data.reader import RecordSet
 from pipeline.train import distribution
 from pipeline.train.experiment import Experiment
+from pipeline.train.step import Batch
 
 # Nothing here is Python that depends on tensors; converting it all the same would take most of the start.
 _plain = tf.autograph.experimental.do_not_convert
@@ -56,7 +57,7 @@ class Evaluator(orbit.StandardEvaluator):
         self._objective = experiment.objective
         self._model = model
         view = experiment.data.evaluation_view(experiment.objective)
-        dataset = inputs.distributed(strategy, records, self._budget, view, batch)
+        dataset = distributed_batches(strategy, records, self._budget, view, batch)
         super().__init__(eval_dataset=dataset)
 
     @property
@@ -64,12 +65,12 @@ class Evaluator(orbit.StandardEvaluator):
         """Steps of a whole evaluation."""
         return self._budget.steps
 
-    def eval_begin(self):
+    def eval_begin(self) -> np.ndarray:
         """The sums so far: loss, top-1 hits, top-5 hits, examples."""
         return np.zeros(4, np.float64)
 
     @_plain
-    def eval_step(self, iterator):
+    def eval_step(self, iterator: Iterator[Batch]) -> tf.Tensor:
         """Sums over one global batch, float32 [4]."""
         sums = self.strategy.run(self._replica_step, args=(next(iterator),))
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
@@ -80,12 +81,12 @@ class Evaluator(orbit.StandardEvaluator):
         columns = tf.stack([*metrics.values(), tf.ones_like(metrics["loss"])])
         return tf.reduce_sum(columns * batch["weight"], 1)
 
-    def eval_reduce(self, state, step_outputs):
+    def eval_reduce(self, state: np.ndarray, step_outputs: tf.Tensor) -> np.ndarray:
         """Adds in float64."""
         self._after_step()
         return state + step_outputs.numpy()
 
-    def eval_end(self, state):
+    def eval_end(self, state: np.ndarray) -> dict[str, float]:
         """Means over the split."""
         *sums, examples = state.tolist()
         missing = self._records.examples - round(examples)

@@ -8,6 +8,7 @@ import tf_keras
 from pipeline import objective
 from pipeline.data.input import Data
 from pipeline.data.order import EpochBudget, Order
+from pipeline.model import classifier
 from pipeline.train.sam import SAM
 
 PRECISIONS = ("float32", "mixed_bfloat16")
@@ -18,7 +19,7 @@ class Experiment:
     """What is trained, and how.
 
     Attributes:
-      model: called with `num_classes`, returns a `tf_keras.Model` from images to logits.
+      model: called with `num_classes` and `target_device` (see `pipeline/model/classifier.py`), creates the model.
       data: what is read.
       optimizer: called with a learning rate schedule, returns the optimiser.
       schedule: called with (steps, steps an epoch), returns the learning rate schedule.
@@ -36,7 +37,7 @@ class Experiment:
       initial_checkpoint: start from the weights of this run, checkpoint or import; '' from random ones.
     """
 
-    model: Callable[..., tf_keras.Model]
+    model: Callable[..., classifier.Classifier]
     data: Data
     optimizer: Callable[..., tf_keras.optimizers.Optimizer]
     schedule: Callable[..., tf_keras.optimizers.schedules.LearningRateSchedule]
@@ -65,10 +66,16 @@ class Experiment:
         """What the network learns."""
         return objective.get(self.loss)
 
-    def create_model(self, num_classes: int) -> tf_keras.Model:
-        """A model with random weights, which computes in `precision`; in the strategy's scope."""
+    def create_model(
+        self, num_classes: int, target_device: str | None = classifier.ANY_DEVICE
+    ) -> classifier.Classifier:
+        """A model with random weights, which computes in `precision`; in the strategy's scope.
+
+        `target_device` is the kind of device that the model is for (see `pipeline/model/classifier.py`); the default is
+        a model that any machine can evaluate and export.
+        """
         tf_keras.mixed_precision.set_global_policy(self.precision)
-        return self.model(num_classes=num_classes)
+        return self.model(num_classes=num_classes, target_device=target_device)
 
     def classes(self, found: int) -> int:
         """Width of the last layer for a record set of `found` classes.

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from pipeline import files, report
 from pipeline.data import order as orders
 from pipeline.data import reader
+from pipeline.model.classifier import Classifier
 from pipeline.train import checkpoint
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import RunContext
@@ -58,7 +58,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
     return results
 
 
-def extract(model: tf_keras.Model, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
+def extract(model: Classifier, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns the model's features, float32 [examples, channels], and labels [examples], of a split in its order.
 
     Raises:
@@ -112,7 +112,7 @@ def ridge(features: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.n
     return classes[scores.argmax(1)]
 
 
-def _leave_one_out(u, s, y, penalty) -> float:
+def _leave_one_out(u: np.ndarray, s: np.ndarray, y: np.ndarray, penalty: float) -> float:
     """Mean squared error of each example predicted from the others, from the singular vectors of all."""
     shrink = s**2 / (s**2 + penalty)
     residuals = y - u @ (shrink[:, None] * (u.T @ y))

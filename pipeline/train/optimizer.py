@@ -4,10 +4,15 @@ Source of AGC: Brock et al., "High-Performance Large-Scale Image Recognition Wit
 """
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 import tf_keras
+
+from pipeline.model.classifier import HEAD
+
+Rate: TypeAlias = float | tf_keras.optimizers.schedules.LearningRateSchedule
 
 
 def unit_norms(values: tf.Tensor) -> tf.Tensor:
@@ -29,7 +34,9 @@ def clip_adaptively(gradient: tf.Tensor, weight: tf.Tensor, clipping: float, eps
 class Scheduled:
     """What the trainer needs of an optimiser in addition to Keras' interface."""
 
-    def learning_rate_at(self, step) -> tf.Tensor:
+    _learning_rate: float | Callable[[tf.Tensor], tf.Tensor]  # Keras' own
+
+    def learning_rate_at(self, step: int | tf.Tensor) -> tf.Tensor:
         """The learning rate with which step `step` (counted from 0) is taken, float32 []."""
         rate = self._learning_rate
         return tf.cast(rate(step) if callable(rate) else rate, tf.float32)
@@ -54,13 +61,13 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
 
     def __init__(
         self,
-        learning_rate,
+        learning_rate: Rate,
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 2e-5,
         clipping: float | None = 0.01,
         clipping_epsilon: float = 1e-3,
-        unclipped: Sequence[str] = ("linear/kernel",),
+        unclipped: Sequence[str] = (HEAD + "kernel",),
         decayed: Sequence[str] = ("*kernel",),
         name: str = "sgd",
     ):
@@ -76,7 +83,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         self._unclipped = tuple(unclipped)
         self._decayed = tuple(decayed)
 
-    def build(self, var_list):
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates the momenta, and settles by name which variables are clipped and which decay.
 
         Raises:
@@ -87,14 +94,14 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         names = [variable.name.split(":")[0] for variable in var_list]
         unclipped = _matching(names, self._unclipped, "SGD.unclipped") if self._clipping else set()
         decayed = _matching(names, self._decayed, "SGD.decayed") if self._decay else set()
-        self._is_clipped = [self._clipping is not None and name not in unclipped for name in names]
+        self._thresholds = [None if name in unclipped else self._clipping for name in names]
         self._is_decayed = [name in decayed for name in names]
 
-    def update_step(self, gradient, variable):
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Updates `variable`, on one replica, from the gradient of the global batch."""
         index = self._index_dict[self._var_key(variable)]
-        if self._is_clipped[index]:
-            gradient = clip_adaptively(gradient, variable, self._clipping, self._clipping_epsilon)
+        if (threshold := self._thresholds[index]) is not None:
+            gradient = clip_adaptively(gradient, variable, threshold, self._clipping_epsilon)
         if self._is_decayed[index]:
             gradient += self._decay * variable
         rate = tf.cast(self.learning_rate, variable.dtype)
@@ -103,7 +110,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         step = gradient + self.momentum * momentum if self.nesterov else momentum
         variable.assign_sub(rate * step)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal optimiser."""
         return {
             "learning_rate": self._serialize_hyperparameter(self._learning_rate),
@@ -126,7 +133,7 @@ class AdamW(Scheduled, tf_keras.optimizers.AdamW):
 
     def __init__(
         self,
-        learning_rate,
+        learning_rate: Rate,
         weight_decay: float = 0.05,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
@@ -137,7 +144,7 @@ class AdamW(Scheduled, tf_keras.optimizers.AdamW):
         super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, jit_compile=False, name=name)
         self._decayed = tuple(decayed)
 
-    def build(self, var_list):
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates the moments, and settles by name which variables decay; raises ValueError as `SGD.build`."""
         names = [variable.name.split(":")[0] for variable in var_list]
         decayed = _matching(names, self._decayed, "AdamW.decayed") if self.weight_decay else set()
@@ -146,7 +153,7 @@ class AdamW(Scheduled, tf_keras.optimizers.AdamW):
             self.exclude_from_weight_decay(var_list=kept)
         super().build(var_list)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         """The arguments that make an equal optimiser."""
         names = ("weight_decay", "beta_1", "beta_2", "epsilon", "name")
         rate = self._serialize_hyperparameter(self._learning_rate)

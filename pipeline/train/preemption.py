@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Mapping
+from typing import Self
 
 from pipeline.train import distribution
 from pipeline.train.actions import Checkpoints
@@ -26,20 +28,20 @@ class Preemption:
         self._evaluation_steps, self._evaluated = evaluation_steps, 0
         self._requested = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._handler = None
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, self._request)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
 
     def _request(self, *_):
         self._requested = True
 
-    def __call__(self, output=None) -> None:
+    def __call__(self, output: Mapping[str, float] | None = None) -> None:
         """Saves a checkpoint and raises Preempted where a stop was requested.
 
         All processes stop after the same step, or the others would wait for ever.

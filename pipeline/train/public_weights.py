@@ -3,19 +3,19 @@
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tf_keras
 
 from pipeline.model import nfnet, public_files, variants, weights
+from pipeline.model.classifier import HEAD, Classifier
 from pipeline.train import checkpoint
 from pipeline.train.trained_model import load_model
 
 _SHOWN = 5
 
 
-def from_file(path: str, source: str, variant: str) -> tf_keras.Model:
+def from_file(path: str, source: str, variant: str) -> Classifier:
     """Returns the model with the weights of a public file; its number of classes is the file's.
 
     Raises:
@@ -23,7 +23,7 @@ def from_file(path: str, source: str, variant: str) -> tf_keras.Model:
     """
     variants.get(variant)
     arrays = public_files.read(path, source)
-    bias = weights.their_names(["linear/bias"], source)["linear/bias"]
+    (bias,) = weights.their_names([HEAD + "bias"], source).values()
     if bias not in arrays or arrays[bias].ndim != 1:
         raise ValueError(
             f"{path} has no vector {bias}, so it is not an NFNet of {source}. It holds {len(arrays)} arrays: "
@@ -41,7 +41,7 @@ def from_file(path: str, source: str, variant: str) -> tf_keras.Model:
     return model
 
 
-def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
+def from_checkpoint(path: str, variant: str) -> Classifier:
     """Returns the model of a run or checkpoint, with its averaged weights where it kept some.
 
     Raises:
@@ -50,7 +50,7 @@ def from_checkpoint(path: str, variant: str) -> tf_keras.Model:
     return load_model(checkpoint.find(path), functools.partial(nfnet.create, variant))
 
 
-def save(model: tf_keras.Model, directory: str, origin: str) -> str:
+def save(model: Classifier, directory: str, origin: str) -> str:
     """Writes the model as the checkpoint of step 0 in `directory`; returns the checkpoint's folder.
 
     Args:
@@ -81,7 +81,7 @@ def _looks_like(arrays: Mapping[str, np.ndarray], source: str) -> str:
     return f"; it looks like {' or '.join(like)}" if like else ""
 
 
-def _some(things) -> str:
+def _some(things: Sequence[str]) -> str:
     """The first of many, and how many more there are."""
     shown = "; ".join(things[:_SHOWN])
     return f"{shown}; and {len(things) - _SHOWN} more" if len(things) > _SHOWN else shown or "none"

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from pipeline.train import distribution
+
 SCOPES = ("replica", "global")
 Outputs = TypeVar("Outputs")
 
@@ -60,12 +62,6 @@ class SAM:
         return gradients, outputs
 
 
-def _assign_locally(variables, values) -> None:
-    """Gives each replica's copy of the variables its own values, without communication."""
-
-    def assign(strategy, values):
-        for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(variable, lambda v, new: v.assign(new), args=(value,), group=False)
-
-    strategy = tf.distribute.get_strategy()
-    tf.__internal__.distribute.interim.maybe_merge_call(assign, strategy, values)
+def _assign_locally(variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
+    """Gives each replica's copy of the variables its own values."""
+    distribution.update_locally(variables, lambda variable, value: variable.assign(value), values)

@@ -1,11 +1,11 @@
 """Where a run starts: at its newest checkpoint, at the weights of another run, or at random ones."""
 
 from pipeline.train import checkpoint, distribution
-from pipeline.train import state as states
 from pipeline.train.checkpoint import CheckpointError, Saved
 from pipeline.train.components import RunComponents
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import RunContext
+from pipeline.train.state import initialize
 
 
 def restore(context: RunContext, experiment: Experiment, run: RunComponents) -> Saved | None:
@@ -27,7 +27,7 @@ def restore(context: RunContext, experiment: Experiment, run: RunComponents) -> 
         source = checkpoint.find(experiment.initial_checkpoint)
         same_classes = source.facts.get("classes") == run.records.manifest.classes_digest
         with run.strategy.scope():
-            random = states.initialize(run.state, source, same_classes)
+            random = initialize(run.state, source, same_classes)
         print(f"Starting from the weights of {source.path}; initialized at random: {', '.join(random) or 'nothing'}.")
     return saved
 

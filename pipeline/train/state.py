@@ -3,21 +3,26 @@
 import dataclasses
 import hashlib
 
+import tensorflow as tf
 import tf_keras
 
 from pipeline.data.order import EpochBudget
 from pipeline.model import weights
-from pipeline.train import checkpoint, freezing, trained_model
+from pipeline.model.classifier import HEAD, Classifier
+from pipeline.train import checkpoint, distribution, freezing, trained_model
 from pipeline.train.ema import AveragedModel
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
+
+#: Steps of a run on a CPU below which a model's operations for a CPU do not repay their compilation.
+MIN_CPU_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Model, averaged model (None without EMA), optimiser and ledger."""
 
-    model: tf_keras.Model
+    model: Classifier
     averaged: AveragedModel | None
     optimizer: tf_keras.optimizers.Optimizer
     ledger: Ledger
@@ -30,10 +35,10 @@ class TrainState:
     @property
     def variant(self) -> str:
         """What the model calls its architecture."""
-        return getattr(self.model, "variant", self.model.name)
+        return self.model.variant
 
     @property
-    def evaluated(self) -> tf_keras.Model:
+    def evaluated(self) -> Classifier:
         """The model that evaluation and export use: the averaged one where there is one."""
         return self.averaged.model if self.averaged else self.model
 
@@ -48,14 +53,24 @@ class TrainState:
         return {**groups, "ema": weights.named(self.averaged.model)} if self.averaged else groups
 
 
-def create(experiment: Experiment, num_classes: int, budget: EpochBudget) -> TrainState:
-    """Makes the state of step 0, in the strategy's scope; the same seed makes the same weights."""
+def create_state(
+    experiment: Experiment, num_classes: int, budget: EpochBudget, target_device: str | None = None
+) -> TrainState:
+    """Makes the state of step 0, in the strategy's scope; the same seed makes the same weights.
+
+    `target_device` is the kind of device that trains (see `classifier.py`), the strategy's own where None.
+    """
+    if target_device is None:
+        target_device = distribution.device(tf.distribute.get_strategy())
+    if target_device == "cpu" and budget.steps < MIN_CPU_STEPS:
+        target_device = None  # so that models choose nothing that compiles, unless they are told to
     tf_keras.utils.set_random_seed(experiment.seed)
-    model = experiment.create_model(num_classes)
+    model = experiment.create_model(num_classes, target_device)
     freezing.freeze(model, experiment.frozen)
     averaged = None
     if experiment.ema_decay is not None:
-        averaged = AveragedModel(model, experiment.create_model(num_classes), experiment.ema_decay)
+        evaluated = experiment.create_model(num_classes, target_device)
+        averaged = AveragedModel(model, evaluated, experiment.ema_decay)
     steps_per_epoch = budget.order.rows / budget.rows_per_step
     optimizer = experiment.optimizer(learning_rate=experiment.schedule(budget.steps, steps_per_epoch))
     optimizer.build(model.trainable_variables)
@@ -84,7 +99,7 @@ def initialize(state: TrainState, saved: checkpoint.Saved, same_classes: bool) -
       CheckpointError: the checkpoint is of another model; says how it differs.
     """
     arrays, variables = trained_model.evaluated_weights(saved), weights.named(state.model)
-    head = frozenset(name for name in {*variables, *arrays} if name.startswith(trained_model.HEAD))
+    head = frozenset(name for name in {*variables, *arrays} if name.startswith(HEAD))
     same_shapes = all(
         name in variables and name in arrays and tuple(variables[name].shape) == arrays[name].shape for name in head
     )

@@ -1,12 +1,13 @@
 """The training step of one replica: the function that the trainer runs and that `tpu_check` compiles."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
+from pipeline.model.classifier import Classifier
 from pipeline.objective import SOFTMAX, Objective, metrics
 from pipeline.train import accumulation
 from pipeline.train.experiment import Experiment
@@ -34,7 +35,7 @@ class TrainingStep:
     `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
     """
 
-    model: tf_keras.Model
+    model: Classifier
     optimizer: tf_keras.optimizers.Optimizer
     ledger: Ledger
     after_update: Callable[[tf.Tensor], None] = lambda step: None
@@ -77,7 +78,7 @@ class TrainingStep:
         self.after_update(step)
         return output
 
-    def _gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
+    def _gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor) -> tuple[Sequence[tf.Tensor], StepOutput]:
         compute = tf.function(self._loss_gradients, jit_compile=True) if self.jit_compile else self._loss_gradients
         variables = self.model.trainable_variables
         zeros = [tf.zeros(variable.shape) for variable in variables], tf.constant(0.0), tf.constant(0.0)
@@ -93,7 +94,9 @@ class TrainingStep:
         )
         return gradients, StepOutput(loss, top1, tf.reduce_sum(batch["weight"]))
 
-    def _loss_gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor):
+    def _loss_gradients(
+        self, batch: Batch, images: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = self.model(batch["image"], training=True, seed=seed)
             of_each = metrics(self.objective, batch["labels"], batch["label_weights"], logits, self.label_smoothing)

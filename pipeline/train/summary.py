@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from pipeline.model import cost, graph_cost, speeds, variants
-from pipeline.train import state as states
 from pipeline.train.actions import validation_metrics
 from pipeline.train.components import RunComponents
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import RunContext
+from pipeline.train.state import weights_digest
 
 
 def summarize(
@@ -44,7 +44,7 @@ def summarize(
         "bindings": context.bindings,
         "config_digest": context.config_digest,
         "data_digest": run.records.manifest.digest,
-        "weights_digest": states.weights_digest(run.state.model),
+        "weights_digest": weights_digest(run.state.model),
         "damaged_records": list(damaged_records),
         "ledger": [entry.as_dict() for entry in entries],
     }

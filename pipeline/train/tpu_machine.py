@@ -30,7 +30,7 @@ def has_kernels() -> bool:
     """
     from tensorflow.python.framework import kernels
 
-    return bool(kernels.get_registered_kernels_for_op("ConfigureDistributedTPU").kernel)
+    return bool(kernels.get_registered_kernels_for_op("TPUCompile").kernel)
 
 
 def check_kernels() -> None:
@@ -38,6 +38,6 @@ def check_kernels() -> None:
     if (found := chips()) and not has_kernels():
         raise ValueError(
             f"This machine has {len(found)} TPU chips ({found[0]}), but the installed TensorFlow has no TPU kernels: "
-            "it is the plain wheel. Run `make setup-tpu-vm`, and start with .venv-tpu-vm/bin/python; to train on the CPU "
-            "all the same, set Loop.strategy = 'one_device'."
+            "it is the plain wheel. Run `make setup-tpu-vm`, and start with .venv-tpu-vm/bin/python; to train on the "
+            "CPU all the same, set Loop.strategy = 'one_device'."
         )

@@ -3,16 +3,14 @@
 from collections.abc import Callable
 
 import numpy as np
-import tf_keras
 
 from pipeline.model import weights
+from pipeline.model.classifier import HEAD, Classifier
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointError, Saved
 
-HEAD = "linear/"  # the variables that belong to one task alone
 
-
-def load_model(saved: Saved, create: Callable[[int], tf_keras.Model]) -> tf_keras.Model:
+def load_model(saved: Saved, create: Callable[[int], Classifier]) -> Classifier:
     """Makes a model with the checkpoint's weights: its averaged ones, or its raw ones where it kept no average.
 
     Args:
@@ -35,9 +33,7 @@ def evaluated_weights(saved: Saved) -> dict[str, np.ndarray]:
     return checkpoint.arrays(saved, "ema") or checkpoint.arrays(saved, "model")
 
 
-def assign(
-    model: tf_keras.Model, arrays: dict[str, np.ndarray], saved: Saved, but: frozenset[str] = frozenset()
-) -> None:
+def assign(model: Classifier, arrays: dict[str, np.ndarray], saved: Saved, but: frozenset[str] = frozenset()) -> None:
     """Gives the model the weights `arrays` by name, which come from `saved`, but for the variables `but`.
 
     Raises:

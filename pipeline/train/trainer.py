@@ -1,15 +1,16 @@
 """The inner loop of training, on Orbit."""
 
 import time
+from collections.abc import Iterator
 
 import orbit
 import tensorflow as tf
 import tf_keras
 
-from pipeline.data import input as inputs
+from pipeline.data.input import distributed_batches
 from pipeline.train.components import RunComponents
 from pipeline.train.experiment import Experiment
-from pipeline.train.step import TrainingStep
+from pipeline.train.step import Batch, TrainingStep
 
 # Nothing here is Python that depends on tensors; converting it all the same would take most of a run's start.
 _plain = tf.autograph.experimental.do_not_convert
@@ -33,6 +34,7 @@ class Trainer(orbit.StandardTrainer):
 
     def __init__(self, experiment: Experiment, run: RunComponents, step: TrainingStep, seconds: float = 0.0):
         super().__init__(train_dataset=None)
+        self.train_dataset: tf.distribute.DistributedDataset | None = None
         self.seconds = seconds
         self._experiment, self._run, self._step = experiment, run, step
         with run.strategy.scope():
@@ -41,7 +43,7 @@ class Trainer(orbit.StandardTrainer):
                 -1, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
             )
 
-    def train_loop_begin(self):
+    def train_loop_begin(self) -> None:
         """Builds the input on first use, from the restored step."""
         self._started = time.monotonic()
         for metric in self._metrics.values():
@@ -49,12 +51,12 @@ class Trainer(orbit.StandardTrainer):
         if self.train_dataset is None:
             run, data = self._run, self._experiment.data
             view = data.training_view(self._experiment.seed, self._experiment.objective)
-            self.train_dataset = inputs.distributed(
+            self.train_dataset = distributed_batches(
                 run.strategy, run.records, run.budget, view, data.batch, first_step=run.state.step
             )
 
     @_plain
-    def train_step(self, iterator):
+    def train_step(self, iterator: Iterator[Batch]) -> None:
         """One step on all replicas."""
         self._run.strategy.run(self._replica_step, args=(next(iterator),))
 
@@ -69,7 +71,7 @@ class Trainer(orbit.StandardTrainer):
         first_time = (finite < context.num_replicas_in_sync) & (self._diverged_at < 0)
         self._diverged_at.assign(tf.where(first_time, step, self._diverged_at))
 
-    def train_loop_end(self):
+    def train_loop_end(self) -> dict[str, float]:
         """Returns the loop's metrics; raises DivergedError, naming step and learning rate, where the loss is lost."""
         step, optimizer = self._run.state.step, self._step.optimizer
         if (diverged := int(self._diverged_at.numpy())) >= 0:

@@ -1,37 +1,44 @@
-"""`report.md` and its pictures: what a build took, what it refused and why, for a person to look at."""
+"""`report.md` and its pictures: what a build wrote, what it refused and why, for a person to read."""
 
 import io
 import itertools
 import json
 import os
 import textwrap
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
 from beam import files, images, shards
-from beam.items import name_bytes, text
-from pipeline.data import manifest, shard
+from beam.examples import name_bytes, text
+from pipeline.data import manifest, record, shard
 from pipeline.files import write_atomically
 
 FILE = "report.md"
 _TILE = 128  # pixels
 _SAMPLE = 24
+_Tile = tuple[Image.Image | None, str]  # with its caption
 _NAMED = 40  # up to so many classes, each gets a bar with its name
 
 
 def write(
-    task: shards.Task, classes: list[str], results: list, splits: dict[str, manifest.Split], files_of_rows: dict
+    spec: shards.BuildSpec,
+    classes: list[str],
+    results: list[shards.ShardResult],
+    splits: dict[str, manifest.Split],
+    rejected: str,
+    pairs: str | None,
 ) -> None:
     """Writes the report of a build into its folder.
 
     Args:
-      task: the build.
+      spec: the build.
       classes: class names in label order.
-      results: (split, shard number, summary) of every shard.
+      results: of every shard.
       splits: what the manifest says of each split.
-      files_of_rows: "rejected" and "pairs" to the path of the JSON lines file with these rows, or None.
+      rejected, pairs: the JSON lines files of refused images and of duplicates, if there are any.
     """
     counts = np.zeros(len(classes), np.int64)
     sides: dict[int, int] = {}
@@ -43,24 +50,30 @@ def write(
     pictures = {
         "report_classes.png": _class_figure(classes, counts),
         "report_sizes.png": _size_figure(sides),
-        "report_images.jpg": _sheet(_written(task, results, classes), columns=8),
-        "report_rejected.jpg": _sheet(_refused(task, files_of_rows["rejected"]), columns=8),
-        "report_duplicates.jpg": _sheet(_pairs(task, files_of_rows["pairs"]), columns=8),
+        "report_images.jpg": _sheet(_written(spec, results, classes), columns=8),
+        "report_rejected.jpg": _sheet(_refused(spec, rejected), columns=8),
+        "report_duplicates.jpg": _sheet(_pairs(spec, pairs), columns=8),
     }
     for name, data in pictures.items():
-        path = os.path.join(task.output_dir, name)
+        path = os.path.join(spec.output_dir, name)
         if data:
-            with tf.io.gfile.GFile(path, "wb") as file:
-                file.write(data)
+            write_atomically(path, data, several_writers=True)
         elif tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)
-    there = {name for name, data in pictures.items() if data}
-    text_of_report = _text(task, classes, counts, results, splits, there)
-    write_atomically(os.path.join(task.output_dir, FILE), text_of_report, several_writers=True)
+    written = {name for name, data in pictures.items() if data}
+    content = _text(spec, classes, counts, results, splits, written)
+    write_atomically(os.path.join(spec.output_dir, FILE), content, several_writers=True)
 
 
-def _text(task, classes, counts, results, splits, pictures: set[str]) -> str:
-    lines = [f"# {task.name}", "", "| split | listed | written | refused | shards | GiB |", "|---|---|---|---|---|---|"]
+def _text(
+    spec: shards.BuildSpec,
+    classes: list[str],
+    counts: np.ndarray,
+    results: list[shards.ShardResult],
+    splits: dict[str, manifest.Split],
+    pictures: set[str],
+) -> str:
+    lines = [f"# {spec.name}", "", "| split | listed | written | refused | shards | GiB |", "|---|---|---|---|---|---|"]
     for name, split in splits.items():
         size = sum(part.bytes for part in split.shards) / 2**30
         refused = split.listed - split.written
@@ -75,7 +88,7 @@ def _text(task, classes, counts, results, splits, pictures: set[str]) -> str:
         for reason in reasons:
             numbers = " | ".join(f"{split.rejected.get(reason, 0):,}" for split in splits.values())
             lines.append(f"| {reason} | {numbers} |")
-        lines += ["", "Each one stands in `rejected.jsonl` with its reason and detail.", ""]
+        lines += ["", "`rejected.jsonl` lists each one with its reason and detail.", ""]
         lines += _picture("report_rejected.jpg", pictures)
     pairs = sum(stats["pairs"] for _, _, stats in results)
     if pairs:
@@ -98,21 +111,22 @@ def _class_lines(classes: list[str], counts: np.ndarray) -> list[str]:
     named = [f"{name}: " + ", ".join(f"{classes[i]} ({counts[i]:,})" for i in indices) for name, indices in ends]
     return [
         f"{len(classes):,} classes, {int((counts == 0).sum()):,} of them without an image. Images a class, from the "
-        f"least over the quartiles to the most: {', '.join(f'{q:,}' for q in quantiles)}.",
+        f"minimum over the quartiles to the maximum: {', '.join(f'{q:,}' for q in quantiles)}.",
         "",
         *(f"- {line}" for line in named),
         "",
     ]
 
 
-def _figure(width: float, height: float):
-    from matplotlib.figure import Figure  # here: workers that only write shards do without it
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A Matplotlib figure and its axes."""
+    from matplotlib.figure import Figure  # here: workers that only write shards do not need it
 
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _png(figure) -> bytes:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -138,7 +152,7 @@ def _class_figure(classes: list[str], counts: np.ndarray) -> bytes:
 
 
 def _plain(names: list[str]) -> list[str]:
-    """Labels that Matplotlib's own font can draw, and does not take for mathematics."""
+    """Labels that Matplotlib's default font can draw, without signs that start mathematics."""
     plain = (name.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$") for name in names)
     return [f"{index}: {name}" for index, name in enumerate(plain)]
 
@@ -152,37 +166,37 @@ def _size_figure(sides: dict[int, int]) -> bytes:
     return _png(figure)
 
 
-def _written(task, results, classes) -> list[tuple[Image.Image | None, str]]:
-    """Records from the head of each shard: by hash of the key, so a fair sample."""
+def _written(spec: shards.BuildSpec, results: list[shards.ShardResult], classes: list[str]) -> list[_Tile]:
+    """The first records of each shard: they are ordered by hash of the key, so this is a random sample."""
     filled = [stats for _, _, stats in results if stats["examples"]]
-    tiles = []
+    tiles: list[_Tile] = []
     for number, stats in itertools.product(range(_SAMPLE), filled):
         if len(tiles) == _SAMPLE:
             break
         if number < stats["examples"]:
-            path = os.path.join(task.output_dir, stats["file"])
+            path = os.path.join(spec.output_dir, stats["file"])
             payload = shard.read_records(path, shard.read_index(path, stats["examples"]), number, 1)[0]
-            features = tf.train.Example.FromString(payload).features.feature
-            labels = [*features["label"].int64_list.value, *features["labels"].int64_list.value]
+            values = record.decode(payload or b"")
+            labels = [values["label"]] if "label" in values else values["labels"]
             title = ", ".join(classes[label] for label in labels)
-            tiles.append((_thumbnail(features["image"].bytes_list.value[0], task), title))
+            tiles.append((_thumbnail(values["image"], spec), title))
     return tiles
 
 
-def _refused(task, path: str | None) -> list[tuple[Image.Image | None, str]]:
+def _refused(spec: shards.BuildSpec, path: str | None) -> list[_Tile]:
     return [
-        (_from_place(row["path"], row["offset"], row["size"], task), f"{row['reason']}: {row['key']}")
+        (_from_location(row["path"], row["offset"], row["size"], spec), f"{row['reason']}: {row['key']}")
         for row in _rows(path, _SAMPLE)
     ]
 
 
-def _pairs(task, path: str | None) -> list[tuple[Image.Image | None, str]]:
+def _pairs(spec: shards.BuildSpec, path: str | None) -> list[_Tile]:
     tiles = []
     for row in _rows(path, _SAMPLE):
         for which in ("", "other_"):
-            place = row[f"{which}path"], row[f"{which}offset"], row[f"{which}size"]
+            location = row[f"{which}path"], row[f"{which}offset"], row[f"{which}size"]
             title = row[f"{which}key"] if which else f"{row['reason']}, {row['distance']} bits: {row['key']}"
-            tiles.append((_from_place(*place, task), title))
+            tiles.append((_from_location(*location, spec), title))
     return tiles
 
 
@@ -193,17 +207,17 @@ def _rows(path: str | None, count: int) -> list[dict]:
         return [json.loads(line) for line in itertools.islice(file, count)]
 
 
-def _from_place(path: str, offset: int, size: int, task: shards.Task) -> Image.Image | None:
+def _from_location(path: str, offset: int, size: int, spec: shards.BuildSpec) -> Image.Image | None:
     try:
-        return _thumbnail(files.read(text(name_bytes(path)), offset, size, task.images.max_bytes), task)
+        return _thumbnail(files.read(text(name_bytes(path)), offset, size, spec.image_settings.max_bytes), spec)
     except (OSError, ValueError):
         return None
 
 
-def _thumbnail(data: bytes, task: shards.Task) -> Image.Image | None:
+def _thumbnail(data: bytes, spec: shards.BuildSpec) -> Image.Image | None:
     try:
         image = Image.open(io.BytesIO(data), formats=images.FORMATS)
-        if image.width * image.height > task.images.max_pixels:
+        if image.width * image.height > spec.image_settings.max_pixels:
             return None
         image.draft("RGB", (_TILE, _TILE))
         image.thumbnail((_TILE, _TILE))
@@ -212,7 +226,7 @@ def _thumbnail(data: bytes, task: shards.Task) -> Image.Image | None:
         return None
 
 
-def _sheet(tiles: list[tuple[Image.Image | None, str]], columns: int) -> bytes | None:
+def _sheet(tiles: list[_Tile], columns: int) -> bytes | None:
     """A contact sheet: each image (or an empty frame) with a line under it."""
     if not tiles:
         return None

@@ -9,8 +9,11 @@ from typing import NamedTuple
 from apache_beam.coders import FastPrimitivesCoder
 from PIL import Image
 
-from beam import duplicates, images, shards, sources, writing
-from beam.options import BuildError, BuildOptions, ImageSettings, image_settings
+from beam import checks, duplicates, images, shards
+from beam.errors import BuildError
+from beam.examples import to_record
+from beam.options import BuildOptions, ImageSettings, image_settings
+from beam.sources.source import Source
 from pipeline.data import record, shard
 
 _LISTED = 20_000  # images to list, of which the sample is drawn by hash of the key
@@ -18,11 +21,15 @@ _SAMPLE = 400
 _STATS = 600  # bytes of a shard's statistics and of its line in the manifest, about
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """Rates and sizes of a sample, on one core.
 
-    sample: images looked at. written: the part of them that is not refused. listing, writing, hashing: images a
-    second. name_bytes: of a name in the shuffle; row_bytes: of a row of hashes; record_bytes: of a record on disk.
+    Attributes:
+      sample: images that were read.
+      written: the part of them that is not refused.
+      listing, writing, hashing: images per second.
+      name_bytes, hash_bytes: of an example, and of its hashes, in the shuffle.
+      record_bytes: of a record on disk.
     """
 
     sample: int
@@ -31,64 +38,70 @@ class Measured(NamedTuple):
     writing: float
     hashing: float
     name_bytes: float
-    row_bytes: float
+    hash_bytes: float
     record_bytes: float
 
 
-def measure(source: sources.Source, options: BuildOptions) -> Measured:
+def dry_run(source: Source, options: BuildOptions) -> str:
+    """The plan of a build, as text."""
+    count = options.dry_run_images or sum(1 for part in source.parts for _ in source.examples(part))
+    measurement = measure(source, options)
+    return as_text(measurement, plan(measurement, count, options))
+
+
+def measure(source: Source, options: BuildOptions) -> Measurement:
     """Lists some of the source, and reads, checks, hashes and serialises a sample of that.
 
     Raises:
       BuildError: the source lists nothing.
     """
     start = time.perf_counter()
-    streams = [sources.items(part, source) for part in source.parts[:64]]
+    streams = [source.examples(part) for part in source.parts[:64]]
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*streams))
-    listed = list(itertools.islice((item for item in in_turn if item is not None), _LISTED))
+    listed = list(itertools.islice((example for example in in_turn if example is not None), _LISTED))
     listing = time.perf_counter() - start
     if not listed:
         raise BuildError(f"--input={options.input} lists no image.")
-    task = shards.Task("", "", record.SINGLE_LABEL, image_settings(options), {})
-    sample = heapq.nsmallest(_SAMPLE, listed, key=lambda item: shards.position(item.key))
-    coder, names, rows, records = FastPrimitivesCoder(), 0, 0, []
+    sample = heapq.nsmallest(_SAMPLE, listed, key=lambda example: shards.position(example.key))
+    settings, label_kind = image_settings(options), record.MULTI_LABEL if source.is_multi_label else record.SINGLE_LABEL
+    coder, name_bytes, hash_bytes, records = FastPrimitivesCoder(), 0, 0, []
     seconds = hash_seconds = 0.0
     _warm_up()
-    for item in sample:
-        name = shards.Name(*item._replace(labels=(0,) * len(item.labels)))
-        names += len(coder.encode(((shards.TRAIN, 1), tuple(name))))
+    for example in sample:
+        example = example._replace(labels=(0,) * len(example.labels))
+        name_bytes += len(coder.encode(((shards.TRAIN, 1), tuple(example))))
         start = time.perf_counter()
-        found = writing.checked(name, task, None)
-        if isinstance(found, images.Encoded):
-            values = {"image": found.data, "key": name.key, "id": 0, "label": 0}
-            records.append(sum(map(len, shard.frame(record.serialize(values, record.SINGLE_LABEL)))))
+        result = checks.checked(example, settings)
+        if isinstance(result, images.Encoded):
+            records.append(sum(map(len, shard.frame(to_record(example, result.data, label_kind)))))
         seconds += time.perf_counter() - start
-        if isinstance(found, images.Encoded):
+        if isinstance(result, images.Encoded):
             start = time.perf_counter()
-            rows += len(coder.encode(tuple(writing.row_of(name, found.data))))
+            hash_bytes += len(coder.encode(tuple(duplicates.HashedImage.of(example, result.data))))
             hash_seconds += time.perf_counter() - start
     if not records:
         raise BuildError(f"--input={options.input}: all {len(sample)} images of a sample were refused.")
-    return Measured(
+    return Measurement(
         sample=len(sample),
         written=len(records) / len(sample),
         listing=len(listed) / listing,
         writing=len(sample) / seconds,
         hashing=len(sample) / (seconds + hash_seconds),
-        name_bytes=names / len(sample),
-        row_bytes=rows / len(records),
+        name_bytes=name_bytes / len(sample),
+        hash_bytes=hash_bytes / len(records),
         record_bytes=sum(records) / len(records),
     )
 
 
 def _warm_up() -> None:
-    """Loads what the first image would have to wait for."""
+    """Loads what the first image would otherwise be timed with."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "JPEG")
     duplicates.hashes(images.normalise(buffer.getvalue(), ImageSettings()).data)
 
 
-def plan(measured: Measured, count: int, options: BuildOptions) -> dict[str, float]:
-    """What a build of `count` images costs: a number for each line of `text`."""
+def plan(measured: Measurement, count: int, options: BuildOptions) -> dict[str, float]:
+    """What a build of `count` images costs: a number for each line of `as_text`."""
     written = count * measured.written
     size = written * measured.record_bytes
     number = max(1, round(size / (options.shard_mib << 20))) if options.shard_mib else options.shards
@@ -97,7 +110,7 @@ def plan(measured: Measured, count: int, options: BuildOptions) -> dict[str, flo
     if options.duplicates != "off":
         bands = options.duplicate_distance + 2
         tables = bands * (bands - 1) // 2 if options.duplicate_distance > 0 else 0
-        shuffle += count * measured.name_bytes + written * measured.row_bytes * (1 + tables)
+        shuffle += count * measured.name_bytes + written * measured.hash_bytes * (1 + tables)
         hours += count / measured.hashing
     elif options.remove_duplicates_of:
         hours += count / measured.hashing - count / measured.writing
@@ -106,7 +119,7 @@ def plan(measured: Measured, count: int, options: BuildOptions) -> dict[str, flo
         "images written": written,
         "record bytes": size,
         "shards": number,
-        "bytes a shard": size / number,
+        "bytes per shard": size / number,
         "index bytes": 8 * (written + number),
         "manifest and statistics bytes": number * _STATS,
         "shuffle bytes": shuffle,
@@ -116,12 +129,12 @@ def plan(measured: Measured, count: int, options: BuildOptions) -> dict[str, flo
     }
 
 
-def text(measured: Measured, planned: dict[str, float]) -> str:
+def as_text(measured: Measurement, planned: dict[str, float]) -> str:
     """The plan for a person to read."""
     lines = [
         f"Measured on {measured.sample} images, one core: {measured.listing:,.0f} listed, {measured.writing:,.0f} "
-        f"checked and written, {measured.hashing:,.0f} checked and hashed a second; {measured.record_bytes:,.0f} bytes "
-        f"a record, {measured.name_bytes:,.0f} bytes a name; {1 - measured.written:.1%} refused.",
+        f"checked and written, {measured.hashing:,.0f} checked and hashed per second; {measured.record_bytes:,.0f} "
+        f"bytes per record, {measured.name_bytes:,.0f} bytes per name; {1 - measured.written:.1%} refused.",
         "",
     ]
     width = max(map(len, planned))

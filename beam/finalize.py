@@ -1,50 +1,51 @@
-"""The end of a build: refusals and TFDS metadata, then the manifest, then nothing stale left."""
+"""The end of a build: refusals, report and TFDS metadata, then the manifest, then nothing stale left."""
 
 import collections
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
-from beam import duplicates, report, shards
-from beam.options import BuildError
+from beam import build_report, duplicates, shards
+from beam.errors import BuildError
+from pipeline import files
 from pipeline.data import manifest, record
 
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
 
 
-def finish(
-    task: shards.Task, classes: list[str], classes_given: bool, listed: int, results: Iterable[tuple[str, int, dict]]
-) -> dict:
+def finalize(
+    listing_size: tuple[int, int, int],
+    spec: shards.BuildSpec,
+    indices: dict[str, int],
+    classes_given: bool,
+    results: Iterable[shards.ShardResult],
+) -> None:
     """Writes what makes committed shards a record set, `manifest.json` last.
 
     Args:
-      task: the build.
-      classes: class names in label order.
+      listing_size: see `planning.listing_size`.
+      spec: the build.
+      indices: class name to label, in label order.
       classes_given: the user named the classes: then some may have no image.
-      listed: how many images the source lists.
-      results: (split, shard number, summary) of every shard, as `summary` makes it.
-
-    Returns:
-      A summary: split name to `listed`, `written` and `rejected`.
+      results: of every shard, with statistics as `summary` shortens them.
 
     Raises:
       BuildError: images got lost, nothing was written, or a class has no image.
     """
-    results = sorted(results, key=lambda result: result[:2])
-    found = {"rejected": _write_rows(task, results, REJECTED, "rejected"), "pairs": None}
-    if any(stats["pairs"] for _, _, stats in results):
-        found["pairs"] = _write_rows(task, results, DUPLICATES, "pairs")
+    results, classes = sorted(results, key=lambda result: result[:2]), list(indices)
+    rejected = _write_rows(spec, results, REJECTED, "rejected")
+    has_pairs = any(stats["pairs"] for _, _, stats in results)
+    pairs = _write_rows(spec, results, DUPLICATES, "pairs") if has_pairs else None
     splits = {name: _split(summaries) for name, summaries in _by_split(results).items()}
-    _check(task, classes, classes_given, results, splits, listed)
-    report.write(task, classes, results, splits, found)
-    _write_tfds(task, classes, splits)
-    _remove_stale(task, results)
-    manifest.write(manifest.Manifest(task.name, tuple(classes), task.label_kind, splits), task.output_dir)
-    return {n: {"listed": s.listed, "written": s.written, "rejected": s.rejected} for n, s in splits.items()}
+    _check(spec, classes, classes_given, results, splits, listing_size[0])
+    build_report.write(spec, classes, results, splits, rejected, pairs)
+    _write_tfds(spec, classes, splits)
+    _remove_stale(spec, results)
+    manifest.write(manifest.Manifest(spec.name, tuple(classes), spec.label_kind, splits), spec.output_dir)
 
 
 def summary(stats: dict) -> dict:
@@ -53,7 +54,7 @@ def summary(stats: dict) -> dict:
     return {**stats, "rejected": dict(sorted(reasons.items())), "pairs": len(stats["pairs"])}
 
 
-def _by_split(results) -> dict[str, list[dict]]:
+def _by_split(results: list[shards.ShardResult]) -> dict[str, list[dict]]:
     splits = collections.defaultdict(list)
     for split, _, stats in results:
         splits[split].append(stats)
@@ -61,7 +62,7 @@ def _by_split(results) -> dict[str, list[dict]]:
 
 
 def _split(summaries: list[dict]) -> manifest.Split:
-    rejected = collections.Counter()
+    rejected: collections.Counter[str] = collections.Counter()
     for stats in summaries:
         rejected.update(stats["rejected"])
     return manifest.Split(
@@ -75,27 +76,35 @@ def _split(summaries: list[dict]) -> manifest.Split:
     )
 
 
-def _write_rows(task: shards.Task, results, name: str, field: str) -> str:
+def _write_rows(spec: shards.BuildSpec, results: list[shards.ShardResult], name: str, field: str) -> str:
     """Writes the rows that all shards have in one field of their statistics, in the order of the shards."""
-    path = os.path.join(task.output_dir, name)
-    with tf.io.gfile.GFile(f"{path}.partial", "w") as file:
-        file.write("")  # makes the file, also when there is no row
+
+    def rows() -> Iterator[str]:
         for split, index, stats in results:
             if stats[field]:
-                with tf.io.gfile.GFile(shards.stats_path(shards.path_of(task, split, index))) as full:
-                    for row in json.load(full)[field]:
-                        file.write(json.dumps(row) + "\n")
-    tf.io.gfile.rename(f"{path}.partial", path, overwrite=True)
+                with files.opened(shards.stats_path(shards.path_of(spec, split, index)), "r") as file:
+                    for row in json.load(file)[field]:
+                        yield json.dumps(row) + "\n"
+
+    path = os.path.join(spec.output_dir, name)
+    files.write_atomically(path, rows(), several_writers=True)
     return path
 
 
-def _check(task, classes, classes_given, results, splits, listed: int) -> None:
-    refused = os.path.join(task.output_dir, REJECTED)
+def _check(
+    spec: shards.BuildSpec,
+    classes: list[str],
+    classes_given: bool,
+    results: list[shards.ShardResult],
+    splits: dict[str, manifest.Split],
+    listed: int,
+) -> None:
+    refused = os.path.join(spec.output_dir, REJECTED)
     arrived = sum(split.listed for split in splits.values())
     if arrived != listed:
         raise BuildError(
             f"{listed} images were listed, but {arrived} came to the shards: the source changed while it was "
-            "listed. Let it rest, and run the same command again."
+            "listed. Run the same command again when nothing writes to it."
         )
     for name, split in splits.items():
         if not split.written:
@@ -103,26 +112,26 @@ def _check(task, classes, classes_given, results, splits, listed: int) -> None:
                 f"The {name} split has no image: {split.listed} were listed for it ({listed} in all), and "
                 f"none could be used; {refused} says why."
             )
-    held = {int(label) for _, _, stats in results for label in stats["classes"]}
-    if not classes_given and (without := [n for i, n in enumerate(classes) if i not in held]):
+    written = {int(label) for _, _, stats in results for label in stats["classes"]}
+    if not classes_given and (without := [n for i, n in enumerate(classes) if i not in written]):
         raise BuildError(
             f"{len(without)} of {len(classes)} classes have no usable image (first: {without[0]!r}); "
-            f"{refused} says why. Mend or remove them, or name the classes there are with --classes=FILE."
+            f"{refused} says why. Repair or remove them, or name the classes with --classes=FILE."
         )
 
 
-def _write_tfds(task: shards.Task, classes: list[str], splits: dict[str, manifest.Split]) -> None:
+def _write_tfds(spec: shards.BuildSpec, classes: list[str], splits: dict[str, manifest.Split]) -> None:
     import tensorflow_datasets as tfds  # here: one worker needs it, once
 
-    features = record.tfds_features(task.label_kind, classes)
+    features = record.tfds_features(spec.label_kind, classes)
     template = tfds.core.ShardedFileTemplate(
-        data_dir=task.output_dir,
-        dataset_name=task.name,
+        data_dir=spec.output_dir,
+        dataset_name=spec.name,
         filetype_suffix="tfrecord",
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
     )
     tfds.folder_dataset.write_metadata(
-        data_dir=task.output_dir,
+        data_dir=spec.output_dir,
         features=features,
         filename_template=template,
         split_infos=[
@@ -139,18 +148,19 @@ def _write_tfds(task: shards.Task, classes: list[str], splits: dict[str, manifes
     )
 
 
-def _remove_stale(task: shards.Task, results) -> None:
+def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> None:
     """Removes what earlier builds under this name left, and what killed attempts left half-written."""
-    kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if task.policy != "off" else set())
-    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {REJECTED, report.FILE}
+    kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if spec.duplicate_policy != "off" else set())
+    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {REJECTED, build_report.FILE}
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
     shard = (
-        rf"{re.escape(task.name)}-(train|validation)\.tfrecord-\d{{5,}}-of-\d{{5,}}"
+        rf"{re.escape(spec.name)}-(train|validation)\.tfrecord-\d{{5,}}-of-\d{{5,}}"
         rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
     )
-    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, report.FILE)))
-    ours = re.compile(rf"({shard}|{others})(\.partial(-[0-9a-f]{{32}}(\.index)?)?)?")
-    for file in tf.io.gfile.listdir(task.output_dir):
+    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE)))
+    partial = r"\.partial(-[0-9a-f]{32}(\.index)?)?"
+    ours = re.compile(rf"({shard}|{others})({partial})?|report_\w+\.(png|jpg){partial}")
+    for file in tf.io.gfile.listdir(spec.output_dir):
         if ours.fullmatch(file) and file not in current:
-            tf.io.gfile.remove(os.path.join(task.output_dir, file))
+            tf.io.gfile.remove(os.path.join(spec.output_dir, file))

@@ -1,0 +1,132 @@
+"""Folder trees: every file below a folder is an image, and the first folder names its class."""
+
+import heapq
+import os
+from collections.abc import Collection, Iterator, Mapping
+
+from beam import files
+from beam.errors import BuildError
+from beam.examples import SourceExample, label_text, name_bytes
+from beam.sources.source import Source
+
+_NO_CLASS = ("no_label", "is beside the class folders, not in one")
+
+
+class FolderSource(Source):
+    """A folder of class folders, each with images at any depth; a part is a class folder, or "": what is beside them.
+
+    A tree on a remote file system is one part, because listing it is one request after the other anyway.
+    """
+
+    name = "a folder tree"
+    help = "a folder of class folders"
+
+    @classmethod
+    def recognizes(cls, path: str) -> bool:
+        return files.exists(path) if files.is_remote(path) else os.path.isdir(path)
+
+    @classmethod
+    def open(cls, path: str, flags: Mapping[str, str]) -> "FolderSource":
+        layout = f"expected {path}/CLASS/IMAGE.jpg and the like"
+        if files.is_remote(path):
+            if next(files.walk(path), None) is None:
+                raise BuildError(f"--input={path} holds no file: {layout}.")
+            return cls(path, ("",))
+        classes = _class_folders(path)
+        if not classes:
+            raise BuildError(f"--input={path} holds no class folders: {layout}.")
+        if empty := [name for name in classes if next(_files(os.path.join(path, name)), None) is None]:
+            some = ", ".join(map(repr, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            raise BuildError(
+                f"--input={path}: {len(empty)} of {len(classes)} class folders hold no image ({some}): "
+                "add images, or remove the folder."
+            )
+        return cls(path, ("", *classes))
+
+    def examples(self, part: str) -> Iterator[SourceExample]:
+        """The images of a part; hidden files and folders (`.name`) are not listed."""
+        if files.is_remote(self.path):
+            return _remote_tree(self.path)
+        return _class_folder(self.path, part) if part else _beside_class_folders(self.path)
+
+    def label_order(self, names: Collection[str]) -> list[str]:
+        """By name."""
+        return sorted(names)
+
+
+def _class_folders(root: str) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
+
+
+def _class_folder(root: str, folder: str) -> Iterator[SourceExample]:
+    labels, start = (label_text(folder),), len(os.path.join(root, ""))
+    for file, size, refusal in _files(os.path.join(root, folder)):
+        key = name_bytes(file[start:])
+        yield SourceExample(key, name_bytes(file), size=size, labels=labels, weights=(1.0,), refusal=refusal)
+
+
+def _beside_class_folders(root: str) -> Iterator[SourceExample]:
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if not _is_folder(entry) and not entry.name.startswith("."):
+                yield SourceExample(name_bytes(entry.name), name_bytes(entry.path), refusal=_NO_CLASS)
+
+
+def _remote_tree(root: str) -> Iterator[SourceExample]:
+    for path, size in files.walk(root):
+        key = path[len(root.rstrip("/")) + 1 :]
+        steps = key.split("/")
+        if any(step.startswith(".") for step in steps) or not steps[-1]:
+            continue
+        example = SourceExample(name_bytes(key), name_bytes(path), size=size)
+        if len(steps) == 1:
+            yield example._replace(refusal=_NO_CLASS)
+        else:
+            yield example._replace(labels=(label_text(steps[0]),), weights=(1.0,))
+
+
+def _files(folder: str) -> Iterator[tuple[str, int, tuple[str, str] | None]]:
+    """(path, size, refusal) of every file below `folder`, through symbolic links, but in no folder twice.
+
+    Links to folders wait until all real folders are listed, and are then followed in a fixed order, the shortest path
+    first: so the path under which a folder is listed is the same on every machine.
+    """
+    listed, folders = set(), [folder]
+    links: list[tuple[int, str]] = []
+    while folders or links:
+        folder = folders.pop() if folders else heapq.heappop(links)[1]
+        try:
+            identity = (status := os.stat(folder)).st_dev, status.st_ino
+            if identity in listed:
+                yield folder, -1, ("unreadable", "symbolic link to a folder that is listed already")
+                continue
+            listed.add(identity)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not _is_folder(entry):
+                        yield _file(entry)
+                    elif entry.is_symlink():
+                        heapq.heappush(links, (entry.path.count("/"), entry.path))
+                    else:
+                        folders.append(entry.path)
+        except OSError as error:
+            yield folder, -1, ("unreadable", error.strerror or str(error))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _file(entry: os.DirEntry) -> tuple[str, int, tuple[str, str] | None]:
+    try:
+        if entry.is_file():
+            return entry.path, entry.stat().st_size, None
+        return entry.path, -1, ("unreadable", "neither a file nor a folder")
+    except OSError as error:
+        return entry.path, -1, ("unreadable", error.strerror or str(error))

@@ -1,0 +1,153 @@
+"""Splits of TFDS data sets on disk, read as the TFRecord files that TFDS writes.
+
+Nothing is copied. Listing finds where the bytes of each image are in the record files, and they are read from there.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from beam import files
+from beam.errors import BuildError
+from beam.examples import SourceExample, label_text, name_bytes
+from beam.sources.source import Source
+from pipeline.data import shard
+
+_PREFIX = "tfds:"
+_PREPARE = "prepare it with `tensorflow_datasets.builder(NAME).download_and_prepare()`"
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource(Source):
+    """A split of a TFDS data set; its record files are the parts.
+
+    Attributes:
+      classes: always known.
+      image, label, weights: which fields of its records are taken, `a/b` for one inside another; no weights: None.
+    """
+
+    name = "a TFDS data set"
+    help = "tfds:NAME/SPLIT"
+    flags: ClassVar[Mapping[str, str]] = {
+        "image_feature": "Of a TFDS data set with several images, the feature to take.",
+        "label_feature": "Of a TFDS data set with several labels, the feature to take.",
+    }
+
+    classes: tuple[str, ...] = ()
+    image: str = ""
+    label: str = ""
+    weights: str | None = None
+
+    @classmethod
+    def recognizes(cls, path: str) -> bool:
+        return path.startswith(_PREFIX)
+
+    @classmethod
+    def open(cls, path: str, flags: Mapping[str, str]) -> "TfdsSource":
+        """Opens `tfds:NAME/SPLIT` or `tfds:FOLDER/SPLIT`.
+
+        A feature that no flag names is the only one of its kind, or the one that the data set itself names for
+        supervised learning.
+        """
+        import tensorflow_datasets as tfds  # here: other sources do not need it
+
+        name, _, split = path.removeprefix(_PREFIX).rpartition("/")
+        try:
+            is_folder = os.path.isabs(name) or files.is_remote(name)
+            builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
+            parts = tuple(str(file) for file in builder.info.splits[split].filepaths)
+        except Exception as error:  # TFDS raises many types for what it does not find
+            raise BuildError(
+                f"--input={path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; expected "
+                f"tfds:NAME/SPLIT of a data set on disk ({_PREPARE}; say where with the environment variable "
+                "TFDS_DATA_DIR), or tfds:FOLDER/SPLIT."
+            ) from error
+        if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+            raise BuildError(
+                f"--input={path} is stored as {builder.info.file_format.value}; expected tfrecord, TFDS's default: "
+                "prepare it with `file_format='tfrecord'` in another folder."
+            )
+        if missing := [part for part in parts if not files.exists(part)]:
+            raise BuildError(f"--input={path}: {missing[0]} is missing: {_PREPARE}.")
+        kinds = tfds.features
+        features = _flat(builder.info.features, kinds)
+        images = [n for n, (kind, repeated) in features.items() if _is_photo(kind, kinds) and not repeated]
+        labels = [n for n, (kind, _) in features.items() if isinstance(kind, kinds.ClassLabel)]
+        usual = tf.nest.flatten(builder.info.supervised_keys)
+        image = _chosen(path, "image_feature", "Image", images, flags, usual)
+        label = _chosen(path, "label_feature", "ClassLabel", labels, flags, usual)
+        label_kind, is_multi_label = features[label]
+        classes = tuple(label_text(name) for name in label_kind.names)
+        weights = "label_weights" if is_multi_label and "label_weights" in features else None
+        return cls(path, parts, is_multi_label, classes, image, label, weights)
+
+    def examples(self, part: str) -> Iterator[SourceExample]:
+        """The records of a file; what is cut off at its end is one with a refusal."""
+        with files.open_to_read(part) as file:
+            for number, (offset, payload) in enumerate(shard.scan(file)):
+                example = SourceExample(name_bytes(f"{os.path.basename(part)}__{number}"), name_bytes(part))
+                try:
+                    image, labels, weights = self._fields(payload)
+                except Exception as error:  # the protocol buffer library raises a type of its own
+                    yield example._replace(refusal=("bad_row", f"{type(error).__name__}: {error}"[:200]))
+                    continue
+                yield example._replace(
+                    offset=offset + payload.find(image),
+                    size=len(image),
+                    labels=labels,
+                    weights=weights,
+                    refusal=None if labels else ("no_label", "the data set gives it no label"),
+                )
+
+    def _fields(self, payload: bytes) -> tuple[bytes, tuple[str, ...], tuple[float, ...]]:
+        """Image, labels and weights of a serialised record."""
+        features = tf.train.Example.FromString(payload).features.feature
+        (image,) = features[self.image].bytes_list.value
+        labels = tuple(self.classes[label] for label in features[self.label].int64_list.value if label >= 0)
+        if self.weights:
+            weights = tuple(features[self.weights].float_list.value)
+        else:  # the labels of an image's objects may repeat
+            labels = tuple(dict.fromkeys(labels))
+            weights = (1.0,) * len(labels)
+        if len(weights) != len(labels):
+            raise ValueError(f"{len(labels)} labels, but {len(weights)} weights")
+        return image, labels, weights
+
+
+def _flat(
+    features: Mapping[str, Any], kinds: ModuleType, prefix: str = "", repeated: bool = False
+) -> dict[str, tuple[Any, bool]]:
+    """Name in a record to (feature, whether it holds any number of values)."""
+    flat: dict[str, tuple[Any, bool]] = {}
+    for name, feature in features.items():
+        several = repeated or isinstance(feature, kinds.Sequence)
+        inner = feature.feature if isinstance(feature, kinds.Sequence) else feature
+        if isinstance(inner, kinds.FeaturesDict):
+            flat |= _flat(inner, kinds, f"{prefix}{name}/", several)
+        else:
+            flat[f"{prefix}{name}"] = inner, several
+    return flat
+
+
+def _is_photo(feature: Any, kinds: ModuleType) -> bool:
+    return isinstance(feature, kinds.Image) and not isinstance(feature, kinds.LabeledImage)
+
+
+def _chosen(path: str, flag: str, kind: str, names: list[str], flags: Mapping[str, str], usual: list[str]) -> str:
+    """Of the features `names`, the one that the flag names, or the only one, or the only `usual` one."""
+    wanted = flags.get(flag)
+    if wanted in names:
+        return wanted
+    if wanted:
+        raise BuildError(f"--{flag}={wanted}: no {kind} of that name in {path}; there are: {', '.join(names)}.")
+    if not names:
+        raise BuildError(f"--input={path}: none of its features is {kind}; expected images with class labels.")
+    names = [name for name in names if name in usual] or names
+    if len(names) > 1:
+        several = ", ".join(names)
+        raise BuildError(f"--input={path}: several features are {kind} ({several}): choose with --{flag}={names[0]}.")
+    return names[0]

@@ -1,0 +1,37 @@
+"""What the tests of an implementation of NFNet's layers compare: the plain one's and its logits and gradients."""
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.model import classifier, nfnet, weights
+
+
+def pair(variant: str, implementation: str, **settings) -> list[classifier.Classifier]:
+    """A plain model and one of `implementation` with the same variables: random kernels, gains, biases, skip gains."""
+    models = [nfnet.create(variant, 10, implementation=each, **settings) for each in ("plain", implementation)]
+    rng = np.random.default_rng(0)
+    for (name, plain), (other, ours) in zip(*(weights.named(model).items() for model in models), strict=True):
+        assert name == other
+        values = rng.normal(size=plain.shape) * (0.3 if plain.shape.rank < 2 else np.prod(plain.shape[:-1]) ** -0.5)
+        for variable in (plain, ours):
+            variable.assign(values + (0.5 if "gain" in name else 0))
+    return models
+
+
+def loss_gradients(model, images):
+    """Logits in training, and the gradients of their loss by the model's variables and the images.
+
+    Tracing it as a `tf.function` takes ten times as long as calling it once.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        logits = model(images, training=True, seed=tf.constant([1, 2]))
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.range(images.shape[0]), logits))
+    return logits, tape.gradient(loss, [*weights.named(model).values(), images])
+
+
+def difference(ours, theirs) -> float:
+    """Length of the difference over the length of `theirs`, of all tensors together."""
+    ours, theirs = ([tf.cast(each, tf.float64) for each in values] for values in (ours, theirs))
+    error = tf.linalg.global_norm([a - b for a, b in zip(ours, theirs, strict=True)])
+    return float(error / tf.maximum(tf.linalg.global_norm(theirs), 1e-6))
