@@ -58,10 +58,10 @@ class Data:
         return BatchShape(images, self.augmentation.repeats, self.augmentation.group, **divisors)
 
     @property
-    def shuffle_sizes(self) -> dict[str, int]:
+    def shuffle_sizes(self) -> tuple[int, int]:
         """`block` and `window` of the training order, in records."""
         block, window = (Order.block, Order.window) if manifest.is_local(self.directory) else _REMOTE_SIZES
-        return {"block": self.block or block, "window": self.window or window}
+        return self.block or block, self.window or window
 
     def read_manifest(self) -> manifest.Manifest:
         """The record set's manifest; raises ManifestError where there is none, or it is damaged."""

@@ -53,6 +53,7 @@ class Lookup:
       masks_damage: leave damaged records out, instead of stopping at them.
       damaged_folder: where a file names the records that were left out; '' for nowhere.
       whole_runs: fetch all records of a run by one request, as suits object stores; each by itself otherwise.
+      opens_lazily: the file system asks for nothing when a file is opened; errors come when it is read.
     """
 
     paths: Sequence[str]
@@ -60,7 +61,8 @@ class Lookup:
     label_kind: str
     masks_damage: bool
     damaged_folder: str
-    whole_runs: bool
+    whole_runs: bool = False
+    opens_lazily: bool = False
 
     @_plain
     def read(self, positions: tf.Tensor) -> tf.data.Dataset:
@@ -79,7 +81,7 @@ class Lookup:
         wanted = tf.gather(positions, by_storage)[empty:]
         runs = self._runs(wanted)
 
-        def read(index, _):
+        def read(_, index):
             offsets = tf.io.decode_raw(tf.strings.reduce_join(index), tf.int64)
             places = tf.range(tf.size(wanted)) + runs.of_record  # a run has one offset more than records
             offsets, ends = tf.gather(offsets, places), tf.gather(offsets, places + 1)
@@ -101,8 +103,13 @@ class Lookup:
             return {**examples, "weight": tf.gather(weights, sources)}
 
         pieces = (runs.paths, runs.examples, runs.first, runs.counts)
-        index = tf.data.Dataset.from_tensor_slices(pieces).flat_map(shard.index_bytes)
+        index = tf.data.Dataset.from_tensor_slices(pieces).flat_map(self._index_bytes)
         return index.batch(tf.size(runs.paths, tf.int64)).flat_map(read).map(parse)
+
+    def _index_bytes(self, path: tf.Tensor, *piece: tf.Tensor) -> tf.data.Dataset:
+        """The index of a run. Raises where its shard cannot be opened, which `ignore_errors` would try without end."""
+        byte = tf.data.Dataset.from_tensors("") if self.opens_lazily else shard.first_byte(path)
+        return tf.data.Dataset.zip(byte, shard.index_bytes(path, *piece))
 
     def _runs(self, wanted: tf.Tensor) -> _Runs:
         """The runs that `wanted` is made of, int64 [records], ascending positions."""
@@ -146,9 +153,14 @@ class Lookup:
             each = tf.data.Dataset.from_tensor_slices((runs.record_paths, offsets)).flat_map(read_one)
             return each.concatenate(placeholder).batch(size)
 
+        def fall_back(_):
+            # What is missing or out of reach is not damaged: it raises here.
+            checked = tf.data.Dataset.from_tensor_slices(runs.paths).flat_map(shard.first_byte)
+            return checked.batch(tf.size(runs.paths, tf.int64)).flat_map(one_by_one)
+
         stored = tf.data.Dataset.from_tensor_slices((runs.paths, begins, runs.counts, buffers))
         together = stored.flat_map(shard.payloads).concatenate(placeholder).batch(size, drop_remainder=True)
-        otherwise = tf.data.Dataset.from_tensors(0).flat_map(one_by_one)
+        otherwise = tf.data.Dataset.from_tensors(0).flat_map(fall_back)
         return together.ignore_errors().concatenate(otherwise).take(1)
 
     def _report(self, names: tf.Tensor) -> tf.Operation:

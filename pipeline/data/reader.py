@@ -80,6 +80,7 @@ class RecordSet:
             self.masks_damage,
             _absolute(self.damaged_folder) if self.damaged_folder else "",
             whole_runs=self.is_remote,
+            opens_lazily=self.directory.startswith("gs://"),
         )
 
 
@@ -131,10 +132,11 @@ def dataset(
         the elements that are batched, `replica_batch` of them for every replica and step.
       first_step: the first step to produce; what lies before it is not touched.
       last_step: the end, the budget's last step where None.
-      host: which of `hosts` this process is; each reads its own lanes.
-      hosts: number of reading processes.
+      host: which of `hosts` this input pipeline is for; each reads its own lanes.
+      hosts: number of input pipelines.
       replica_batch: elements of `view` in a batch; the host's slots of the global batch where None.
-      reads: reads that run at a time; twice as many are ahead of them.
+      reads: reads that run at a time, each of the same window of a few lanes; twice as many are ahead of them. Where
+        None 1, and 32 from an object store.
 
     Returns:
       A dataset of batches, in order; `weight` is 0 in empty slots.
@@ -166,8 +168,8 @@ def dataset(
     windows = range(budget.window_of_row(first_row), budget.window_of_row(end_row - 1) + 1)
     plans = tf.data.Dataset.range(windows.start, windows.stop if first_row < end_row else windows.start).map(plan)
     plans = plans.filter(lambda positions, _: tf.size(positions) > 0).unbatch()
-    # A read yields one element, so that reads come in the order of their plans. All groups of a window have the same
-    # number of rows: taking one row of each in turn, they end together.
+    # A read yields one element, so that reads come in the order of their plans. All groups of a window have as many
+    # rows: taking one row of each in turn, they end together.
     examples = plans.interleave(read, reads, num_parallel_calls=reads, deterministic=True)
     examples = examples.interleave(tf.data.Dataset.from_tensor_slices, groups, together)
     return view(examples).batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)

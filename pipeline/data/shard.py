@@ -165,17 +165,19 @@ def index_bytes(path: tf.Tensor, examples: tf.Tensor, first: tf.Tensor, count: t
       first, count: int64 [].
 
     Returns:
-      A data set of one element: `count + 1` little-endian int64 in a string [], and the first byte of the shard,
-      string [], which shows that it can be opened.
+      A data set of one element: `count + 1` little-endian int64 in a string [].
 
     Raises:
-      tf.errors.OpError: on iteration, where the shard cannot be opened, or its index is not one of `examples` records.
+      tf.errors.OpError: on iteration, where the index is missing or not one of `examples` records.
     """
     size, header = 8 * (count + 1), 8 * first
-    piece = _file_bytes(index_path(path), header, size, 8 * (examples + 1) - header - size)
+    return _file_bytes(index_path(path), header, size, 8 * (examples + 1) - header - size)
+
+
+def first_byte(path: tf.Tensor) -> tf.data.Dataset:
+    """A data set that starts with the first byte of the file at `path`, a string []: it shows that it can be read."""
     one, none = tf.constant(1, tf.int64), tf.constant(0, tf.int64)
-    first_byte = _file_bytes(path, none, one, none)
-    return tf.data.Dataset.zip(piece, first_byte)
+    return _file_bytes(path, none, one, none).take(1)
 
 
 def payloads(path: tf.Tensor, offset: tf.Tensor, count: tf.Tensor, buffer_bytes: tf.Tensor) -> tf.data.Dataset:

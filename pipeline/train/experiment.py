@@ -93,5 +93,5 @@ class Experiment:
     def budget(self, examples: int, fingerprint: str = "") -> EpochBudget:
         """Order and length of training over `examples` records, whose manifest has the digest `fingerprint`."""
         shape = self.data.batch_shape()
-        order = Order(examples, shape.lanes, self.seed, fingerprint, **self.data.shuffle_sizes)
+        order = Order(examples, shape.lanes, self.seed, fingerprint, *self.data.shuffle_sizes)
         return EpochBudget(order, shape.examples, self.epochs)
