@@ -6,6 +6,7 @@ import tensorflow as tf
 from pipeline import report
 from pipeline.data.manifest import Manifest
 from pipeline.train import checkpoint, distribution
+from pipeline.train.actions import validation_metrics
 from pipeline.train.checkpoint import Saved
 from pipeline.train.controller import explained_errors, quiet_orbit
 from pipeline.train.evaluator import Evaluator
@@ -34,7 +35,7 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
         controller = orbit.Controller(
             global_step=tf.Variable(saved.step, dtype=tf.int64), evaluator=evaluator, strategy=strategy
         )
-        metrics = controller.evaluate(evaluator.steps)
+        metrics = validation_metrics(controller.evaluate(evaluator.steps))
     print(f"step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     return metrics
 
