@@ -189,7 +189,7 @@ def test_a_killed_worker_and_a_restart_leave_the_ledger_exact(gin_file, alone, t
     assert "PeerLostError: Working together failed" in pathlib.Path(f"{model_dir}-0.log").read_text()
     assert not (model_dir / "run.json").exists()
     assert wait(start(gin_file, model_dir, 2)) == [0, 0]
-    assert "Going on from step 8 of 18" in pathlib.Path(f"{model_dir}-0.log").read_text()
+    assert "Continuing from step 8 of 18" in pathlib.Path(f"{model_dir}-0.log").read_text()
     assert_same_metrics(model_dir, alone)
     assert_exactly_once(model_dir, [100, 100, 50])
 
