@@ -89,7 +89,10 @@ def test_a_command_passes_all_checks(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     files = [word.removeprefix("--gin_file=") for word in words if word.startswith("--gin_file=")]
     params = [word.removeprefix("--gin_param=") for word in words if word.startswith("--gin_param=")]
-    assert len(words) == 2 + len(files) + len(params) + sum(word.startswith("--model_dir=") for word in words)
+    tasks = [word.removeprefix("--task=") for word in words if word.startswith("--task=")]
+    assert set(tasks) <= set(registry.TASKS)
+    folders = [word for word in words if word.startswith("--model_dir=")]
+    assert len(words) == 2 + len(files) + len(params) + len(tasks) + len(folders)
     registry.register()
     configure.load(files, params, entry="main", tasks=registry.TASKS)
     made = configure.get("Experiment")()
