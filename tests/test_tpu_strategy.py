@@ -67,7 +67,7 @@ def check_what_the_tpu_runs(graph: tf.Graph) -> collections.Counter:
     return collections.Counter(operation.type for operation in operations)
 
 
-@pytest.mark.parametrize(("recipe", "hosts"), [*((recipe, 1) for recipe in RECIPES), ("averaged weights", 2)])
+@pytest.mark.parametrize(("recipe", "hosts"), [*((recipe, 1) for recipe in RECIPES), ("accumulation", 2)])
 def test_the_training_step_is_what_a_tpu_can_run(records, monkeypatch, recipe, hosts):
     made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=hosts)
     what = experiment(records, **RECIPES[recipe])
