@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.train import tpu_machine
 from pipeline.train.run_config import Loop
-from tests import record_sets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -49,21 +48,14 @@ def test_the_plain_wheel_has_no_kernels_for_a_tpu():
 
 
 @pytest.mark.slow
-def test_the_environment_of_a_tpu_vm_has_the_kernels_and_says_that_there_is_no_chip(tmp_path):
+def test_the_environment_of_a_tpu_vm_has_the_kernels(tmp_path):
     """Installs it as a user does; every other package is the one of requirements.txt."""
     environment = tmp_path / "env"
     subprocess.run(["make", "setup-tpu-vm", f"VENV={environment}"], cwd=ROOT, check=True)
     python = f"{environment}-tpu-vm/bin/python"
-    script = "from pipeline.train import tpu_machine; print(tpu_machine.has_kernels())"
-    assert subprocess.run([python, "-c", script], cwd=ROOT, capture_output=True, text=True).stdout == "True\n"
-
-    record_sets.make(tmp_path / "records", examples=64, validation=16)
-    words = ["pipeline/main.py", "--gin_file=gin/quickstart_pretrain.gin", f"--model_dir={tmp_path / 'run'}"]
-    params = [f'DATA_DIR="{tmp_path / "records"}"', "Loop.strategy='tpu'", "Loop.tpu='local'"]
-    words += [f"--gin_param={param}" for param in params]
+    # Elsewhere than in Google's cloud, TensorFlow would ask its metadata server for minutes.
     one_host = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v4-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-    variables = {**os.environ, **one_host, "TPU_WORKER_ID": "0"}
-    done = subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, env=variables, timeout=300)
-    assert done.returncode == 1
-    assert "Strategy 'tpu' found no TPU (Failed to get global TPU topology" in done.stderr
-    assert "Traceback" not in done.stderr
+    settings = {"cwd": ROOT, "env": {**os.environ, **one_host, "TPU_WORKER_ID": "0"}, "timeout": 300}
+    script = "from pipeline.train import tpu_machine; print(tpu_machine.has_kernels())"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, **settings)
+    assert done.stdout == "True\n", done.stderr
