@@ -27,7 +27,7 @@ class Classifier(tf.Module):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
         # In a function, which saving does not track: it would trace the Keras model's own calls as well.
-        self._logits = lambda images: tf.cast(model(images, training=False), tf.float32)
+        self._logits = lambda images: tf.cast(model(augment.normalize(images), training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size
         self._top = min(top, len(classes))
@@ -63,7 +63,7 @@ class Classifier(tf.Module):
         return {"classes": tf.identity(self._names)}
 
     def _views(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Evaluation views, float32 [batch, size, size, 3], zeros where undecodable; and which could be decoded."""
+        """Evaluation views, uint8 [batch, size, size, 3], zeros where undecodable; and which could be decoded."""
         shape = (self._size, self._size, 3)
 
         def decode(index, encoded):
@@ -79,7 +79,7 @@ class Classifier(tf.Module):
         batch = tf.size(image_bytes)
         dataset = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
         dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-        empty = tf.zeros(tf.concat([[batch], shape], 0)), tf.zeros([batch], tf.bool)
+        empty = tf.zeros(tf.concat([[batch], shape], 0), tf.uint8), tf.zeros([batch], tf.bool)
         images, valid = dataset.reduce(empty, scatter)
         return tf.ensure_shape(images, [None, *shape]), valid
 
