@@ -99,14 +99,14 @@ def _bands(perceptual: np.ndarray, bands: int) -> list[np.ndarray]:
     ]
 
 
-def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> Iterator[tuple[str, object]]:
+def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> Iterator[Pair | HashedImage]:
     """Pairs among the images of one perceptual hash: each but the first, by key, with an earlier one.
 
-    With `both`, the earlier one of a pair is also paired, so that every image with a duplicate is named. Yields
-    ("pair", Pair), and one ("first", HashedImage), which stands for all of them in `near`.
+    With `both`, the earlier one of a pair is also paired, so that every image with a duplicate is named. The first
+    image, which stands for all of them in `near`, is yielded too.
     """
     images = _by_key(group[1])
-    yield "first", images[0]
+    yield images[0]
     first_of_content: dict[bytes, HashedImage] = {}
     for image in images:
         earlier = first_of_content.setdefault(image.content, image)
@@ -116,9 +116,9 @@ def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> 
             pair = Pair(image, images[0], "near_duplicate", 0)
         else:
             continue
-        yield "pair", pair
+        yield pair
         if both:
-            yield "pair", pair._replace(image=pair.other, other=pair.image)
+            yield pair._replace(image=pair.other, other=pair.image)
 
 
 def _by_key(images: Iterable[tuple]) -> list[HashedImage]:

@@ -62,15 +62,19 @@ def exists(path: str) -> bool:
     return os.path.exists(path)
 
 
-def match(pattern: str) -> list[str]:
-    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
+def match(pattern: str) -> tuple[str, ...]:
+    """The files that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
 
     Raises:
+      FileNotFoundError: there are none.
       OSError: their file system cannot be reached.
     """
     if not is_remote(pattern) and os.path.exists(pattern):
-        return [pattern]
-    return sorted(metadata.path for metadata in _file_system(pattern).match([pattern])[0].metadata_list)
+        return (pattern,)
+    matched = _file_system(pattern).match([pattern])[0].metadata_list
+    if not matched:
+        raise FileNotFoundError(pattern)
+    return tuple(sorted(metadata.path for metadata in matched))
 
 
 def join(folder: str, name: str) -> str:

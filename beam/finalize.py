@@ -1,7 +1,9 @@
 """The end of a build: refusals, report and TFDS metadata, then the manifest, then nothing stale left."""
 
 import collections
+import itertools
 import json
+import operator
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -40,7 +42,8 @@ def finalize(
     rejected = _write_rows(spec, results, REJECTED, "rejected")
     has_pairs = any(stats["pairs"] for _, _, stats in results)
     pairs = _write_rows(spec, results, DUPLICATES, "pairs") if has_pairs else None
-    splits = {name: _split(summaries) for name, summaries in _by_split(results).items()}
+    by_split = itertools.groupby(results, key=operator.itemgetter(0))
+    splits = {name: _split([stats for _, _, stats in group]) for name, group in by_split}
     _check(spec, classes, classes_given, results, splits, listing_size[0])
     build_report.write(spec, classes, results, splits, rejected, pairs)
     _write_tfds(spec, classes, splits)
@@ -52,13 +55,6 @@ def summary(stats: dict) -> dict:
     """What the end of the build needs of a shard's statistics: no lists, only counts."""
     reasons = collections.Counter(refusal["reason"] for refusal in stats["rejected"])
     return {**stats, "rejected": dict(sorted(reasons.items())), "pairs": len(stats["pairs"])}
-
-
-def _by_split(results: list[shards.ShardResult]) -> dict[str, list[dict]]:
-    splits = collections.defaultdict(list)
-    for split, _, stats in results:
-        splits[split].append(stats)
-    return dict(splits)
 
 
 def _split(summaries: list[dict]) -> manifest.Split:

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
-from beam import files
 from beam.examples import SourceExample
 
 
@@ -58,16 +57,3 @@ class Source(abc.ABC):
         if all(name.isdecimal() for name in names):
             return sorted(names, key=lambda name: (int(name), name))
         return sorted(names)
-
-
-def matching_files(pattern: str) -> tuple[str, ...]:
-    """The files that a path or pattern names, sorted.
-
-    Raises:
-      FileNotFoundError: there are none.
-      OSError: they cannot be listed.
-    """
-    paths = files.match(pattern)
-    if not paths:
-        raise FileNotFoundError(pattern)
-    return tuple(paths)

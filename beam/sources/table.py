@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from beam import files
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
-from beam.sources.source import Source, matching_files
+from beam.sources.source import Source
 
 _BATCH = 4096  # rows of a Parquet file in memory at once
 
@@ -35,7 +35,7 @@ class TableSource(Source):
 
     @classmethod
     def open(cls, path: str, flags: Mapping[str, str]) -> "TableSource":
-        tables = matching_files(path)
+        tables = files.match(path)
         first_rows = [next(_rows(table))[1] for table in tables]
         return cls(path, tables, "labels" in first_rows[0], root=files.common_folder(tables))
 

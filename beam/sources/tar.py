@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from beam import files
 from beam.examples import SourceExample, name_bytes
-from beam.sources.source import Source, matching_files
+from beam.sources.source import Source
 from beam.sources.table import labels_and_weights
 
 _IMAGES = ("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm")
@@ -42,7 +42,7 @@ class TarSource(Source):
 
     @classmethod
     def open(cls, path: str, flags: Mapping[str, str]) -> "TarSource":
-        shards = matching_files(path)
+        shards = files.match(path)
         return cls(path, shards, _is_multi_label(shards[0]), root=files.common_folder(shards))
 
     def examples(self, part: str) -> Iterator[SourceExample]:

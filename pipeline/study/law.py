@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from pipeline.study import StudyError
 
@@ -184,8 +184,8 @@ def fit_saturating(x: Values, y: Values, level: float = LEVEL, resamples: int = 
     floors, exponents = log_y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
     mean = np.exp(log_y.mean())
     starts = [(floor, np.log(mean - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
-    ends = _minimise_rows(np.array(starts), log_x, np.tile(log_y, (len(starts), 1)))
-    best = _minimise(ends[_huber(ends, log_x, log_y).argmin()], log_x, log_y).x
+    ends = _minimise_rows(np.array(starts), log_x, np.tile(log_y, (len(starts), 1)), iterations=200)
+    best = ends[_huber(ends, log_x, log_y).argmin()]
     fitted = _log_saturating(best, log_x)
     residuals = (log_y - fitted) * np.sqrt(count / (count - 3))
     residuals -= residuals.mean()
@@ -280,19 +280,6 @@ def _log_saturating(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.logaddexp(log_floor, log_scale - np.exp(log_exponent) * x)
 
 
-def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray) -> optimize.OptimizeResult:
-    """Parameters of the least Huber loss of log residuals, from one start."""
-    lowest, highest = _bounds(y)
-    return optimize.least_squares(
-        lambda parameters: _log_saturating(parameters, x) - y,
-        np.clip(start, lowest, highest),
-        lambda parameters: _jacobian(parameters, x),
-        (lowest, highest),
-        loss="huber",
-        f_scale=HUBER_DELTA,
-    )
-
-
 def _huber(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Huber loss of log residuals of each row of parameters; float64 [rows]."""
     size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
@@ -300,7 +287,7 @@ def _huber(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _minimise_rows(starts: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
-    """As `_minimise` for all rows of `y` at once, from one start or from one for each row; float64 [rows, 3].
+    """Parameters of the least Huber loss of each row of `y`, from one start or one for each row; float64 [rows, 3].
 
     Levenberg-Marquardt on reweighted squares. SciPy takes one row at a time, and a hundred times as long.
     """
