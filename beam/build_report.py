@@ -33,12 +33,7 @@ def write(
 ) -> None:
     """Writes the report of a build into its folder.
 
-    Args:
-      spec: the build.
-      classes: class names in label order.
-      results: of every shard.
-      splits: what the manifest says of each split.
-      rejected, pairs: the JSON lines files of refused images and of duplicates, if there are any.
+    `classes` are in label order; `rejected` and `pairs` are the paths of `rejected.jsonl` and `duplicates.jsonl`.
     """
     counts = np.zeros(len(classes), np.int64)
     sides: dict[int, int] = {}

@@ -189,23 +189,21 @@ class Reference:
         return Pair(image, self.images[index], "evaluation_near_duplicate", distance)
 
 
+class _Lines:
+    """Lets `csv.writer.writerow`, which returns what the file's `write` does, return the line."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
 def to_csv(images: Iterable[HashedImage]) -> Iterator[bytes]:
     """Hashes as the lines of a CSV file; names as the bytes they are."""
-    line = io.StringIO()
-    writer = csv.writer(line)  # quotes names with either line end
-
-    def flushed() -> bytes:
-        data = name_bytes(line.getvalue())
-        line.seek(0)
-        line.truncate()
-        return data
-
-    writer.writerow(_COLUMNS)
+    writer = csv.writer(_Lines())  # quotes names with either line end
+    yield name_bytes(writer.writerow(_COLUMNS))
     for image in images:
-        yield flushed()
         names = [text(name) for name in (image.key, image.path)]
-        writer.writerow([*names, image.offset, image.size, image.content.hex(), f"{image.perceptual:016x}"])
-    yield flushed()
+        columns = [*names, image.offset, image.size, image.content.hex(), f"{image.perceptual:016x}"]
+        yield name_bytes(writer.writerow(columns))
 
 
 def read_csv(file: BinaryIO) -> Iterator[HashedImage]:

@@ -30,10 +30,9 @@ def finalize(
 
     Args:
       listing_size: see `planning.listing_size`.
-      spec: the build.
+      spec, results: the build and its shards, with statistics as `summary` shortens them.
       indices: class name to label, in label order.
-      classes_given: the user named the classes: then some may have no image.
-      results: of every shard, with statistics as `summary` shortens them.
+      classes_given: whether the user named the classes, of which some may then have no image.
 
     Raises:
       BuildError: images got lost, nothing was written, or a class has no image.
@@ -58,9 +57,7 @@ def summary(stats: dict) -> dict:
 
 
 def _split(summaries: list[dict]) -> manifest.Split:
-    rejected: collections.Counter[str] = collections.Counter()
-    for stats in summaries:
-        rejected.update(stats["rejected"])
+    rejected = sum((collections.Counter(stats["rejected"]) for stats in summaries), collections.Counter())
     return manifest.Split(
         listed=sum(stats["listed"] for stats in summaries),
         written=sum(stats["examples"] for stats in summaries),

@@ -6,8 +6,6 @@ from scipy import optimize, stats
 
 from pipeline.study import StudyError, law
 
-LEVEL = 0.9
-
 
 def power(x, noise=0.0, floor=0.0):
     return (floor + 3.0 * x**-0.25) * np.exp(noise)
@@ -20,7 +18,7 @@ def test_line_is_least_squares():
     assert line.slope == pytest.approx(expected.slope)
     assert line.predict([123.0]).value[0] == pytest.approx(np.exp(expected.intercept) * 123**expected.slope)
     # With normal noise and no bootstrap, the interval is Student's; the bootstrap's is near it.
-    half = stats.t.ppf((1 + LEVEL) / 2, 7) * expected.stderr
+    half = stats.t.ppf((1 + law.LEVEL) / 2, 7) * expected.stderr
     low, high = line.slope_interval
     assert low < line.slope < high
     assert (high - low) / (2 * half) == pytest.approx(1, abs=0.25)
@@ -98,7 +96,7 @@ def coverage(fit, truth, exponent, simulations, points, sigma):
     hits = np.zeros(3)
     for seed in range(simulations):
         rng = np.random.default_rng(1000 + seed)
-        fitted = fit(x, truth(x) * np.exp(rng.normal(0, sigma, points)), LEVEL, 200, seed)
+        fitted = fit(x, truth(x) * np.exp(rng.normal(0, sigma, points)), 200, seed)
         predicted = fitted.predict([beyond])
         new = truth(beyond) * np.exp(rng.normal(0, sigma))
         low, high = fitted.slope_interval if isinstance(fitted, law.Line) else fitted.exponent_interval

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.model import cost
+from pipeline.model import cost, variants
 from pipeline.study import StudyError
 from pipeline.study.run_files import FINISHED, UNFINISHED, Run, Trial
 
@@ -53,7 +53,7 @@ class Study:
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"Study.{name} must hold distinct values, at least one; found {values}.")
         for variant in self.variants:
-            cost.parameters(variant, 1)  # raises for a variant that does not exist
+            variants.get(variant)  # raises for a variant that does not exist
         if min(self.epochs) <= 0 or min(self.learning_rates) <= 0:
             raise StudyError("Study.epochs and Study.learning_rates must be positive.")
         if self.at_once < 1:
@@ -167,7 +167,7 @@ def _done(runs: Sequence[Run]) -> dict[Trial, Run]:
 def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> Search:
     rates = sorted(study.learning_rates, reverse=True) if start is None else [start, start / 2]
     why = "the grid" if start is None else f"the neighbour's best learning rate is {start:g}"
-    if missing := [rate for rate in rates if not any(_same(rate, other) for other in tried)]:
+    if missing := [rate for rate in rates if not any(math.isclose(rate, other, rel_tol=1e-6) for other in tried)]:
         return Search(tuple((rate, why) for rate in missing))
     best, lowest, highest = min(tried, key=lambda rate: tried[rate]), min(tried), max(tried)
     diverged = math.isinf(tried[best])
@@ -190,7 +190,3 @@ def _finetunings(study: Study, best: Trial, done: Mapping[Trial, Run]) -> Iterat
         same = (trial.variant, trial.epochs, trial.task) == (best.variant, best.epochs, "")
         if same and run.status == FINISHED and (study.finetune == ALL or trial == best):
             yield from (dataclasses.replace(trial, task=task) for task in study.tasks)
-
-
-def _same(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6)

@@ -29,11 +29,8 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(study: Study, resolve: Resolve) -> list[Run]:
     """Executes what is missing of a study; returns its runs.
 
-    A run that was killed resumes from its checkpoint; one that diverges is kept, marked and left out.
-
-    Args:
-      study: what to run.
-      resolve: gives the bindings of a run before it starts, by which recipes are compared.
+    A run that was killed resumes from its checkpoint; one that diverges is kept, marked and left out. Recipes are
+    compared by what `resolve` gives for a run before it starts.
 
     Raises:
       StudyError: runs of different data or recipes would be mixed, or a run failed.
