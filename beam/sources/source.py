@@ -21,6 +21,7 @@ class Source(abc.ABC):
       parts: names of the parts; bytes that are not UTF-8 are surrogates.
       is_multi_label: whether an image has any number of labels, rather than one.
       classes: class names in label order, where the source has an order of its own.
+      root: the folder, with a slash at its end, that holds all parts, of which keys name the path below it.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Source(abc.ABC):
     parts: tuple[str, ...]
     is_multi_label: bool = False
     classes: tuple[str, ...] | None = None
+    root: str = ""
 
     @classmethod
     @abc.abstractmethod

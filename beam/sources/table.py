@@ -1,7 +1,6 @@
 """Tables of images: CSV, JSON lines and Parquet with a path and labels in each row."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -16,18 +15,11 @@ from beam.sources.source import Source
 _BATCH = 4096  # rows of a Parquet file in memory at once
 
 
-@dataclasses.dataclass(frozen=True)
 class TableSource(Source):
-    """Tables, each of which is a part.
-
-    Attributes:
-      root: the folder, with a slash at its end, that holds all tables: keys begin with the folder below it.
-    """
+    """Tables, each of which is a part."""
 
     name = "a table"
     help = "tables (.csv, .jsonl, .parquet)"
-
-    root: str = ""
 
     @classmethod
     def recognizes(cls, path: str) -> bool:

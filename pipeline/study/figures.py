@@ -171,10 +171,7 @@ def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, 
         axes.set_title("this study")
     for panel in panels[0]:
         _plain_ticks(panel.yaxis, percent=True)
-    axes.legend(fontsize=8)
-    beside.legend(fontsize=8, title="as reported" if together else None, title_fontsize=8)
-    if together:
-        axes.legend(fontsize=8, title="hollow: as reported", title_fontsize=8)
+        panel.legend(fontsize=8, title="hollow: as reported" if together else None, title_fontsize=8)
     head = ["model", "epochs", "learning_rate", "seed", analysis.unit, "top1_error"]
     if not together:
         head.append(CORE_HOURS)
