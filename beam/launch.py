@@ -82,7 +82,7 @@ def run(parsed: PipelineOptions) -> None:
 
 
 def _source(build: BuildOptions) -> Source:
-    return registry.open_source(build.input, options.source_flags(build))
+    return registry.open_source(build.input, {flag: getattr(build, flag) for flag in registry.flags()})
 
 
 def _prepare_runner(parsed: PipelineOptions, folder: str) -> FnApiRunner | None:

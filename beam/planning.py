@@ -37,7 +37,11 @@ def build_spec(
         retry_rejected=options.retry_rejected,
     )
     examples, fraction = options.validation_examples, options.validation_fraction
-    held_out = AsSingleton(_bound(listed, examples)) if examples else int(fraction * _ALL)
+    held_out: AsSingleton | int = int(fraction * _ALL)
+    if examples:
+        hashes = listed | "Split hashes" >> beam.Map(lambda example: shards.split_hash(example.key))
+        smallest = hashes | "Smallest" >> beam.CombineGlobally(Smallest(examples + 1))
+        held_out = AsSingleton(smallest | "Bound" >> beam.Map(bound_of, examples))
     return listing_size | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
 
 
@@ -95,16 +99,6 @@ class Smallest(beam.CombineFn):
 
     def _cut(self, accumulator: set[int]) -> set[int]:
         return set(sorted(accumulator)[: self.count])
-
-
-def _bound(listed: beam.PCollection, count: int) -> beam.PCollection:
-    """One number: `count` keys have a `split_hash` below it."""
-    return (
-        listed
-        | "Split hashes" >> beam.Map(lambda example: shards.split_hash(example.key))
-        | "Smallest" >> beam.CombineGlobally(Smallest(count + 1))
-        | "Bound" >> beam.Map(bound_of, count)
-    )
 
 
 def bound_of(smallest: list[int], count: int) -> int:

@@ -55,7 +55,8 @@ def main() -> int:
     train("The same network from scratch", "quickstart_finetune", scratch, DATA_DIR=task_records, INITIAL_CHECKPOINT="")
 
     saved_model = finetune / "saved_model"
-    if not any(is_newer(version, finetune / "run.json") for version in saved_model.glob("[0-9]*")):
+    trained = (finetune / "run.json").stat().st_mtime
+    if not any(version.stat().st_mtime > trained for version in saved_model.glob("[0-9]*")):
         settings = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
         train("Export", "quickstart_finetune", finetune, RUN="@export", **settings)
     examples = held_out_images(task_images, task_records, 8)
@@ -89,11 +90,6 @@ def predict(saved_model: pathlib.Path, images: list[pathlib.Path]) -> list[dict]
     """Classifies images with the exported model, in a process that has nothing but the SavedModel."""
     lines = run("Predictions", "pipeline/predict.py", f"--saved_model={saved_model}", "--json", *images)
     return [json.loads(line) for line in lines.splitlines()]
-
-
-def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
-    """Whether `path` was made after `than`."""
-    return path.stat().st_mtime > than.stat().st_mtime
 
 
 def held_out_images(folder: pathlib.Path, records: pathlib.Path, count: int) -> list[pathlib.Path]:
