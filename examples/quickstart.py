@@ -14,6 +14,7 @@ import random
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -80,10 +81,18 @@ def run(title: str, *command: object) -> str:
 
 def train(title: str, gin_file: str, model_dir: pathlib.Path, **settings: object) -> None:
     """Runs `pipeline/main.py` with an experiment file and bindings over it."""
-    values = {name: value if str(value).startswith("@") else f'"{value}"' for name, value in settings.items()}
-    bindings = [f"--gin_param={name}={value}" for name, value in values.items()]
-    files = ("pipeline/main.py", f"--gin_file=gin/{gin_file}.gin")
-    print(run(title, *files, *bindings, f"--model_dir={model_dir}"), end="")
+    print(run(title, *command(gin_file, settings, model_dir)), end="")
+
+
+def command(gin_file: str, settings: Mapping[str, object], model_dir: pathlib.Path) -> list[str]:
+    """The arguments of Python for a run of `pipeline/main.py` with bindings over its experiment file."""
+
+    def literal(value: object) -> object:
+        is_text = isinstance(value, str | pathlib.Path) and not str(value).startswith("@")
+        return f'"{value}"' if is_text else value
+
+    bindings = [f"--gin_param={name}={literal(value)}" for name, value in settings.items()]
+    return ["pipeline/main.py", f"--gin_file=gin/{gin_file}.gin", *bindings, f"--model_dir={model_dir}"]
 
 
 def predict(saved_model: pathlib.Path, images: list[pathlib.Path]) -> list[dict]:

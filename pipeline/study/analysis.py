@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -145,7 +145,7 @@ def best_cells(runs: Sequence[Run]) -> list[Cell]:
             continue
         rate = best.trial.learning_rate
         same = tuple(run for run in here if run.trial.learning_rate == rate and run.status == FINISHED)
-        loss = math.exp(sum(math.log(run.loss) for run in same) / len(same))
+        loss = statistics.geometric_mean(run.loss for run in same)
         tried = tuple(sorted({run.trial.learning_rate for run in here}))
         best_of_each.append(Cell(*key, rate, loss, same, tried))
     return best_of_each

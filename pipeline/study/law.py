@@ -318,7 +318,7 @@ def _logarithms(x: Values, y: Values, least: int, what: str) -> tuple[np.ndarray
         raise StudyError("A fit on log-log axes needs positive finite values; leave diverged runs out.")
     if np.ptp(np.log(x)) == 0:
         raise StudyError("All points have the same compute, so no law can be fitted: add budgets.")
-    center = float(np.exp(np.log(x).mean()))
+    center = float(stats.gmean(x))
     return np.log(x / center), np.log(y), center
 
 
