@@ -87,14 +87,6 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class PendingTrial:
-    """A trial that can be run now, and why."""
-
-    trial: Trial
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Search:
     """State of the search for the learning rate of one variant and budget.
 
@@ -109,8 +101,8 @@ class Search:
     note: str = ""
 
 
-def next_trials(study: Study, runs: Sequence[Run]) -> list[PendingTrial]:
-    """The trials that can run now, each independent of the others; empty when the study is done."""
+def next_trials(study: Study, runs: Sequence[Run]) -> dict[Trial, str]:
+    """The trials that can run now, each independent of the others, and why; empty when the study is done."""
     done = _done(runs)
     reasons: dict[Trial, str] = {}
     for cell, search in searches(study, runs).items():
@@ -119,7 +111,7 @@ def next_trials(study: Study, runs: Sequence[Run]) -> list[PendingTrial]:
         if search.best is not None:
             reasons |= {Trial(*cell, search.best, seed): "another seed" for seed in study.seeds[1:]}
             reasons |= {trial: "fine-tuning" for trial in _finetunings(study, Trial(*cell, search.best), done)}
-    return [PendingTrial(trial, reason) for trial, reason in reasons.items() if trial not in done]
+    return {trial: reason for trial, reason in reasons.items() if trial not in done}
 
 
 def searches(study: Study, runs: Sequence[Run]) -> dict[tuple[str, float], Search]:
@@ -144,7 +136,7 @@ def searches(study: Study, runs: Sequence[Run]) -> dict[tuple[str, float], Searc
 
 def remaining(study: Study, runs: Sequence[Run]) -> Iterator[Trial]:
     """The trials to come as far as can be foreseen: those that can run now, and the fewest of each later search."""
-    yield from (pending.trial for pending in next_trials(study, runs))
+    yield from next_trials(study, runs)
     states = searches(study, runs)
     for cell in study.grid:
         state = states.get(cell)
