@@ -148,7 +148,7 @@ def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> 
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
     shard = (
-        rf"{re.escape(spec.name)}-(train|validation)\.tfrecord-\d{{5,}}-of-\d{{5,}}"
+        rf"{re.escape(spec.name)}-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}"
         rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
     )
     others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE)))

@@ -16,8 +16,8 @@ from pipeline.data import record
 _LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
 
 
-def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source) -> None:
-    """Adds the whole build to `pipeline`."""
+def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source, folder: str) -> None:
+    """Adds the whole build to `pipeline`, which writes the record set into `folder`."""
     beam.typehints.disable_type_annotations()  # Beam would choose coders by them, of signed integers for our hashes
     lister = dataclasses.replace(source, parts=())  # every worker gets it
     given = read_classes(options.classes) if options.classes else source.classes
@@ -34,7 +34,7 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source) -> Non
         classes = pipeline | "Classes" >> beam.Create([given])
     indices = AsSingleton(classes | "Indices" >> beam.Map(lambda names: {name: i for i, name in enumerate(names)}))
     listing_size = planning.listing_size(listed)
-    specs = planning.build_spec(listed, listing_size, options, source.is_multi_label)
+    specs = planning.build_spec(listed, listing_size, options, folder, source.is_multi_label)
     spec = AsSingleton(specs)
     placed = listed | "Place" >> beam.Map(to_shard, spec, indices)
     every = specs | "Shards" >> beam.FlatMap(every_shard)

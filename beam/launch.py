@@ -1,7 +1,6 @@
 """Runs the build: checks, the Beam job with its progress line, and what to say at the end."""
 
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -14,13 +13,12 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam import ingest, options, progress, worker_code
+from beam import ingest, options, output_folder, progress, worker_code
 from beam.dry_run import dry_run
 from beam.errors import BuildError
 from beam.options import BuildOptions
 from beam.sources import registry
 from beam.sources.source import Source
-from pipeline import files
 from pipeline.data import manifest
 
 
@@ -64,21 +62,21 @@ def run(parsed: PipelineOptions) -> None:
             pipeline = beam.Pipeline(runner=runner, options=parsed)
         except ValueError as error:  # flags that the runner does not accept
             raise BuildError(str(error).strip()) from error
-        ingest.build(pipeline, build, source)
-        files.make_folder(build.output_dir)
-        previous = os.path.join(build.output_dir, manifest.FILE)
-        if tf.io.gfile.exists(previous):
-            tf.io.gfile.remove(previous)  # from here until the new one, there is no record set
+        output_folder.complete_exchange(build)
+        output = output_folder.choose(build)
+        ingest.build(pipeline, build, source, output)
+        output_folder.begin(build, output)
         try:
-            with progress.shown(lambda: len(tf.io.gfile.glob(f"{build.output_dir}/{build.name}-*.tfrecord-*.json"))):
+            with progress.shown(lambda: len(tf.io.gfile.glob(f"{output}/{build.name}-*.tfrecord-*.json"))):
                 pipeline.run().wait_until_finish()
         except ImportError as error:
             raise BuildError(f"This runner needs more than is installed: {error}.") from error
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             if message := re.search(r"BuildError: (.*?)(?: \[while running|\n|$)", text):
-                raise BuildError(message[1]) from error
+                raise BuildError(message[1] + output_folder.unchanged(build, output)) from error
             raise
+        output_folder.finish(build, output)
 
 
 def _source(build: BuildOptions) -> Source:

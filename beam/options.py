@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import re
 import sys
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
@@ -25,8 +26,18 @@ class ImageSettings:
     jpeg_quality: int = 95
 
 
+LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")  # the settings that only decide what is refused
+
+
 class BuildOptions(PipelineOptions):
     """Flags of `build_tfrecords.py`; every flag of Beam and of the chosen runner works beside them."""
+
+    @classmethod
+    def flags(cls) -> dict[str, Any]:
+        """Name and default of every flag of the build."""
+        parser = argparse.ArgumentParser(add_help=False)
+        cls._add_argparse_args(parser)
+        return vars(parser.parse_args([]))
 
     @classmethod
     def _add_argparse_args(cls, parser):
@@ -45,6 +56,11 @@ class BuildOptions(PipelineOptions):
             default=0,
             help="Choose the number of shards so that each has about this size, by the sizes of the source's images. "
             "With --resize they are smaller: give the number that --dry_run plans as --shards.",
+        )
+        parser.add_argument(
+            "--replace",
+            action="store_true",
+            help="Build a set in place of another one in --output_dir, which stays until the new one is whole.",
         )
         parser.add_argument(
             "--retry_rejected",

@@ -23,12 +23,12 @@ def listing_size(listed: beam.PCollection) -> beam.PCollection:
 
 
 def build_spec(
-    listed: beam.PCollection, listing_size: beam.PCollection, options: BuildOptions, is_multi_label: bool
+    listed: beam.PCollection, listing_size: beam.PCollection, options: BuildOptions, folder: str, is_multi_label: bool
 ) -> beam.PCollection:
     """The one `shards.BuildSpec` of the build."""
     flags = shards.BuildSpec(
         name=options.name,
-        output_dir=options.output_dir,
+        output_dir=folder,
         label_kind=record.MULTI_LABEL if is_multi_label else record.SINGLE_LABEL,
         image_settings=image_settings(options),
         shards={shards.TRAIN: options.shards},

@@ -15,14 +15,13 @@ import tensorflow as tf
 
 from beam import duplicates
 from beam.examples import SourceExample, text
-from beam.options import ImageSettings
+from beam.options import LIMITS, ImageSettings
 from pipeline import files
 from pipeline.data import record, shard
 
 TRAIN, VALIDATION = "train", "validation"
 FORMAT = 1  # of the statistics and of how records are made: raise it when either changes
 ShardResult = tuple[str, int, dict]  # (split, shard number, what the end of the build needs of its statistics)
-_LIMITS = ("min_side", "max_pixels", "max_bytes", "animated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def fingerprint(
     """
     settings = dataclasses.asdict(spec.image_settings)
     if not limits:
-        settings = {name: value for name, value in settings.items() if name not in _LIMITS}
+        settings = {name: value for name, value in settings.items() if name not in LIMITS}
     digest = hashlib.sha256(json.dumps([FORMAT, spec.label_kind, spec.duplicate_policy, settings]).encode())
     for example in examples:
         digest.update(repr(tuple(example)).encode())

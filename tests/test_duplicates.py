@@ -181,7 +181,7 @@ def dropped(tree, tmp_path):
 
 def test_drop_removes_both_and_another_policy_over_it_equals_a_fresh_build(tree, dropped, tmp_path):
     assert set(refusals(dropped)) == {EXACT, FIRST, NEAR, OLD}
-    build(tree, dropped)
+    build(tree, dropped, "--replace")
     build(tree, tmp_path / "fresh")
     assert ingest_images.contents(dropped) == ingest_images.contents(tmp_path / "fresh")
 

@@ -155,7 +155,7 @@ def test_the_dataflow_job_graph(tree, tmp_path):
     worker_code.send(parsed, str(tmp_path))
     pipeline = beam.Pipeline(options=parsed)
     build = parsed.view_as(options.BuildOptions)
-    ingest.build(pipeline, build, registry.open_source(build.input))
+    ingest.build(pipeline, build, registry.open_source(build.input), build.output_dir)
     docker = DockerEnvironment.from_options(parsed.view_as(PortableOptions))
     graph = pipeline.to_runner_api(default_environment=docker)
     (environment,) = [e for e in graph.components.environments.values() if e.urn]

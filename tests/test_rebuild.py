@@ -1,12 +1,12 @@
 """A second build over an earlier one: what is written again, what is not, and the same bytes in the end."""
 
+import os
 import pathlib
 import shutil
 
 import pytest
 
 from beam import checks
-from pipeline.data import manifest
 from tests import ingest_images
 from tests.ingest_builds import build, failure, records, refusals
 
@@ -42,7 +42,7 @@ def test_a_rerun_changes_nothing_and_another_setting_rebuilds(tree, built, copy,
     build(tree, copy, *FLAGS)
     assert ingest_images.contents(copy) == ingest_images.contents(built)
     assert shard_file(copy, 0).stat().st_ino == inode, "a committed shard was written again"
-    build(tree, copy, "--shards=3")
+    build(tree, copy, "--shards=3", "--replace")
     build(tree, tmp_path / "fresh", "--shards=3")
     assert ingest_images.contents(copy) == ingest_images.contents(tmp_path / "fresh")
 
@@ -64,14 +64,19 @@ def test_damaged_and_unfinished_shards_are_written_again_to_the_same_bytes(tree,
     assert whole.stat().st_ino == inode, "a committed shard was written again"
 
 
-def test_a_failed_build_leaves_no_earlier_manifest(copy, tmp_path, capsys):
-    refused = failure(capsys, "--input=/nowhere", f"--output_dir={copy}")
-    assert "does not exist" in refused
-    assert (copy / "manifest.json").exists(), "nothing was written yet"
-    ingest_images.write(tmp_path / "source" / "class_0" / "a.jpg", b"no image")
-    failure(capsys, f"--input={tmp_path}/source", f"--output_dir={copy}")
-    with pytest.raises(manifest.ManifestError, match=r"holds no manifest\.json"):
-        manifest.read(str(copy))
+def test_a_failed_build_leaves_the_earlier_set(copy, built, tmp_path, capsys):
+    """Also one of the same source and settings, whose images are gone."""
+    assert "does not exist" in failure(capsys, "--input=/nowhere", f"--output_dir={copy}")
+    source = ingest_images.folder_tree(tmp_path / "source", images=4, classes=2)
+    build(source, tmp_path / "small")
+    before = ingest_images.contents(tmp_path / "small")
+    for folder, _, names in os.walk(source):
+        for name in names:
+            ingest_images.write(f"{folder}/{name}", b"no image")
+    message = failure(capsys, f"--input={source}", f"--output_dir={tmp_path}/small", "--shards=2")
+    assert "has no image" in message and f"{tmp_path}/small is unchanged" in message
+    assert ingest_images.contents(tmp_path / "small") == before
+    assert ingest_images.contents(copy) == ingest_images.contents(built)
 
 
 @pytest.fixture
