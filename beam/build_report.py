@@ -28,12 +28,14 @@ def write(
     classes: list[str],
     results: list[shards.ShardResult],
     splits: dict[str, manifest.Split],
+    facts: list[str],
     rejected: str,
     pairs: str | None,
 ) -> None:
     """Writes the report of a build into its folder.
 
-    `classes` are in label order; `rejected` and `pairs` are the paths of `rejected.jsonl` and `duplicates.jsonl`.
+    `classes` are in label order; `facts` are the lines of its summary; `rejected` and `pairs` are the paths of
+    `rejected.jsonl` and `duplicates.jsonl`.
     """
     counts = np.zeros(len(classes), np.int64)
     sides: dict[int, int] = {}
@@ -56,7 +58,7 @@ def write(
         elif tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)
     written = {name for name, data in pictures.items() if data}
-    content = _text(spec, classes, counts, results, splits, written)
+    content = _text(spec, classes, counts, results, splits, facts, written)
     write_atomically(os.path.join(spec.output_dir, FILE), content, several_writers=True)
 
 
@@ -66,6 +68,7 @@ def _text(
     counts: np.ndarray,
     results: list[shards.ShardResult],
     splits: dict[str, manifest.Split],
+    facts: list[str],
     pictures: set[str],
 ) -> str:
     lines = [f"# {spec.name}", "", "| split | listed | written | refused | shards | GiB |", "|---|---|---|---|---|---|"]
@@ -75,6 +78,7 @@ def _text(
         lines.append(
             f"| {name} | {split.listed:,} | {split.written:,} | {refused:,} | {len(split.shards):,} | {size:,.3f} |"
         )
+    lines += ["", *(f"- {fact}" for fact in facts)]
     passed, written = sum(s["passed"] for _, _, s in results), sum(s["examples"] for _, _, s in results)
     lines += ["", f"{passed:,} of {written:,} images passed through byte for byte; the others were encoded again.", ""]
     reasons = sorted({reason for split in splits.values() for reason in split.rejected})

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from apache_beam.coders import FastPrimitivesCoder
 from PIL import Image
 
-from beam import checks, duplicates, images, shards
+from beam import checks, duplicates, images, shards, splits
 from beam.errors import BuildError
 from beam.examples import to_record
 from beam.options import BuildOptions, ImageSettings, image_settings
@@ -61,7 +61,7 @@ def measure(source: Source, options: BuildOptions) -> Measurement:
     listed = list(itertools.islice((example for example in in_turn if example is not None), _LISTED))
     listing = time.perf_counter() - start
     if not listed:
-        raise BuildError(f"--input={options.input} lists no image.")
+        raise BuildError(f"--input={source.path} lists no image.")
     sample = heapq.nsmallest(_SAMPLE, listed, key=lambda example: shards.position(example.key))
     settings, label_kind = image_settings(options), record.MULTI_LABEL if source.is_multi_label else record.SINGLE_LABEL
     coder, name_bytes, hash_bytes, records = FastPrimitivesCoder(), 0, 0, []
@@ -69,7 +69,7 @@ def measure(source: Source, options: BuildOptions) -> Measurement:
     _warm_up()
     for example in sample:
         example = example._replace(labels=(0,) * len(example.labels))
-        name_bytes += len(coder.encode(((shards.TRAIN, 1), tuple(example))))
+        name_bytes += len(coder.encode(((splits.TRAIN, 1), tuple(example))))
         start = time.perf_counter()
         result = checks.checked(example, settings)
         if isinstance(result, images.Encoded):
@@ -80,7 +80,7 @@ def measure(source: Source, options: BuildOptions) -> Measurement:
             hash_bytes += len(coder.encode(tuple(duplicates.HashedImage.of(example, result.data))))
             hash_seconds += time.perf_counter() - start
     if not records:
-        raise BuildError(f"--input={options.input}: all {len(sample)} images of a sample were refused.")
+        raise BuildError(f"--input={source.path}: all {len(sample)} images of a sample were refused.")
     return Measurement(
         sample=len(sample),
         written=len(records) / len(sample),

@@ -31,6 +31,7 @@ class HashedImage(NamedTuple):
       key, path, offset, size: as of a `SourceExample`.
       content: 16 bytes, the hash of its encoded bytes.
       perceptual: 64 bits, the hash of its pixels.
+      split: where it is in the set that is built.
     """
 
     key: bytes
@@ -39,6 +40,7 @@ class HashedImage(NamedTuple):
     size: int
     content: bytes
     perceptual: int
+    split: str = ""
 
     @property
     def location(self) -> tuple[bytes, bytes, int, int]:
@@ -77,7 +79,7 @@ class Pair(NamedTuple):
         return f"has the bytes of {other}"
 
 
-_COLUMNS = HashedImage._fields
+_COLUMNS = HashedImage._fields[:-1]
 
 
 def hashes(data: bytes) -> tuple[bytes, int]:

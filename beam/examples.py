@@ -2,6 +2,7 @@
 
 from typing import Generic, NamedTuple, TypeVar
 
+from beam.splits import TRAIN
 from pipeline.data import record
 
 WHOLE_FILE = -1
@@ -21,6 +22,7 @@ class SourceExample(NamedTuple, Generic[Label]):
         `SourceExample[int]`.
       weights: one for each label.
       refusal: (reason, detail) where the listing itself cannot accept it.
+      split: where it belongs; images of the train split may be held out for validation. Shards have it in their name.
     """
 
     key: bytes
@@ -30,6 +32,7 @@ class SourceExample(NamedTuple, Generic[Label]):
     labels: tuple[Label, ...] = ()
     weights: tuple[float, ...] = ()
     refusal: tuple[str, str] | None = None
+    split: str = TRAIN
 
     @property
     def location(self) -> tuple[bytes, bytes, int, int]:

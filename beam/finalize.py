@@ -1,5 +1,6 @@
 """The end of a build: refusals, report and TFDS metadata, then the manifest, then nothing stale left."""
 
+import base64
 import collections
 import itertools
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
-from beam import build_report, duplicates, shards
+from beam import build_report, duplicates, shards, summary
 from beam.errors import BuildError
 from pipeline import files
 from pipeline.data import manifest, record
@@ -20,19 +21,21 @@ DUPLICATES = "duplicates.jsonl"
 
 
 def finalize(
-    listing_size: tuple[int, int, int],
+    sizes: dict[str, tuple[int, int, int]],
     spec: shards.BuildSpec,
     indices: dict[str, int],
     classes_given: bool,
     results: Iterable[shards.ShardResult],
+    shared: dict[tuple[str, str], int],
 ) -> None:
     """Writes what makes committed shards a record set, `manifest.json` last.
 
     Args:
-      listing_size: see `planning.listing_size`.
-      spec, results: the build and its shards, with statistics as `summary` shortens them.
+      sizes: see `planning.listing_sizes`.
+      spec, results: the build and its shards, with statistics as `shortened` shortens them.
       indices: class name to label, in label order.
       classes_given: whether the user named the classes, of which some may then have no image.
+      shared: pair of splits to the number of images that are in both.
 
     Raises:
       BuildError: images got lost, nothing was written, or a class has no image.
@@ -43,17 +46,34 @@ def finalize(
     pairs = _write_rows(spec, results, DUPLICATES, "pairs") if has_pairs else None
     by_split = itertools.groupby(results, key=operator.itemgetter(0))
     splits = {name: _split([stats for _, _, stats in group]) for name, group in by_split}
-    _check(spec, classes, classes_given, results, splits, listing_size[0])
-    build_report.write(spec, classes, results, splits, rejected, pairs)
+    _check(spec, classes, classes_given, results, splits, sum(count for count, _, _ in sizes.values()))
+    record_set = manifest.Manifest(spec.name, tuple(classes), spec.label_kind, splits)
+    counts = summary.Summary.of(len(classes), results, shared)
+    summary.write(spec.output_dir, counts)
+    build_report.write(spec, classes, results, splits, summary.lines(record_set, counts), rejected, pairs)
     _write_tfds(spec, classes, splits)
     _remove_stale(spec, results)
-    manifest.write(manifest.Manifest(spec.name, tuple(classes), spec.label_kind, splits), spec.output_dir)
+    manifest.write(record_set, spec.output_dir)
 
 
-def summary(stats: dict) -> dict:
-    """What the end of the build needs of a shard's statistics: no lists, only counts."""
+def shortened(stats: dict) -> dict:
+    """What the end of the build needs of a shard's statistics: no lists, only counts, and the contents of images."""
     reasons = collections.Counter(refusal["reason"] for refusal in stats["rejected"])
     return {**stats, "rejected": dict(sorted(reasons.items())), "pairs": len(stats["pairs"])}
+
+
+def contents(result: shards.ShardResult) -> Iterator[tuple[bytes, str]]:
+    """(8 bytes that stand for its content, split) of every image of a shard, in a set of several splits."""
+    split, _, stats = result
+    data = base64.b64decode(stats.get("contents", ""))
+    for start in range(0, len(data), 8):
+        yield data[start : start + 8], split
+
+
+def without_contents(result: shards.ShardResult) -> shards.ShardResult:
+    """The result of a shard without the contents of its images."""
+    split, index, stats = result
+    return split, index, {name: value for name, value in stats.items() if name != "contents"}
 
 
 def _split(summaries: list[dict]) -> manifest.Split:

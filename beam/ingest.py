@@ -1,17 +1,18 @@
 """The Beam graph: listing -> split and shard of each example -> shards -> manifest."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 from apache_beam.pvalue import AsList, AsSingleton
 
-from beam import duplicates, finalize, hashing, planning, progress, shards, writing
+from beam import duplicates, finalize, hashing, planning, progress, shards, splits, writing
 from beam.errors import BuildError
 from beam.examples import SourceExample, name_bytes, text
 from beam.options import BuildOptions
 from beam.sources.source import Source
-from pipeline.data import record
+from pipeline.data import manifest, record
 
 _LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
 
@@ -20,7 +21,7 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source, folder
     """Adds the whole build to `pipeline`, which writes the record set into `folder`."""
     beam.typehints.disable_type_annotations()  # Beam would choose coders by them, of signed integers for our hashes
     lister = dataclasses.replace(source, parts=())  # every worker gets it
-    given = read_classes(options.classes) if options.classes else source.classes
+    given = given_classes(options) or source.classes
     listed = (
         pipeline
         | "Source" >> beam.Create([name_bytes(part) for part in source.parts])
@@ -33,8 +34,8 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source, folder
     else:
         classes = pipeline | "Classes" >> beam.Create([given])
     indices = AsSingleton(classes | "Indices" >> beam.Map(lambda names: {name: i for i, name in enumerate(names)}))
-    listing_size = planning.listing_size(listed)
-    specs = planning.build_spec(listed, listing_size, options, folder, source.is_multi_label)
+    sizes = planning.listing_sizes(listed)
+    specs = planning.build_spec(listed, sizes, options, folder, source.is_multi_label)
     spec = AsSingleton(specs)
     placed = listed | "Place" >> beam.Map(to_shard, spec, indices)
     every = specs | "Shards" >> beam.FlatMap(every_shard)
@@ -42,8 +43,20 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source, folder
     reference = _reference(pipeline, options)
     if options.duplicates != "off":
         shuffled["pairs"] = _pairs(shuffled["examples"], spec, options, reference)
-    results = shuffled | "Shuffle names" >> beam.CoGroupByKey() | "Write" >> beam.Map(shard_summary, spec, reference)
-    listing_size | "Finalize" >> beam.Map(finalize.finalize, spec, indices, given is not None, AsList(results))
+    written = shuffled | "Shuffle names" >> beam.CoGroupByKey() | "Write" >> beam.Map(shard_summary, spec, reference)
+    results = AsList(written | "Without contents" >> beam.Map(finalize.without_contents))
+    shared = AsSingleton(_in_two_splits(written))
+    sizes | "Finalize" >> beam.Map(finalize.finalize, spec, indices, given is not None, results, shared)
+
+
+def given_classes(options: BuildOptions) -> list[str] | None:
+    """The class names that a flag gives, in label order; None without such a flag."""
+    if options.classes_of:
+        try:
+            return list(manifest.read(options.classes_of).classes)
+        except manifest.ManifestError as error:
+            raise BuildError(f"--classes_of={options.classes_of}: {error}") from error
+    return read_classes(options.classes) if options.classes else None
 
 
 def read_classes(path: str) -> list[str]:
@@ -79,7 +92,7 @@ def to_shard(
         refusal = refusal or ("unknown_label", f"{error.args[0]!r} is not among the {len(indices)} classes")
     if spec.label_kind == record.SINGLE_LABEL and len(labels) != 1:
         refusal = refusal or ("bad_row", f"{len(labels)} labels in a source of one label an image")
-    return shards.shard_of(example.key, spec), (*example.location, labels, example.weights, refusal)
+    return shards.shard_of(example.key, example.split, spec), (*example.location, labels, example.weights, refusal)
 
 
 def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | None:
@@ -119,8 +132,25 @@ def _pairs(
             | "Same bucket" >> beam.GroupByKey()
             | "Near pairs" >> beam.FlatMap(duplicates.near, distance, both)
         )
-    placed = beam.Map(lambda pair, spec: (shards.shard_of(pair.image.key, spec), pair), spec)
+    placed = beam.Map(place_pair, spec)
     return pairs | "All pairs" >> beam.Flatten() | "Place pairs" >> placed
+
+
+def place_pair(pair: duplicates.Pair, spec: shards.BuildSpec) -> tuple[tuple[str, int], duplicates.Pair]:
+    """((split, shard number), the pair) for the shard of its image."""
+    return shards.shard_of(pair.image.key, pair.image.split, spec), pair
+
+
+def _in_two_splits(written: beam.PCollection) -> beam.PCollection:
+    """One dictionary: pair of splits to the number of images, by their bytes, that are in both."""
+    return (
+        written
+        | "Contents" >> beam.FlatMap(finalize.contents)
+        | "Same content" >> beam.GroupByKey()
+        | "In two splits" >> beam.FlatMap(lambda group: itertools.combinations(splits.in_order(set(group[1])), 2))
+        | "Of two splits" >> beam.combiners.Count.PerElement()
+        | "Images in two splits" >> beam.combiners.ToDict()
+    )
 
 
 def hash_shard(
@@ -128,7 +158,8 @@ def hash_shard(
 ) -> Iterator[duplicates.HashedImage]:
     """The hashes of one shard's usable images."""
     (split, index), examples = group
-    yield from hashing.hash_shard(spec, split, index, _examples(examples), reference)
+    for image in hashing.hash_shard(spec, split, index, _examples(examples), reference):
+        yield image._replace(split=split)
 
 
 def by_hash(image: duplicates.HashedImage) -> tuple[int, tuple]:
@@ -147,8 +178,8 @@ def shard_summary(group: tuple, spec: shards.BuildSpec, reference: duplicates.Re
     """Writes one shard; returns (split, shard number, what the end of the build needs of it)."""
     (split, index), values = group
     stats = writing.commit_shard(spec, split, index, _examples(values["examples"]), values.get("pairs", ()), reference)
-    return split, index, finalize.summary(stats)
+    return split, index, finalize.shortened(stats)
 
 
 def _examples(group: Iterable[tuple | None]) -> Iterator[SourceExample[int]]:
-    return (SourceExample._make(values) for values in group if values is not None)
+    return (SourceExample(*values) for values in group if values is not None)

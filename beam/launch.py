@@ -13,7 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam import ingest, options, output_folder, progress, worker_code
+from beam import ingest, options, output_folder, progress, summary, worker_code
 from beam.dry_run import dry_run
 from beam.errors import BuildError
 from beam.options import BuildOptions
@@ -40,10 +40,8 @@ def main(argv: list[str]) -> int:
     except BuildError as error:
         print(f"build_tfrecords.py: {error}", file=sys.stderr)
         return 1
-    for name, split in manifest.read(build.output_dir).splits.items():
-        reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
-        refused = f", {split.listed - split.written:,} refused ({reasons})" if reasons else ""
-        print(f"{name}: {split.written:,} of {split.listed:,} images written{refused}")
+    for line in summary.lines(manifest.read(build.output_dir), summary.read(build.output_dir)):
+        print(line)
     print(f"{build.output_dir}/manifest.json is written; {time.monotonic() - start:.1f} s.")
     return 0
 
@@ -80,7 +78,11 @@ def run(parsed: PipelineOptions) -> None:
 
 
 def _source(build: BuildOptions) -> Source:
-    return registry.open_source(build.input, {flag: getattr(build, flag) for flag in registry.flags()})
+    flags = {flag: getattr(build, flag) for flag in registry.flags()}
+    source = registry.open_inputs(options.inputs(build), flags, build.splits == "auto")
+    for note in source.notes:
+        print(note, flush=True)
+    return source
 
 
 def _prepare_runner(parsed: PipelineOptions, folder: str) -> FnApiRunner | None:

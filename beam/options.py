@@ -12,6 +12,7 @@ from apache_beam.runners.runner import create_runner
 
 from beam.errors import BuildError
 from beam.sources import registry
+from beam.splits import TEST, TRAIN, VALIDATION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,24 @@ class BuildOptions(PipelineOptions):
         parser.add_argument("--input", help=f"The images: {registry.expected()}.")
         for flag, text in registry.flags().items():
             parser.add_argument(f"--{flag}", default="", help=text)
+        for split in (VALIDATION, TEST):
+            parser.add_argument(f"--{split}_input", help=f"The images of the {split} split, written like --input.")
+        parser.add_argument(
+            "--splits",
+            choices=("auto", "none"),
+            default="auto",
+            help="auto: the splits that --input has itself (folders train, val or validation, test; a column 'split'; "
+            "names of tar shards; those of TFDS); none: all of --input is the train split.",
+        )
         parser.add_argument("--output_dir", help="Where the record set goes.")
         parser.add_argument("--name", default="images", help="Name of the record set, as TFDS names its files.")
         parser.add_argument(
             "--classes", metavar="FILE", help="Class names in label order, one a line; by default those found, sorted."
         )
-        parser.add_argument("--shards", type=int, default=8, help="Shards of the train split.")
+        parser.add_argument("--classes_of", metavar="SET", help="Class names of another record set, in its order.")
+        parser.add_argument(
+            "--shards", type=int, default=8, help="Shards of the train split; without one, of the largest split."
+        )
         parser.add_argument(
             "--shard_mib",
             type=int,
@@ -117,6 +130,12 @@ class BuildOptions(PipelineOptions):
         )
 
 
+def inputs(options: BuildOptions) -> dict[str, str]:
+    """Split to what its flag names; `--input` counts as train."""
+    given = {TRAIN: options.input, VALIDATION: options.validation_input, TEST: options.test_input}
+    return {split: path for split, path in given.items() if path}
+
+
 def image_settings(options: BuildOptions) -> ImageSettings:
     """The flags that decide the bytes of a record."""
     return ImageSettings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ImageSettings)})
@@ -162,9 +181,12 @@ def _unknown(argument: str, flags: list[str]) -> str:
 
 
 def _check(options: BuildOptions) -> None:
-    for flag in ("input", "output_dir"):
-        if not getattr(options, flag):
-            raise BuildError(f"--{flag} is missing: give `--{flag}=...`; see --help.")
+    if not inputs(options):
+        raise BuildError("--input is missing: give `--input=...`, --validation_input or --test_input; see --help.")
+    if not options.output_dir:
+        raise BuildError("--output_dir is missing: give `--output_dir=...`; see --help.")
+    if options.classes and options.classes_of:
+        raise BuildError("--classes and --classes_of are both given: give one of them.")
     if not re.fullmatch(r"[A-Za-z]\w*", options.name):
         raise BuildError(f"--name={options.name!r}: expected a letter, then letters, digits or '_'.")
     for flag, low, high in (
@@ -183,5 +205,7 @@ def _check(options: BuildOptions) -> None:
             raise BuildError(f"--{flag}={value}: expected {low} to {high}.")
     if not 0 <= options.validation_fraction < 1:
         raise BuildError(f"--validation_fraction={options.validation_fraction}: expected 0 up to less than 1.")
+    if (options.validation_fraction or options.validation_examples) and not options.input:
+        raise BuildError("There is no train split to hold validation images out from: give --input as well.")
     if options.validation_fraction and options.validation_examples:
         raise BuildError("--validation_fraction and --validation_examples are both given: give one of them.")

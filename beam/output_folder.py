@@ -20,11 +20,11 @@ from pipeline.data import manifest
 
 SETTINGS = "build.json"  # the flags of a build that decide what it writes
 _NOT_OF_THE_SET = ("output_dir", "replace", "retry_rejected", "dry_run_images")
-_PATHS = ("input", "classes", "remove_duplicates_of")
+_PATHS = ("input", "validation_input", "test_input", "classes", "classes_of", "remove_duplicates_of")
 # Written at the end of a build, some of them in place: they must not be links to the files of another set.
 _OF_EVERY_SET = (
     rf"{re.escape(manifest.FILE)}|{re.escape(SETTINGS)}|dataset_info\.json|features\.json|\w+\.labels\.txt"
-    r"|rejected\.jsonl|duplicates\.jsonl|report\.md|report_\w+\.(png|jpg)"
+    r"|summary\.json|rejected\.jsonl|duplicates\.jsonl|report\.md|report_\w+\.(png|jpg)"
 )
 _CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 

@@ -9,21 +9,26 @@ from apache_beam.pvalue import AsSingleton
 from beam import shards
 from beam.errors import BuildError
 from beam.options import BuildOptions, image_settings
+from beam.splits import TRAIN, VALIDATION
 from pipeline.data import record
 
 _ALL = 2**64  # split hashes are below it
 _RECORD_OVERHEAD = 120  # bytes of a record beside its image, about
 
 
-def listing_size(listed: beam.PCollection) -> beam.PCollection:
-    """One tuple: images, images of known size, bytes of these."""
+def listing_sizes(listed: beam.PCollection) -> beam.PCollection:
+    """One dictionary: split to images, images of known size, bytes of these."""
     add = beam.combiners.TupleCombineFn(sum, sum, sum)
-    sizes = listed | "Sizes" >> beam.Map(lambda example: (1, int(example.size >= 0), max(example.size, 0)))
-    return sizes | "Total" >> beam.CombineGlobally(add)
+    return (
+        listed
+        | "Sizes" >> beam.Map(lambda example: (example.split, (1, int(example.size >= 0), max(example.size, 0))))
+        | "Total of each split" >> beam.CombinePerKey(add)
+        | "Total" >> beam.combiners.ToDict()
+    )
 
 
 def build_spec(
-    listed: beam.PCollection, listing_size: beam.PCollection, options: BuildOptions, folder: str, is_multi_label: bool
+    listed: beam.PCollection, sizes: beam.PCollection, options: BuildOptions, folder: str, is_multi_label: bool
 ) -> beam.PCollection:
     """The one `shards.BuildSpec` of the build."""
     flags = shards.BuildSpec(
@@ -31,7 +36,7 @@ def build_spec(
         output_dir=folder,
         label_kind=record.MULTI_LABEL if is_multi_label else record.SINGLE_LABEL,
         image_settings=image_settings(options),
-        shards={shards.TRAIN: options.shards},
+        shards={TRAIN: options.shards},
         duplicate_policy=options.duplicates,
         duplicate_distance=options.duplicate_distance,
         retry_rejected=options.retry_rejected,
@@ -39,40 +44,59 @@ def build_spec(
     examples, fraction = options.validation_examples, options.validation_fraction
     held_out: AsSingleton | int = int(fraction * _ALL)
     if examples:
-        hashes = listed | "Split hashes" >> beam.Map(lambda example: shards.split_hash(example.key))
+        train = listed | "Train split" >> beam.Filter(lambda example: example.split == TRAIN)
+        hashes = train | "Split hashes" >> beam.Map(lambda example: shards.split_hash(example.key))
         smallest = hashes | "Smallest" >> beam.CombineGlobally(Smallest(examples + 1))
         held_out = AsSingleton(smallest | "Bound" >> beam.Map(bound_of, examples))
-    return listing_size | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
+    return sizes | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
 
 
 def complete(
-    listing_size: tuple[int, int, int],
+    sizes: dict[str, tuple[int, int, int]],
     flags: shards.BuildSpec,
     examples: int,
     fraction: float,
     mib: int,
     held_out: int,
 ) -> shards.BuildSpec:
-    """The spec of the flags, with what the listing decides: the held-out keys, and the number of shards."""
-    train = flags.shards[shards.TRAIN]
+    """The spec of the flags, with what the listing decides: the held-out keys, and the number of shards.
+
+    `sizes`: see `listing_sizes`. Shards of all splits are about as large.
+
+    Raises:
+      BuildError: the flags do not fit the splits that are listed, or the sizes of images are needed and not known.
+    """
+    if examples or fraction:
+        flag = f"--validation_examples={examples}" if examples else f"--validation_fraction={fraction}"
+        if VALIDATION in sizes:
+            raise BuildError(
+                f"{flag}: the input has a validation split of its own, of {sizes[VALIDATION][0]:,} images: remove the "
+                "flag, or read the input with --splits=none."
+            )
+        if sizes and TRAIN not in sizes:
+            raise BuildError(f"{flag}: the input has no train split to hold out from: remove the flag.")
+    sizes = sizes or {TRAIN: (0, 0, 0)}
+    main = TRAIN if TRAIN in sizes else max(sizes, key=lambda split: (sizes[split], split))
+    count, sized, size = sizes[main]
+    number = flags.shards[TRAIN]
     if mib:
-        count, sized, size = listing_size
         if not sized:
             raise BuildError(
                 "--shard_mib needs the sizes of the images, and this source does not tell them: give --shards."
             )
         estimate = size * count / sized + count * _RECORD_OVERHEAD
         part = examples / count if examples else fraction
-        train = max(1, round(estimate * (1 - part) / (mib << 20)))
-    numbers = {shards.TRAIN: train} | validation_shards(train, examples, fraction)
+        number = max(1, round(estimate * (1 - part) / (mib << 20)))
+    numbers = {split: max(1, round(number * listed / count)) for split, (listed, _, _) in sizes.items() if count}
+    numbers |= {main: number} | validation_shards(number, examples, fraction)
     return dataclasses.replace(flags, shards=numbers, held_out=held_out)
 
 
 def validation_shards(train: int, examples: int, fraction: float) -> dict[str, int]:
     """Shards of the validation split: about as large as those of the train split; none if nothing is held out."""
     if examples:
-        return {shards.VALIDATION: min(train, 1 + examples // 4096)}
-    return {shards.VALIDATION: max(1, round(train * fraction / (1 - fraction)))} if fraction else {}
+        return {VALIDATION: min(train, 1 + examples // 4096)}
+    return {VALIDATION: max(1, round(train * fraction / (1 - fraction)))} if fraction else {}
 
 
 class Smallest(beam.CombineFn):

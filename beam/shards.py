@@ -16,10 +16,10 @@ import tensorflow as tf
 from beam import duplicates
 from beam.examples import SourceExample, text
 from beam.options import LIMITS, ImageSettings
+from beam.splits import TRAIN, VALIDATION
 from pipeline import files
 from pipeline.data import record, shard
 
-TRAIN, VALIDATION = "train", "validation"
 FORMAT = 1  # of the statistics and of how records are made: raise it when either changes
 ShardResult = tuple[str, int, dict]  # (split, shard number, what the end of the build needs of its statistics)
 
@@ -32,7 +32,7 @@ class BuildSpec:
       name, output_dir, label_kind: of the record set.
       image_settings: what is done to each image.
       shards: split to number of shards.
-      held_out: keys whose `split_hash` is below it are validation.
+      held_out: keys of the train split whose `split_hash` is below it are validation.
       duplicate_policy, duplicate_distance, retry_rejected: see the flags.
     """
 
@@ -46,6 +46,11 @@ class BuildSpec:
     duplicate_distance: int = duplicates.EXACT_ONLY
     retry_rejected: bool = False
 
+    @property
+    def compares_splits(self) -> bool:
+        """Whether statistics hold the contents of images, for images that are in two splits."""
+        return len(self.shards) > 1
+
 
 def position(key: bytes) -> int:
     """The hash that gives a key its shard and its place in it, in [0, 2**64): the record id, unsigned."""
@@ -57,9 +62,10 @@ def split_hash(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8, person=b"split").digest(), "big")
 
 
-def shard_of(key: bytes, spec: BuildSpec) -> tuple[str, int]:
-    """(split, shard number) of a key."""
-    split = VALIDATION if split_hash(key) < spec.held_out else TRAIN
+def shard_of(key: bytes, split: str, spec: BuildSpec) -> tuple[str, int]:
+    """(split, shard number) of a key that its source puts into `split`."""
+    if split == TRAIN and split_hash(key) < spec.held_out:
+        split = VALIDATION
     return split, position(key) % spec.shards[split]
 
 
@@ -96,9 +102,10 @@ def fingerprint(
     settings = dataclasses.asdict(spec.image_settings)
     if not limits:
         settings = {name: value for name, value in settings.items() if name not in LIMITS}
-    digest = hashlib.sha256(json.dumps([FORMAT, spec.label_kind, spec.duplicate_policy, settings]).encode())
+    contents = ["contents"] if spec.compares_splits else []
+    digest = hashlib.sha256(json.dumps([FORMAT, spec.label_kind, spec.duplicate_policy, settings, *contents]).encode())
     for example in examples:
-        digest.update(repr(tuple(example)).encode())
+        digest.update(repr(tuple(example)[:-1]).encode())  # without the split, which the shard's name says
     for key in sorted(pairs):
         digest.update(json.dumps(pairs[key].as_json()).encode())
     digest.update(reference.digest.encode() if reference else b"")

@@ -1,6 +1,8 @@
 """One shard: its images read, checked and written, in the order of their keys' hashes."""
 
+import base64
 import collections
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -29,8 +31,9 @@ def commit_shard(
 
     Returns:
       file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept), classes (class
-      index to count), sides (see `side_bucket`), rejected (rows of `rejected.jsonl`), pairs (duplicates found), and
-      what it was written from: fingerprint, kept (the fingerprint of what was not refused) and settings.
+      index to count), sides (see `side_bucket`), rejected (rows of `rejected.jsonl`), pairs (duplicates found), in
+      a set of several splits contents (hashes of the images, 8 bytes each, in base64), and what it was written from:
+      fingerprint, kept (the fingerprint of what was not refused) and settings.
     """
     ordered, best, path = shards.in_order(examples), duplicates.best(pairs), shards.path_of(spec, split, index)
     fingerprint = shards.fingerprint(spec, ordered, best, reference)
@@ -100,6 +103,7 @@ def _write(
     classes: collections.Counter[int] = collections.Counter()
     sides: collections.Counter[int] = collections.Counter()
     rejected: list[dict] = []
+    contents: list[bytes] = []
     report_only = spec.duplicate_policy == "report"
     reported = list(pairs.values()) if report_only else []
 
@@ -120,6 +124,8 @@ def _write(
                 if result.pair:
                     reported.append(result.pair)
                 continue
+            if spec.compares_splits:
+                contents.append(hashlib.blake2b(result.data, digest_size=8).digest())
             ids.append(record.record_id(text(example.key)))
             classes.update(example.labels)
             sides[side_bucket(min(result.width, result.height))] += 1
@@ -146,6 +152,7 @@ def _write(
         "rejected": rejected,
         "pairs": [pair.as_json() for pair in reported],
         "settings": dict(vars(spec.image_settings)),
+        **({"contents": base64.b64encode(b"".join(contents)).decode()} if spec.compares_splits else {}),
     }
 
 

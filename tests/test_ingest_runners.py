@@ -135,7 +135,7 @@ def test_a_name_that_a_runner_loses_fails_the_build(tree, tmp_path):
     placed = [ingest.to_shard(example, task, indices)[1] for example in examples]
     result = ingest.shard_summary((("train", 0), {"examples": placed[1:], "pairs": []}), task, None)
     with pytest.raises(BuildError, match="32 images were listed, but 31 came to the shards"):
-        finalize.finalize((len(examples), 0, 0), task, indices, True, [result])
+        finalize.finalize({"train": (len(examples), 0, 0)}, task, indices, True, [result], {})
     assert not (tmp_path / "manifest.json").exists()
 
 

@@ -80,6 +80,19 @@ def test_another_file_system_holds_the_same_tree_and_list(tmp_path, monkeypatch)
             registry.open_source(nothing)
 
 
+def test_split_folders_on_another_file_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
+    for name in ("train/a/0.jpg", "val/a/0.jpg", "test/b/0.jpg"):
+        ingest_images.write(tmp_path / "box" / name, picture(len(name)))
+    source = registry.open_inputs({"train": "shelf://box"})
+    examples = [example for part in source.parts for example in source.examples(part)]
+    assert [(example.key, example.split, example.labels) for example in examples] == [
+        (b"train/a/0.jpg", "train", ("a",)),
+        (b"val/a/0.jpg", "validation", ("a",)),
+        (b"test/b/0.jpg", "test", ("b",)),
+    ]
+
+
 class LockerFileSystem(ShelfFileSystem):
     """The same under `locker://`, for those who come with the pipeline's options, as `hdfs://` wants them."""
 

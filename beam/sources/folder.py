@@ -4,7 +4,7 @@ import heapq
 import os
 from collections.abc import Collection, Iterator, Mapping
 
-from beam import files
+from beam import files, splits
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
 from beam.sources.source import Source
@@ -32,8 +32,7 @@ class FolderSource(Source):
             if next(files.walk(path), None) is None:
                 raise BuildError(f"--input={path} holds no file: {layout}.")
             return cls(path, ("",))
-        with os.scandir(path) as entries:
-            classes = sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
+        classes = _folders(path)
         if not classes:
             raise BuildError(f"--input={path} holds no class folders: {layout}.")
         if empty := [name for name in classes if next(_files(os.path.join(path, name)), None) is None]:
@@ -44,6 +43,46 @@ class FolderSource(Source):
             )
         return cls(path, ("", *classes))
 
+    @classmethod
+    def splits_of(cls, path: str) -> list[tuple[str, str, str]]:
+        """The folders `train`, `val` or `validation`, and `test`, where these hold the class folders.
+
+        Raises:
+          BuildError: there are other folders beside them, one holds no class folders, or two are of one split.
+        """
+        folders = _remote_split_folders(path) if files.is_remote(path) else _folders(path)
+        as_splits = {name: split for name in folders if (split := splits.named(name))}
+        nested = [name for name in as_splits if _holds_folders(files.join(path, name))]
+        others = [name for name in folders if name not in as_splits]
+        if not as_splits or (others and len(nested) < 2):
+            return []
+        found, keep = ", ".join(f"{name}/" for name in as_splits), "with --splits=none they are classes"
+        if others:
+            raise BuildError(
+                f"--input={path} holds {found}, which look like splits, beside {others[0]!r}"
+                f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}: move the others elsewhere; {keep}."
+            )
+        if flat := [name for name in as_splits if name not in nested]:
+            if len(as_splits) == 1:
+                return []
+            raise BuildError(
+                f"--input={path} holds {found}, which look like splits, but {flat[0]}/ has no class folders: expected "
+                f"{path}/{flat[0]}/CLASS/IMAGE.jpg and the like. Name one split alone (--input={path}/NAME), or move "
+                f"{flat[0]}/ elsewhere; {keep}."
+            )
+        if len(set(as_splits.values())) < len(as_splits):
+            raise BuildError(f"--input={path} holds {found}, two of them for one split: join or move one; {keep}.")
+        return [
+            (as_splits[n], f"{n}/", files.join(path, n))
+            for n in sorted(nested, key=lambda n: splits.SPLITS.index(as_splits[n]))
+        ]
+
+    @classmethod
+    def beside_splits(cls, path: str) -> list[Source]:
+        """The files beside the folders of the splits."""
+        has_files = not files.is_remote(path) and next(_beside_class_folders(path), None) is not None
+        return [cls(path, ("",))] if has_files else []
+
     def examples(self, part: str) -> Iterator[SourceExample]:
         """The images of a part; hidden files and folders (`.name`) are not listed."""
         if files.is_remote(self.path):
@@ -53,6 +92,23 @@ class FolderSource(Source):
     def label_order(self, names: Collection[str]) -> list[str]:
         """By name."""
         return sorted(names)
+
+
+def _folders(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
+
+
+def _remote_split_folders(path: str) -> list[str]:
+    """Those folders that are named as splits: to list all would be to list every image."""
+    return [name for name in splits.NAMES if next(files.walk(files.join(path, name)), None) is not None]
+
+
+def _holds_folders(path: str) -> bool:
+    if not files.is_remote(path):
+        return bool(_folders(path))
+    first, _ = next(files.walk(path))
+    return "/" in first[len(path.rstrip("/")) + 1 :]
 
 
 def _class_folder(root: str, folder: str) -> Iterator[SourceExample]:

@@ -21,6 +21,8 @@ class Source(abc.ABC):
       parts: names of the parts; bytes that are not UTF-8 are surrogates.
       is_multi_label: whether an image has any number of labels, rather than one.
       classes: class names in label order, where the source has an order of its own.
+      is_split: whether examples have the splits that the source gives them; without, all are of the train split.
+      notes: what was recognized in the source, for the user to read.
       root: the folder, with a slash at its end, that holds all parts, of which keys name the path below it.
     """
 
@@ -33,6 +35,8 @@ class Source(abc.ABC):
     is_multi_label: bool = False
     classes: tuple[str, ...] | None = None
     root: str = ""
+    is_split: bool = True
+    notes: tuple[str, ...] = ()
 
     @classmethod
     @abc.abstractmethod
@@ -49,6 +53,20 @@ class Source(abc.ABC):
           FileNotFoundError: there is no such file.
           OSError: it cannot be reached.
         """
+
+    @classmethod
+    def splits_of(cls, path: str) -> list[tuple[str, str, str]]:
+        """(split, what its keys begin with, its own `--input`) of each split that `path` holds apart; [] for none.
+
+        Raises:
+          BuildError: it can be read in several ways.
+        """
+        return []
+
+    @classmethod
+    def beside_splits(cls, path: str) -> list["Source"]:
+        """What `path` holds beside the splits of `splits_of`, so that it is accounted for."""
+        return []
 
     @abc.abstractmethod
     def examples(self, part: str) -> Iterator[SourceExample]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from beam import files
+from beam import files, splits
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
 from beam.sources.source import Source
@@ -41,25 +41,42 @@ class TableSource(Source):
         for number, row in _rows(part):
             key = str(row.get("key") or files.join(within, str(row.get("path") or f"{part} row {number}")))
             try:
-                yield _example(row, key, folder)
+                yield _example(row, key, folder, self.is_split)
             except (TypeError, ValueError) as error:
                 refusal = "bad_row", f"row {number}: {error}"
                 yield SourceExample(key.encode("utf-8", "backslashreplace"), b"", refusal=refusal)
 
 
-def _example(row: dict, key: str, folder: str) -> SourceExample:
+def _example(row: dict, key: str, folder: str, is_split: bool) -> SourceExample:
     name = row.get("path")
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"path is {name!r:.80}; expected a file's path")
     path = files.join(folder, name)
     labels, weights = labels_and_weights(row)
-    example = SourceExample(name_bytes(key), name_bytes(path), labels=labels, weights=weights)
+    split = _split(row) if is_split else splits.TRAIN
+    example = SourceExample(name_bytes(key), name_bytes(path), labels=labels, weights=weights, split=split)
     if not labels:
         return example._replace(refusal=("no_label", "the table gives it no label"))
     try:
         return example._replace(size=files.size_of(path))
     except OSError as error:
         return example._replace(refusal=("unreadable", error.strerror or str(error)))
+
+
+def _split(row: dict) -> str:
+    """The split that a row names; train without a name.
+
+    Raises:
+      ValueError: it names none.
+    """
+    name = row.get("split")
+    if name in (None, ""):
+        return splits.TRAIN
+    if (split := splits.named(str(name))) is None:
+        raise ValueError(
+            f"split is {name!r:.80}; expected train, validation or test (--splits=none ignores the column)"
+        )
+    return split
 
 
 def labels_and_weights(row: dict) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -140,7 +157,7 @@ def _parquet_rows(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     number = 0
     try:
         table = pq.ParquetFile(file)
-        wanted = ("path", "key", "label", "labels", "label_weights")
+        wanted = ("path", "key", "label", "labels", "label_weights", "split")
         columns = [name for name in table.schema_arrow.names if name in wanted]
         if "path" not in columns:
             columns = table.schema_arrow.names

@@ -3,12 +3,14 @@
 Nothing is extracted. Listing finds where the bytes of each image are in the archive, and they are read from there.
 """
 
+import collections
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 
-from beam import files
+from beam import files, splits
 from beam.examples import SourceExample, name_bytes
 from beam.sources.source import Source
 from beam.sources.table import labels_and_weights
@@ -35,7 +37,11 @@ class TarSource(Source):
     @classmethod
     def open(cls, path: str, flags: Mapping[str, str]) -> "TarSource":
         shards = files.match(path)
-        return cls(path, shards, _is_multi_label(shards[0]), root=files.common_folder(shards))
+        root = files.common_folder(shards)
+        named = collections.Counter(_split_of_shard(shard.removeprefix(root)) for shard in shards)
+        counts = ", ".join(f"{named[split]:,} of {split}" for split in splits.SPLITS if named[split])
+        notes = (f"Splits by the names of {path}: {counts} (--splits=none reads them without).",) if counts else ()
+        return cls(path, shards, _is_multi_label(shards[0]), root=root, notes=notes)
 
     def examples(self, part: str) -> Iterator[SourceExample]:
         """The samples of a tar shard.
@@ -43,20 +49,33 @@ class TarSource(Source):
         Labels are in a `.cls` member (the class) or a `.json` member with `label`, or `labels` and `label_weights`.
         """
         shard, name = part.removeprefix(self.root), None
+        named = _split_of_shard(shard) if self.is_split else splits.TRAIN
         members: list[_Member] = []
         try:
             for member, extension, content in _members(part):
                 sample = _sample_name(member)
                 if sample != name and members:
-                    yield _sample(part, shard, members)
+                    yield _in_split(_sample(part, shard, members), members, named)
                     members = []
                 name = sample
                 members.append((member, extension, content))
         except OSError as error:
             key, refusal = name_bytes(f"{shard}/after {name}"), ("unreadable", f"damaged tar: {error}")
-            yield SourceExample(key, name_bytes(part), *_NOWHERE, refusal=refusal)
+            yield SourceExample(key, name_bytes(part), *_NOWHERE, refusal=refusal, split=named or splits.TRAIN)
         if members:
-            yield _sample(part, shard, members)
+            yield _in_split(_sample(part, shard, members), members, named)
+
+
+def _split_of_shard(shard: str) -> str | None:
+    """The split that a word of a shard's name says, as in `train-0001.tar`, `set_val_01.tar`, `test/01.tar`."""
+    named = {split for word in re.split(r"[\W_]+", shard) if (split := splits.named(word))}
+    return named.pop() if len(named) == 1 else None
+
+
+def _in_split(example: SourceExample, members: list[_Member], named: str | None) -> SourceExample:
+    """The sample in the split of its shard, or else of the first folder in its own name, as in `val/cat/1.jpg`."""
+    folder = members[0][0].name.removeprefix("./").partition("/")[0]
+    return example._replace(split=named or splits.named(folder) or splits.TRAIN)
 
 
 def _members(path: str) -> Iterator[_Member]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from beam import files
+from beam import files, splits
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
 from beam.sources.source import Source
@@ -57,8 +57,7 @@ class TfdsSource(Source):
 
         name, _, split = path.removeprefix(_PREFIX).rpartition("/")
         try:
-            is_folder = os.path.isabs(name) or files.is_remote(name)
-            builder = tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
+            builder = _builder(name)
             parts = tuple(str(file) for file in builder.info.splits[split].filepaths)
         except Exception as error:  # TFDS raises many types for what it does not find
             raise BuildError(
@@ -84,6 +83,29 @@ class TfdsSource(Source):
         classes = tuple(label_text(name) for name in label_kind.names)
         weights = "label_weights" if is_multi_label and "label_weights" in features else None
         return cls(path, parts, is_multi_label, classes, image=image, label=label, weights=weights)
+
+    @classmethod
+    def splits_of(cls, path: str) -> list[tuple[str, str, str]]:
+        """The splits of a data set that is named without one: `tfds:NAME` or `tfds:FOLDER`.
+
+        Raises:
+          BuildError: it has splits of other names, of which none is left out silently.
+        """
+        name = path.removeprefix(_PREFIX)
+        is_folder = os.path.isabs(name) or files.is_remote(name)
+        if not (files.exists(os.path.join(name, "dataset_info.json")) if is_folder else "/" not in name):
+            return []
+        try:
+            names = list(_builder(name).info.splits)
+        except Exception:  # TFDS raises many types for what it does not find; `open` says what is wrong
+            return []
+        found = {split: own for own in names if (split := splits.named(own))}
+        if not names or len(found) < len(names):
+            raise BuildError(
+                f"--input={path} has the splits {', '.join(names) or '(none)'}; expected only train, validation and "
+                f"test: name one of them (--input={path}/SPLIT, --validation_input, --test_input)."
+            )
+        return [(split, "", f"{path}/{found[split]}") for split in splits.in_order(found)]
 
     def examples(self, part: str) -> Iterator[SourceExample]:
         """The records of a file; what is cut off at its end is one with a refusal."""
@@ -116,6 +138,14 @@ class TfdsSource(Source):
         if len(weights) != len(labels):
             raise ValueError(f"{len(labels)} labels, but {len(weights)} weights")
         return image, labels, weights
+
+
+def _builder(name: str) -> Any:
+    """The TFDS builder of a data set's name or folder."""
+    import tensorflow_datasets as tfds  # here: other sources do not need it
+
+    is_folder = os.path.isabs(name) or files.is_remote(name)
+    return tfds.builder_from_directory(name) if is_folder else tfds.builder(name)
 
 
 def _flat(

@@ -1,0 +1,98 @@
+"""What a build says at its end: images and classes of each split, and what a person should know before training."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+from beam import shards, splits
+from pipeline import files
+from pipeline.data.manifest import Manifest
+
+FILE = "summary.json"
+_NAMED = 5  # names in a line
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Counts that the manifest does not have.
+
+    Attributes:
+      images_per_class: split to the number of images of each class, in label order.
+      shared: `SPLIT and SPLIT` to the number of images, by their bytes, that are in both.
+    """
+
+    images_per_class: dict[str, list[int]]
+    shared: dict[str, int]
+
+    @classmethod
+    def of(cls, classes: int, results: Iterable[shards.ShardResult], shared: dict[tuple[str, str], int]) -> "Summary":
+        """The counts of a build from those of its shards."""
+        counts: dict[str, np.ndarray] = {}
+        for split, _, stats in results:
+            of_split = counts.setdefault(split, np.zeros(classes, np.int64))
+            for label, count in stats["classes"].items():
+                of_split[int(label)] += count
+        return cls(
+            {split: of_split.tolist() for split, of_split in counts.items()},
+            {f"{one} and {other}": count for (one, other), count in sorted(shared.items())},
+        )
+
+
+def write(folder: str, summary: Summary) -> None:
+    """Writes `summary.json` into the folder of a record set."""
+    content = json.dumps(dataclasses.asdict(summary), sort_keys=True) + "\n"
+    files.write_atomically(os.path.join(folder, FILE), content, several_writers=True)
+
+
+def read(folder: str) -> Summary:
+    """Reads what `write` wrote."""
+    with files.opened(os.path.join(folder, FILE), "r") as file:
+        return Summary(**json.load(file))
+
+
+def lines(record_set: Manifest, summary: Summary) -> list[str]:
+    """The summary for a person to read, a fact per line."""
+    counts = {split: np.array(summary.images_per_class[split]) for split in splits.in_order(record_set.splits)}
+    text = []
+    for name, of_split in counts.items():
+        split = record_set.splits[name]
+        refused = ""
+        if split.rejected:
+            most = sorted(split.rejected.items(), key=lambda item: (-item[1], item[0]))[:3]
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
+            more = ", ..." if len(split.rejected) > len(most) else ""
+            refused = f"; {split.listed - split.written:,} of {split.listed:,} refused ({reasons}{more})"
+        present = int((of_split > 0).sum())
+        text.append(f"{name}: {_number(split.written, 'image')} of {_number(present, 'class')}{refused}")
+    main = next(iter(counts))
+    present = np.flatnonzero(counts[main])
+    smallest = present[counts[main][present].argmin()]
+    name = record_set.classes[smallest]
+    text.append(f"The smallest class of {main} is {name!r} with {_number(counts[main][smallest], 'image')}.")
+    if single := [record_set.classes[label] for label in np.flatnonzero(counts[main] == 1)]:
+        text.append(f"One image only: {_number(len(single), 'class')} of {main} ({_some(single)}).")
+    for split in counts:
+        for one, other in ((split, main), (main, split)):
+            missing = np.flatnonzero((counts[one] > 0) & (counts[other] == 0))
+            if missing.size:
+                names = _some([record_set.classes[label] for label in missing])
+                text.append(f"Classes differ: {_number(missing.size, 'class')} of {one} not in {other} ({names}).")
+    for pair, count in summary.shared.items():
+        text.append(
+            f"{_number(count, 'image')} with the same bytes in {pair}: --duplicates=report names them. To leave them "
+            f"out of {pair.split()[0]}, build {pair.split()[-1]} as a set of its own, and the rest with "
+            "--remove_duplicates_of=THAT_SET."
+        )
+    return text
+
+
+def _number(count: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
