@@ -8,6 +8,7 @@ import tensorflow as tf
 from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
+from pipeline.files import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
@@ -28,6 +29,7 @@ EXPECTED_ERRORS = (
     ledger.LedgerError,
     trainer.DivergedError,
     distribution.PeerLostError,
+    RemoteFileError,
     Preempted,
 )
 
@@ -46,7 +48,10 @@ def run_configured(
     """
     resolved = bindings(files or [saved_config(model_dir)], params)
     context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
-    configure.get(task or "main")(context)
+    try:
+        configure.get(task or "main")(context)
+    except tf.errors.OpError as error:
+        raise remote_file_error(error) or error
 
 
 def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,10 @@ import threading
 import urllib.parse
 import uuid
 
+from tests import namespaces
+
 HOSTS = ("storage.googleapis.com", "www.googleapis.com")
+PRIVATE = "private"  # a bucket that answers 403
 _PAGE = 5  # names in a page of a listing: few, so that there are several
 
 
@@ -32,6 +35,33 @@ def certify(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     command += ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
+
+
+def serve(network: namespaces.Network, folder: pathlib.Path, faults: float = 0.0) -> dict[str, str]:
+    """Serves the buckets of `folder`/store, with a log `folder`/log, at the first host of a network.
+
+    Returns:
+      The environment in which TensorFlow, on any host of the network, takes it for Google's.
+    """
+    host, (certificate, key) = network.hosts[0], certify(folder)
+    network.name(dict.fromkeys(HOSTS, host), folder)
+    command = [sys.executable, "-m", "tests.gcs_server", folder / "store", certificate, key, host.address]
+    server = host.start([*command, folder / "log", faults], stdout=subprocess.PIPE, text=True)
+    assert server.stdout.readline() == "ready\n"
+    return {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "CURL_CA_BUNDLE": str(certificate),
+        "NO_GCE_CHECK": "true",  # nobody asks who the client is
+        "GCS_RETRY_CONFIG_INIT_DELAY_TIME_US": "10000",
+        "GCS_RETRY_CONFIG_MAX_DELAY_TIME_US": "100000",
+    }
+
+
+def requests(folder: pathlib.Path) -> list[dict]:
+    """The log that `serve` writes."""
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
 def object_path(folder: pathlib.Path, bucket: str, name: str) -> pathlib.Path:
@@ -106,6 +136,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._query = dict(urllib.parse.parse_qsl(url.query))
         if self._fault == "refused":
             self._answer(503)
+        elif PRIVATE in url.path.split("/"):
+            self._answer(403, {"error": {"code": 403, "message": "no access to the bucket"}})
         elif match := re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", url.path):
             self._upload(match[1])
         elif match := re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)", url.path):
@@ -182,6 +214,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self, bucket: pathlib.Path) -> None:
         """Names that begin with a prefix; those behind a delimiter are shortened to it."""
+        if not bucket.is_dir():
+            return self._answer(404)
         prefix, delimiter = self._query.get("prefix", ""), self._query.get("delimiter")
         names = sorted(urllib.parse.unquote(path.name) for path in bucket.iterdir() if ".partial-" not in path.suffix)
         shortened = set()
@@ -197,7 +231,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "prefixes": [name for name in page if is_prefix[name]],
             **({"nextPageToken": page[-1]} if more else {}),
         }
-        self._answer(200, {name: value for name, value in answer.items() if value})
+        return self._answer(200, {name: value for name, value in answer.items() if value})
 
     def _rewrite(self, source: pathlib.Path, target: pathlib.Path) -> None:
         """A copy."""
@@ -249,4 +283,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    Store(*sys.argv[1:]).serve_forever()
+    store = Store(*sys.argv[1:])
+    print("ready", flush=True)
+    store.serve_forever()

@@ -25,6 +25,7 @@ ARROWS = {
         "pipeline/model/",
         "pipeline/data/augment.py",
         "pipeline/data/rgb.py",
+        "pipeline/files.py",
         "pipeline/objective.py",
     ),
     "pipeline/study/": (

@@ -7,7 +7,7 @@ import orbit
 from pipeline import files, report
 from pipeline.data.order import EpochBudget
 from pipeline.train import actions, components, distribution, starting_point
-from pipeline.train.controller import explained_errors, quiet_orbit
+from pipeline.train.controller import Summaries, explained_errors, quiet_orbit
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.experiment import Experiment
 from pipeline.train.preemption import Preemption
@@ -63,6 +63,7 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
     evaluator = Evaluator(
         strategy, experiment, run.validation, state.evaluated, loop.eval_batch, preemption.after_evaluation_step
     )
+    tensorboard = os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None
     with preemption, progress, quiet_orbit(), explained_errors(strategy):
         controller = orbit.Controller(
             global_step=state.optimizer.iterations,
@@ -72,7 +73,7 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
             steps_per_loop=loop.steps_per_inner_loop,
             train_actions=[metrics, progress, ledger, checkpoints, preemption],
             eval_actions=[*best, metrics.after_evaluation, progress.after_evaluation],
-            summary_dir=os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None,
+            summary_manager=Summaries(tensorboard, state.optimizer.iterations),
         )
         for end in evaluation_steps(run.budget, run.last_step, loop.evaluate_every_epochs):
             if state.step < end:
