@@ -51,7 +51,9 @@ def run_configured(
     try:
         configure.get(task or "main")(context)
     except tf.errors.OpError as error:
-        raise remote_file_error(error) or error
+        if (problem := remote_file_error(error)) is None:
+            raise
+        raise problem from error
 
 
 def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A real `tf.distribute.TPUStrategy` over made-up devices: all but execution works without a TPU."""
 
 import collections
+from collections.abc import Sequence
 
 import tensorflow as tf
 from tensorflow.python.tpu import tpu_system_metadata
@@ -14,13 +15,13 @@ class _Name(str):
 
 
 class Resolver:
-    """What `TPUClusterResolver.connect` returns, for `replicas` of this machine's logical CPUs on `hosts`."""
+    """What `TPUClusterResolver.connect` returns, for `replicas` on `hosts`: CPUs `names`, or this machine's logical ones."""
 
     tpu_hardware_feature = None
 
-    def __init__(self, replicas: int, hosts: int = 1):
+    def __init__(self, replicas: int, hosts: int = 1, names: Sequence[str] = ()):
         device = collections.namedtuple("device", "name")
-        names = [cpu.name for cpu in tf.config.list_logical_devices("CPU")[:replicas]]
+        names = names or [cpu.name for cpu in tf.config.list_logical_devices("CPU")[:replicas]]
         names = [name if name.startswith("/job") else f"/job:localhost/replica:0/task:0{name}" for name in names]
         self._metadata = tpu_system_metadata.TPUSystemMetadata(
             num_cores=replicas,

@@ -1,6 +1,7 @@
 """Orbit's controller without its prints, and TensorFlow's errors in the words of this project."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from unittest import mock
 
@@ -8,8 +9,11 @@ import orbit
 import tensorflow as tf
 from absl import logging
 
+from pipeline import files
 from pipeline.data import reader
 from pipeline.train import distribution
+
+_LOST_HOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
 @contextlib.contextmanager
@@ -54,15 +58,30 @@ class Summaries(orbit.utils.SummaryManagerInterface):
 
 @contextlib.contextmanager
 def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Raises a DamagedRecordError where the input stopped at one, and says when another process is gone."""
+    """Raises errors of this project where the input, an object store or another host is what failed.
+
+    Raises:
+      DamagedRecordError: the input stopped at a damaged record.
+      ManifestError: a host cannot open a shard.
+      RemoteFileError: a file in an object store cannot be read or written.
+      PeerLostError: another process, or a host of the TPU slice, is gone.
+    """
     try:
         yield
     except tf.errors.OpError as error:
-        if (damage := reader.damage(error)) is not None:
-            raise damage from None
+        for explain in (reader.damage, reader.unreadable, files.remote_file_error):
+            if (problem := explain(error)) is not None:
+                raise problem from error
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
                 f"Working together failed ({error.message.splitlines()[0]}): very likely another process is gone. "
                 "Start the same command on every worker again; all continue from the last checkpoint."
+            ) from error
+        if isinstance(strategy, tf.distribute.TPUStrategy) and isinstance(error, _LOST_HOST):
+            tasks = sorted(set(re.findall(r"/job:\w+/replica:\d+/task:\d+", error.message)))
+            raise distribution.PeerLostError(
+                f"A host of the TPU slice is gone ({type(error).__name__}; {', '.join(tasks) or 'no host is named'}). "
+                "Start the same command again when the slice is whole, or with TPU_NAME of another one, of any number "
+                "of hosts that divides the batch; the run continues from its last checkpoint."
             ) from error
         raise
