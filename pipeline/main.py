@@ -36,7 +36,9 @@ def main(argv: list[str]) -> int:
     try:
         registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value, _TASK.value)
     except registry.EXPECTED_ERRORS as error:
-        print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr)
+        print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, registry.HostLostError):
+            os._exit(1)  # TensorFlow's shutdown would wait for the host
         return 143 if isinstance(error, registry.Preempted) else 1
     return 0
 

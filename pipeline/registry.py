@@ -11,7 +11,8 @@ from pipeline.data.input import Data
 from pipeline.files import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
+from pipeline.train import checkpoint, ledger, optimizer, sam, schedule, trainer
+from pipeline.train.distribution import HostLostError, PeerLostError
 from pipeline.train.evaluate import evaluate
 from pipeline.train.experiment import Experiment
 from pipeline.train.few_shot import few_shot
@@ -28,7 +29,7 @@ EXPECTED_ERRORS = (
     checkpoint.CheckpointError,
     ledger.LedgerError,
     trainer.DivergedError,
-    distribution.PeerLostError,
+    PeerLostError,
     RemoteFileError,
     Preempted,
 )

@@ -208,9 +208,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(204)
         facts = path.stat()
         updated = "2000-01-01T00:00:00.000Z"
-        return self._answer(
-            200, {"size": str(facts.st_size), "generation": str(facts.st_mtime_ns), "updated": updated}
-        )
+        return self._answer(200, {"size": str(facts.st_size), "generation": str(facts.st_mtime_ns), "updated": updated})
 
     def _list(self, bucket: pathlib.Path) -> None:
         """Names that begin with a prefix; those behind a delimiter are shortened to it."""

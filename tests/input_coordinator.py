@@ -17,7 +17,7 @@ from pipeline.data import input as inputs
 from pipeline.data import reader
 from pipeline.data.order import EpochBudget
 from pipeline.train.controller import explained_errors
-from pipeline.train.distribution import PeerLostError
+from pipeline.train.distribution import HostLostError
 from tests import made_up_tpu
 
 BATCH = 16
@@ -71,5 +71,6 @@ def main(directory: str, epochs: str, state_path: str, *addresses: str) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (PeerLostError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except (HostLostError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(1)  # as pipeline/main.py does where a host is lost

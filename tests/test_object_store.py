@@ -137,7 +137,9 @@ def test_tensorboard_costs_one_upload_a_loop(bucket, runs):
 
 def test_evaluation_export_and_prediction_in_a_bucket(bucket, runs):
     local, _, _ = runs
-    assert "step 18 of gs://bucket/run" in bucket.run("pipeline/main.py", "--model_dir=gs://bucket/run", "--task=evaluate")
+    assert "step 18 of gs://bucket/run" in bucket.run(
+        "pipeline/main.py", "--model_dir=gs://bucket/run", "--task=evaluate"
+    )
     export = ("pipeline/main.py", "--model_dir=gs://bucket/run", "--task=export")
     bucket.kill(bucket.start(*export), "run/saved_model/1/", 0)  # while its files are moved there, one by one
     assert "gs://bucket/run/saved_model/2" in bucket.run(*export)

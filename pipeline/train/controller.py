@@ -64,7 +64,8 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
       DamagedRecordError: the input stopped at a damaged record.
       ManifestError: a host cannot open a shard.
       RemoteFileError: a file in an object store cannot be read or written.
-      PeerLostError: another process, or a host of the TPU slice, is gone.
+      PeerLostError: another process is gone.
+      HostLostError: a host of the TPU slice is gone.
     """
     try:
         yield
@@ -79,7 +80,7 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
             ) from error
         if isinstance(strategy, tf.distribute.TPUStrategy) and isinstance(error, _LOST_HOST):
             tasks = sorted(set(re.findall(r"/job:\w+/replica:\d+/task:\d+", error.message)))
-            raise distribution.PeerLostError(
+            raise distribution.HostLostError(
                 f"A host of the TPU slice is gone ({type(error).__name__}; {', '.join(tasks) or 'no host is named'}). "
                 "Start the same command again when the slice is whole, or with TPU_NAME of another one, of any number "
                 "of hosts that divides the batch; the run continues from its last checkpoint."

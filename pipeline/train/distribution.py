@@ -15,6 +15,10 @@ class PeerLostError(RuntimeError):
     """Another process of a cluster is gone; this one cannot continue without it."""
 
 
+class HostLostError(PeerLostError):
+    """A host of the TPU slice is gone. TensorFlow's shutdown may wait for it for ever: end the process by `os._exit`."""
+
+
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
 
 
