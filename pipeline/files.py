@@ -12,7 +12,7 @@ class RemoteFileError(RuntimeError):
 
 
 def remote_file_error(error: Exception) -> RemoteFileError | None:
-    """What `error`, raised by TensorFlow, says about a file in an object store; None where it is about another thing."""
+    """What TensorFlow's `error` says about a file in an object store; None where it is about something else."""
     place = re.search(r"\b[a-z0-9]+://[^\s,;:'\"]+", str(error).replace("https://", ""))
     if place is None:
         return None

@@ -31,13 +31,14 @@ def main(argv: list[str]) -> int:
         raise app.UsageError("Give --gin_file=FILE, or --model_dir=RUN of a run that has been started.")
     logging.set_verbosity(logging.WARNING)
     from pipeline import configure, registry  # TensorFlow takes seconds: flags are checked first
+    from pipeline.train import distribution
 
     model_dir = _MODEL_DIR.value or os.path.join("runs", os.path.splitext(os.path.basename(_GIN_FILE.value[-1]))[0])
     try:
         registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value, _TASK.value)
     except registry.EXPECTED_ERRORS as error:
         print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr, flush=True)
-        if isinstance(error, registry.HostLostError):
+        if isinstance(error, distribution.HostLostError):
             os._exit(1)  # TensorFlow's shutdown would wait for the host
         return 143 if isinstance(error, registry.Preempted) else 1
     return 0

@@ -12,7 +12,7 @@ from pipeline.files import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, ledger, optimizer, sam, schedule, trainer
-from pipeline.train.distribution import HostLostError, PeerLostError
+from pipeline.train.distribution import PeerLostError
 from pipeline.train.evaluate import evaluate
 from pipeline.train.experiment import Experiment
 from pipeline.train.few_shot import few_shot

@@ -3,8 +3,8 @@
     python -m tests.gcs_server FOLDER CERTIFICATE KEY ADDRESS LOG [FAULTS]
 
 An object NAME of a bucket is the file FOLDER/BUCKET/NAME with its name quoted. LOG gets a JSON line for each request:
-client, method, path, range, status, bytes, fault. FAULTS is the share of requests that go wrong: with status 503, with a
-response that is cut off, or with an upload of which only a part arrives.
+client, method, path, range, status, bytes, fault. FAULTS is the share of requests that go wrong: with status 503, with
+a response that is cut off, or with an upload of which only a part arrives.
 """
 
 import http.server
@@ -31,8 +31,19 @@ def certify(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Makes a certificate for Google's names that is its own authority; returns the paths of certificate and key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     names = ",".join(f"DNS:{host}" for host in HOSTS)
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=gcs".split()
-    command += ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=gcs", "-addext", f"subjectAltName={names}", "-keyout", key, "-out", certificate]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
 
@@ -101,7 +112,7 @@ class Store(http.server.ThreadingHTTPServer):
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.folder = pathlib.Path(folder)
         self.uploads: dict[str, tuple[pathlib.Path, int, bytes]] = {}  # target, size, what has arrived
-        self._log, self._lock = open(log, "a"), threading.Lock()
+        self._log, self._lock = pathlib.Path(log), threading.Lock()
         self._faults, self._random = float(faults), random.Random(0)
 
     def next_fault(self) -> str:
@@ -111,8 +122,8 @@ class Store(http.server.ThreadingHTTPServer):
 
     def log(self, **fields: object) -> None:
         """Writes a line into the log."""
-        with self._lock:
-            print(json.dumps(fields), file=self._log, flush=True)
+        with self._lock, open(self._log, "a") as file:
+            print(json.dumps(fields), file=file)
 
     def handle_error(self, request, client_address):
         """Clients that are killed are not worth a word."""

@@ -15,7 +15,7 @@ class _Name(str):
 
 
 class Resolver:
-    """What `TPUClusterResolver.connect` returns, for `replicas` on `hosts`: CPUs `names`, or this machine's logical ones."""
+    """What `TPUClusterResolver.connect` returns, for `replicas` on `hosts`: the CPUs `names`, or logical ones."""
 
     tpu_hardware_feature = None
 

@@ -1,4 +1,4 @@
-"""A host of a TPU slice as far as the input is concerned: a TensorFlow server, in a process that has no Python of ours."""
+"""A TensorFlow server whose process has no Python of ours: a TPU slice's host, as far as its input is concerned."""
 
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Records, run folder and checkpoints in an object store, through TensorFlow's own client for `gs://`.
 
-The store is local (`gcs_server.py`): TensorFlow has no setting for another endpoint, so it is found under Google's names
-by a hosts file of its own in a mount namespace.
+The store is local (`gcs_server.py`): TensorFlow has no setting for another endpoint, so it is found under Google's
+names by a hosts file of its own in a mount namespace.
 """
 
 import json

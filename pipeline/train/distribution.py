@@ -16,7 +16,7 @@ class PeerLostError(RuntimeError):
 
 
 class HostLostError(PeerLostError):
-    """A host of the TPU slice is gone. TensorFlow's shutdown may wait for it for ever: end the process by `os._exit`."""
+    """A host of the TPU slice is gone. TensorFlow's shutdown may wait for it without end: use `os._exit`."""
 
 
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
