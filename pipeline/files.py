@@ -1,27 +1,14 @@
 """Files on this machine's disk or on a file system of TensorFlow's (`gs://`), written whole or not at all."""
 
 import os
-import re
 import typing
 import uuid
 from collections.abc import Iterable
 
 
-class RemoteFileError(RuntimeError):
-    """A file in an object store could not be read or written."""
-
-
-def remote_file_error(error: Exception) -> RemoteFileError | None:
-    """What TensorFlow's `error` says about a file in an object store; None where it is about something else."""
-    place = re.search(r"\b[a-z0-9]+://[^\s,;:'\"]+", str(error).replace("https://", ""))
-    if place is None:
-        return None
-    reason = str(error).splitlines()[0].removesuffix(".")
-    return RemoteFileError(
-        f"{place[0]} cannot be read or written ({type(error).__name__}: {reason}). Check its name, and that this "
-        "machine's account has access to the bucket (`gcloud auth application-default login` gives it yours). A run "
-        "continues from its last checkpoint: start the same command again."
-    )
+def absolute(path: str) -> str:
+    """A path that means the same in a TensorFlow server with another working directory."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def is_remote(path: str) -> bool:

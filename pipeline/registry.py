@@ -8,7 +8,7 @@ import tensorflow as tf
 from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
-from pipeline.files import RemoteFileError, remote_file_error
+from pipeline.errors import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, ledger, optimizer, sam, schedule, trainer
@@ -70,6 +70,11 @@ def exported(model_dir: str) -> str:
     if not tf.io.gfile.exists(directory):
         run_configured([], [], model_dir, task="export")
     return directory
+
+
+def default_model_dir(files: Sequence[str]) -> str:
+    """The folder of a run that is given none: `runs/NAME` of the last gin file."""
+    return os.path.join("runs", os.path.splitext(os.path.basename(files[-1]))[0])
 
 
 def saved_config(model_dir: str) -> str:

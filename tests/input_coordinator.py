@@ -16,9 +16,9 @@ from pipeline import files
 from pipeline.data import input as inputs
 from pipeline.data import reader
 from pipeline.data.order import EpochBudget
+from pipeline.tpu import made_up_devices
+from pipeline.train import distribution
 from pipeline.train.controller import explained_errors
-from pipeline.train.distribution import HostLostError
-from tests import made_up_tpu
 
 BATCH = 16
 
@@ -44,7 +44,8 @@ def main(directory: str, epochs: str, state_path: str, *addresses: str) -> None:
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, master=addresses[0])
     tf.config.experimental_connect_to_cluster(resolver, protocol="grpc")
     devices = [f"/job:worker/replica:0/task:{task}/device:CPU:0" for task in range(len(addresses))]
-    strategy = tf.distribute.TPUStrategy(made_up_tpu.Resolver(len(addresses), len(addresses), devices))
+    with made_up_devices.instead_of_a_tpu(len(devices), len(devices), devices):
+        strategy = distribution.create("tpu")
     records = reader.RecordSet(directory, "train")
     plan = budget(records, int(epochs))
     steps = []
@@ -71,6 +72,6 @@ def main(directory: str, epochs: str, state_path: str, *addresses: str) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except (HostLostError, ValueError) as error:
+    except (distribution.HostLostError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(1)  # as pipeline/main.py does where a host is lost

@@ -4,13 +4,17 @@ import pytest
 import tensorflow as tf
 
 from pipeline.data.manifest import ManifestError
-from pipeline.files import RemoteFileError
+from pipeline.errors import RemoteFileError
+from pipeline.tpu import made_up_devices
+from pipeline.train import distribution
 from pipeline.train.controller import explained_errors
 from pipeline.train.distribution import HostLostError
-from tests import made_up_tpu
 
 ONE_DEVICE = tf.distribute.OneDeviceStrategy("/cpu:0")
-RESET = "recvmsg:Connection reset by peer\nfrom remote target /job:worker/replica:0/task:1/device:CPU:0 while calling"
+RESET = (
+    "recvmsg:Connection reset by peer\n"
+    "Additional GRPC error information from remote target /job:worker/replica:0/task:1/device:CPU:0 while calling /tf:"
+)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,8 @@ def test_a_file_that_cannot_be_used_is_named(error, explained, message):
 
 @pytest.mark.parametrize("kind", [tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError])
 def test_a_lost_host_of_a_tpu_slice_is_named(kind):
-    strategy = tf.distribute.TPUStrategy(made_up_tpu.Resolver(4, hosts=2))
+    with made_up_devices.instead_of_a_tpu(4, hosts=2):
+        strategy = distribution.create("tpu")
     with (
         pytest.raises(
             HostLostError, match=r"host .* is gone .*/job:worker/replica:0/task:1\).* same command .* checkpoint"
@@ -58,7 +63,8 @@ def test_a_lost_host_of_a_tpu_slice_is_named(kind):
 
 
 def test_other_errors_stay_what_they_are():
-    strategy = tf.distribute.TPUStrategy(made_up_tpu.Resolver(4, hosts=2))
+    with made_up_devices.instead_of_a_tpu(4, hosts=2):
+        strategy = distribution.create("tpu")
     with pytest.raises(tf.errors.InvalidArgumentError, match="shapes"), explained_errors(strategy):
         raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
     with pytest.raises(tf.errors.UnavailableError), explained_errors(ONE_DEVICE):

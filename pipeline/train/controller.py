@@ -1,19 +1,45 @@
-"""Orbit's controller without its prints, and TensorFlow's errors in the words of this project."""
+"""What Orbit's controller is given: the length of its loops, silence, and errors in the words of this project."""
 
 import contextlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import orbit
 import tensorflow as tf
 from absl import logging
 
-from pipeline import files
 from pipeline.data import reader
+from pipeline.errors import cause, remote_file_error
 from pipeline.train import distribution
+from pipeline.train.components import RunComponents
+from pipeline.train.run_config import Loop
+from pipeline.train.trainer import Trainer
 
+_LOOP_SECONDS = 20.0
+_LOOPS = 100  # that a run has at least
 _LOST_HOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+
+
+def inner_loop(loop: Loop, run: RunComponents, trainer: Trainer) -> Callable[[int], int]:
+    """From the step at which an inner loop starts to its number of steps, in all processes the same.
+
+    It ends at the latest where a checkpoint is due. With `Loop.steps_per_loop` it ends at the next multiple of that,
+    also in a run that continues; without, it takes the time of a loop, as far as the last loop tells.
+    """
+
+    def steps(step: int) -> int:
+        to_checkpoint = loop.checkpoint_every - step % loop.checkpoint_every
+        if loop.steps_per_loop is not None:
+            return min(loop.steps_per_loop - step % loop.steps_per_loop, to_checkpoint)
+        in_time = distribution.of_all_processes(run.strategy, timed_steps(trainer.step_seconds, run.last_step))
+        return min(*in_time, to_checkpoint)
+
+    return steps
+
+
+def timed_steps(step_seconds: float, last_step: int) -> int:
+    """Steps of a loop by time."""
+    return max(1, min(int(_LOOP_SECONDS / step_seconds), last_step // _LOOPS))
 
 
 @contextlib.contextmanager
@@ -70,18 +96,17 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        for explain in (reader.damage, reader.unreadable, files.remote_file_error):
+        for explain in (reader.damage, reader.unreadable, remote_file_error):
             if (problem := explain(error)) is not None:
                 raise problem from error
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
-                f"Working together failed ({error.message.splitlines()[0]}): very likely another process is gone. "
+                f"Working together failed ({cause(error)}): very likely another process is gone. "
                 "Start the same command on every worker again; all continue from the last checkpoint."
             ) from error
         if isinstance(strategy, tf.distribute.TPUStrategy) and isinstance(error, _LOST_HOST):
-            tasks = sorted(set(re.findall(r"/job:\w+/replica:\d+/task:\d+", error.message)))
             raise distribution.HostLostError(
-                f"A host of the TPU slice is gone ({type(error).__name__}; {', '.join(tasks) or 'no host is named'}). "
+                f"A host of the TPU slice is gone ({type(error).__name__}: {cause(error)}). "
                 "Start the same command again when the slice is whole, or with TPU_NAME of another one, of any number "
                 "of hosts that divides the batch; the run continues from its last checkpoint."
             ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from pipeline import files
+from pipeline.errors import cause
 from pipeline.train import tpu_machine
 
 
@@ -125,17 +126,19 @@ def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
 
     The input of a slice is read, and its checkpoints are written, by TensorFlow's servers on the slice's hosts.
     """
-    if not isinstance(strategy, tf.distribute.TPUStrategy):
-        return
-    elsewhere = [device for device in strategy.extended.worker_devices if "/job:localhost/" not in device]
-    if hosts(strategy) == 1 and not elsewhere:
-        return
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        elsewhere = any("/job:localhost/" not in device for device in strategy.extended.worker_devices)
+        check_shared(hosts(strategy), elsewhere, **folders)
+
+
+def check_shared(hosts: int, elsewhere: bool, **folders: str) -> None:
+    """Raises a ValueError where one of `folders` is local, and a TPU has several hosts or is not on this machine."""
     for what, folder in folders.items():
-        if not files.is_remote(folder):
+        if (hosts > 1 or elsewhere) and not files.is_remote(folder):
             raise ValueError(
-                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which read "
-                "and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, "
-                "set Loop.shared_folders = True."
+                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts} hosts, which read and write "
+                "it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, set "
+                "Loop.shared_folders = True."
             )
 
 
@@ -178,7 +181,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         wheel = "" if tpu_machine.has_kernels() else "; this TensorFlow has no TPU kernels, see `make setup-tpu-vm`"
         raise ValueError(
-            f"Strategy 'tpu' found no TPU ({str(error).splitlines()[0][:200]}): set TPU_NAME, or use 'auto'{wheel}."
+            f"Strategy 'tpu' found no TPU ({cause(error)[:200]}): set TPU_NAME, or use 'auto'{wheel}."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
