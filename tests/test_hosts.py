@@ -64,7 +64,7 @@ def hosts(tmp_path):
         yield Hosts(network, tmp_path)
 
 
-def wait_until(condition, process, seconds=200):
+def wait_until(condition, process, seconds=600):
     """Waits, as long as a process lives."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -74,7 +74,7 @@ def wait_until(condition, process, seconds=200):
 
 def finished(process, code=0):
     """What a process has printed."""
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == code, printed[-3000:]
     return printed
 

@@ -64,7 +64,7 @@ class Bucket:
 
     def kill(self, process, name, size=1):
         """Kills a process as soon as an object exists and has `size` lines."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not (self.path(name).exists() and self.path(name).read_bytes().count(b"\n") >= size):
             assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()[-3000:]
             time.sleep(0.01)
