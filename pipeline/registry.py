@@ -9,6 +9,7 @@ from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
 from pipeline.model import garden, nfnet
+from pipeline.objective import SIGMOID
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
 from pipeline.train.evaluate import evaluate
@@ -53,7 +54,11 @@ def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
     """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value."""
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
-    return configure.resolved(ignore=("main", "Loop", *TASKS))
+    resolved = configure.resolved(ignore=("main", "Loop", *TASKS))
+    # It was the mean over classes once, and a run must not continue under another loss.
+    if resolved.get("Experiment.loss") == repr(SIGMOID.name):
+        resolved["Experiment.loss"] += ", summed over classes"
+    return resolved
 
 
 def exported(model_dir: str) -> str:

@@ -121,3 +121,11 @@ def test_a_mistake_in_a_real_experiment_is_found(param, message):
     with pytest.raises(configure.ConfigurationError) as error:
         load("gin/f7_jft.gin", param)
     assert message in str(error.value)
+
+
+def test_a_run_with_the_mean_sigmoid_loss_does_not_continue_under_the_sum():
+    """Their bindings differ, and those of the softmax loss are as written."""
+    sigmoid = registry.bindings([str(ROOT / "gin/f0_jft.gin")], ['Experiment.loss="sigmoid"'])
+    softmax = registry.bindings([str(ROOT / "gin/f0_jft.gin")], ['Experiment.loss="softmax"'])
+    assert sigmoid["Experiment.loss"] == "'sigmoid', summed over classes"
+    assert softmax["Experiment.loss"] == "'softmax'"
