@@ -71,6 +71,17 @@ def test_pretraining_is_as_the_study_reports(name):
     assert isinstance(rate, schedule.WarmUp)
 
 
+@pytest.mark.parametrize("file", [*(f"gin/{name}_jft.gin" for name in STUDY), "gin/study/demo_pretrain.gin"])
+def test_dropout_does_not_vary_with_the_model_in_pretraining(file):
+    """It would confound a law in model size; the variant's own rate is a macro away, and it is fine-tuning's."""
+    load(file)
+    assert configure.resolved()["nfnet.dropout_rate"] == "0.0"
+    load(file, "DROPOUT_RATE=None")
+    assert configure.resolved()["nfnet.dropout_rate"] == "None"
+    load("gin/f7_imagenet.gin")
+    assert "nfnet.dropout_rate" not in configure.resolved()
+
+
 @pytest.mark.parametrize("name", STUDY)
 def test_finetuning_is_as_the_study_reports(name):
     setup = load(f"gin/{name}_imagenet.gin")
