@@ -129,7 +129,7 @@ def export(context: RunContext, experiment: Experiment, directory: str = "", top
       top: how many class names an answer holds for each image.
     """
     saved = checkpoint.find(context.model_dir)
-    model = load_model(saved, experiment.create_model)
+    model = load_model(saved, experiment.create_evaluation_model)
     # Imported weights come without names: they are the records'.
     classes = saved.facts.get("class_names") or experiment.data.read_manifest().classes
     classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.objective)

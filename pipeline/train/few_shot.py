@@ -43,7 +43,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
       ValueError: a class has too few examples, or the examples have several labels.
     """
     saved = checkpoint.find(context.model_dir)
-    model = load_model(saved, experiment.create_model)
+    model = load_model(saved, experiment.create_evaluation_model)
     made = experiment.data.read_manifest()
     train = extract(model, experiment, experiment.data.training_records(made))
     validation = extract(model, experiment, experiment.data.validation_records(made))
