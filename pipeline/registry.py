@@ -132,7 +132,8 @@ def export(context: RunContext, experiment: Experiment, directory: str = "", top
     model = load_model(saved, experiment.create_evaluation_model)
     # Imported weights come without names: they are the records'.
     classes = saved.facts.get("class_names") or experiment.data.read_manifest().classes
-    classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.objective)
+    data = experiment.data
+    classifier = serving.Classifier(model, classes, data.eval_size, top, experiment.objective, data.eval_view)
     path = serving.export(classifier, directory or os.path.join(context.model_dir, SAVED_MODEL))
     print(f"Exported to {path}; try: python pipeline/predict.py --saved_model={path} IMAGE")
     return path

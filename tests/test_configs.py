@@ -113,6 +113,17 @@ def test_imagenet_from_scratch_is_as_the_nfnet_paper_reports(index, sizes, magni
     assert setup.data.augmentation.mixing.cutmix
 
 
+@pytest.mark.parametrize("file", EXPERIMENTS)
+def test_views_and_crops_are_the_authors(file):
+    """ImageNet is evaluated with the view of the published accuracies; no crop has less than a tenth of its image."""
+    setup = load(file)
+    assert setup.data.eval_view == ("resize_crop" if "_imagenet" in file else "crop_resize")
+    assert setup.data.augmentation.min_object_covered == 0.1
+    bindings = configure.resolved()
+    assert bindings["Augmentation.min_object_covered"] == "0.1"
+    assert ("Data.eval_view" in bindings) == ("_imagenet" in file)
+
+
 def test_a_macro_overrides_every_use():
     setup = load("gin/f7_jft.gin", "EPOCHS=0.25", "GLOBAL_BATCH=8", 'DATA_DIR="elsewhere"', "Experiment.max_steps=2")
     assert (setup.epochs, setup.data.batch, setup.data.directory, setup.max_steps) == (0.25, 8, "elsewhere", 2)
