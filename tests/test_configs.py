@@ -87,7 +87,7 @@ def test_finetuning_is_as_the_study_reports(name):
     setup = load(f"gin/{name}_imagenet.gin")
     assert (setup.data.train_size, setup.data.eval_size, setup.epochs) == (384, 480, 50)
     assert setup.sam is not None
-    assert setup.data.augmentation.repeats == 4
+    assert setup.data.augmentation.repeats == 1  # 90.3%; with more it is gin/run/repeated_augmentation.gin
     assert setup.initial_checkpoint == f"runs/{name}_jft"
 
 

@@ -70,6 +70,11 @@ class Experiment:
         """What the network learns."""
         return objective.get(self.loss)
 
+    @property
+    def gradient_passes(self) -> int:
+        """Forward and backward passes of a step, one after the other: two with SAM."""
+        return 2 if self.sam else 1
+
     def create_model(
         self, num_classes: int, target_device: str | None = classifier.ANY_DEVICE
     ) -> classifier.Classifier:
