@@ -20,8 +20,8 @@ from pipeline.model import speeds, variants  # noqa: E402
 from pipeline.tpu import chips, compiler  # noqa: E402
 
 TOPOLOGY, CONFIGURATION = "v4:2x2x1", chips.LEGACY
-# Section of the file to how the gin files end, and the images of a core. Those of fine-tuning, at 384 pixels, are guesses
-# until they have been compiled.
+# Section of the file to how the gin files end, and the images of a core. Those of fine-tuning, at 384 pixels, are
+# guesses until they have been compiled.
 TASKS = {
     "variants": ("jft", variants.STUDY_CORE_BATCHES),
     "finetuning": ("imagenet", {"F0": 32, "F1": 32, "F3": 16, "F3+": 8, "F7": 8, "F7+": 4}),
