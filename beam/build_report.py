@@ -18,7 +18,7 @@ from pipeline.files import write_atomically
 
 FILE = "report.md"
 _TILE = 128  # pixels
-_SAMPLE = 24
+_SAMPLE, _COLUMNS = 24, 8  # tiles of a sheet, and of each of its rows
 _Tile = tuple[Image.Image | None, str]  # with its caption
 _NAMED = 40  # up to so many classes, each gets a bar with its name
 
@@ -33,12 +33,7 @@ def write(
 ) -> None:
     """Writes the report of a build into its folder.
 
-    Args:
-      spec: the build.
-      classes: class names in label order.
-      results: of every shard.
-      splits: what the manifest says of each split.
-      rejected, pairs: the JSON lines files of refused images and of duplicates, if there are any.
+    `classes` are in label order; `rejected` and `pairs` are the paths of `rejected.jsonl` and `duplicates.jsonl`.
     """
     counts = np.zeros(len(classes), np.int64)
     sides: dict[int, int] = {}
@@ -50,9 +45,9 @@ def write(
     pictures = {
         "report_classes.png": _class_figure(classes, counts),
         "report_sizes.png": _size_figure(sides),
-        "report_images.jpg": _sheet(_written(spec, results, classes), columns=8),
-        "report_rejected.jpg": _sheet(_refused(spec, rejected), columns=8),
-        "report_duplicates.jpg": _sheet(_pairs(spec, pairs), columns=8),
+        "report_images.jpg": _sheet(_written(spec, results, classes)),
+        "report_rejected.jpg": _sheet(_refused(spec, rejected)),
+        "report_duplicates.jpg": _sheet(_pairs(spec, pairs)),
     }
     for name, data in pictures.items():
         path = os.path.join(spec.output_dir, name)
@@ -226,11 +221,11 @@ def _thumbnail(data: bytes, spec: shards.BuildSpec) -> Image.Image | None:
         return None
 
 
-def _sheet(tiles: list[_Tile], columns: int) -> bytes | None:
+def _sheet(tiles: list[_Tile]) -> bytes | None:
     """A contact sheet: each image (or an empty frame) with a line under it."""
     if not tiles:
         return None
-    columns = min(columns, len(tiles))
+    columns = min(_COLUMNS, len(tiles))
     width, height = _TILE + 8, _TILE + 34
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
     draw = ImageDraw.Draw(sheet)

@@ -99,14 +99,14 @@ def _bands(perceptual: np.ndarray, bands: int) -> list[np.ndarray]:
     ]
 
 
-def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> Iterator[tuple[str, object]]:
+def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> Iterator[Pair | HashedImage]:
     """Pairs among the images of one perceptual hash: each but the first, by key, with an earlier one.
 
-    With `both`, the earlier one of a pair is also paired, so that every image with a duplicate is named. Yields
-    ("pair", Pair), and one ("first", HashedImage), which stands for all of them in `near`.
+    With `both`, the earlier one of a pair is also paired, so that every image with a duplicate is named. The first
+    image, which stands for all of them in `near`, is yielded too.
     """
     images = _by_key(group[1])
-    yield "first", images[0]
+    yield images[0]
     first_of_content: dict[bytes, HashedImage] = {}
     for image in images:
         earlier = first_of_content.setdefault(image.content, image)
@@ -116,9 +116,9 @@ def same_hash(group: tuple[int, Iterable[tuple]], distance: int, both: bool) -> 
             pair = Pair(image, images[0], "near_duplicate", 0)
         else:
             continue
-        yield "pair", pair
+        yield pair
         if both:
-            yield "pair", pair._replace(image=pair.other, other=pair.image)
+            yield pair._replace(image=pair.other, other=pair.image)
 
 
 def _by_key(images: Iterable[tuple]) -> list[HashedImage]:
@@ -189,23 +189,21 @@ class Reference:
         return Pair(image, self.images[index], "evaluation_near_duplicate", distance)
 
 
+class _Lines:
+    """Lets `csv.writer.writerow`, which returns what the file's `write` does, return the line."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
 def to_csv(images: Iterable[HashedImage]) -> Iterator[bytes]:
     """Hashes as the lines of a CSV file; names as the bytes they are."""
-    line = io.StringIO()
-    writer = csv.writer(line)  # quotes names with either line end
-
-    def flushed() -> bytes:
-        data = name_bytes(line.getvalue())
-        line.seek(0)
-        line.truncate()
-        return data
-
-    writer.writerow(_COLUMNS)
+    writer = csv.writer(_Lines())  # quotes names with either line end
+    yield name_bytes(writer.writerow(_COLUMNS))
     for image in images:
-        yield flushed()
         names = [text(name) for name in (image.key, image.path)]
-        writer.writerow([*names, image.offset, image.size, image.content.hex(), f"{image.perceptual:016x}"])
-    yield flushed()
+        columns = [*names, image.offset, image.size, image.content.hex(), f"{image.perceptual:016x}"]
+        yield name_bytes(writer.writerow(columns))
 
 
 def read_csv(file: BinaryIO) -> Iterator[HashedImage]:

@@ -1,4 +1,7 @@
-"""Files by path, on this machine's disk or on any file system that Beam knows (`gs://`, `s3://`, `hdfs://`)."""
+"""Files by path, on this machine's disk or on any file system that Beam knows (`gs://`, `s3://`, `hdfs://`).
+
+Every function that uses the file system raises an OSError where it cannot be reached or has no such file.
+"""
 
 import itertools
 import os
@@ -17,11 +20,7 @@ class TooLarge(OSError):
 
 
 def open_to_read(path: str) -> BinaryIO:
-    """The file at `path`, opened to read bytes, never decompressed.
-
-    Raises:
-      OSError: it cannot be opened, or is not a regular file.
-    """
+    """The file at `path`, opened to read bytes, never decompressed; an OSError if it is not a regular file."""
     if not is_remote(path):
         size_of(path)  # raises for a pipe or a device, which could block its reader for ever
         return open(path, "rb")
@@ -39,7 +38,6 @@ def read(path: str, offset: int, size: int, limit: int) -> bytes:
     """`size` bytes from `offset`; from a negative offset, the whole file.
 
     Raises:
-      OSError: it cannot be read.
       TooLarge: it is more than `limit` bytes.
     """
     with open_to_read(path) as file:
@@ -52,25 +50,24 @@ def read(path: str, offset: int, size: int, limit: int) -> bytes:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or a folder at `path`.
-
-    Raises:
-      OSError: its file system cannot be reached.
-    """
+    """Whether there is a file or a folder at `path`."""
     if is_remote(path):
         return _file_system(path).exists(path) or next(walk(path), None) is not None
     return os.path.exists(path)
 
 
-def match(pattern: str) -> list[str]:
-    """The paths that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
+def match(pattern: str) -> tuple[str, ...]:
+    """The files that a pattern (`*`, `?`, `[a-z]`) names, sorted; a path without these names itself.
 
     Raises:
-      OSError: their file system cannot be reached.
+      FileNotFoundError: there are none.
     """
     if not is_remote(pattern) and os.path.exists(pattern):
-        return [pattern]
-    return sorted(metadata.path for metadata in _file_system(pattern).match([pattern])[0].metadata_list)
+        return (pattern,)
+    matched = _file_system(pattern).match([pattern])[0].metadata_list
+    if not matched:
+        raise FileNotFoundError(pattern)
+    return tuple(sorted(metadata.path for metadata in matched))
 
 
 def join(folder: str, name: str) -> str:
@@ -96,7 +93,7 @@ def size_of(path: str) -> int:
     """Size in bytes; -1 where it would take a request over a network for each file.
 
     Raises:
-      OSError: there is no such file, or it is not a regular file.
+      OSError: it is not a regular file.
       ValueError: the path cannot name a file.
     """
     if is_remote(path):
@@ -108,11 +105,7 @@ def size_of(path: str) -> int:
 
 
 def walk(root: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every file below a remote folder, as a stream.
-
-    Raises:
-      OSError: it cannot be listed.
-    """
+    """(path, size) of every file below a remote folder, as a stream."""
     prefix = root.rstrip("/") + "/"
     for metadata in _file_system(prefix)._list(prefix):  # the only listing that streams
         yield metadata.path, metadata.size_in_bytes

@@ -1,7 +1,9 @@
 """The end of a build: refusals, report and TFDS metadata, then the manifest, then nothing stale left."""
 
 import collections
+import itertools
 import json
+import operator
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -28,10 +30,9 @@ def finalize(
 
     Args:
       listing_size: see `planning.listing_size`.
-      spec: the build.
+      spec, results: the build and its shards, with statistics as `summary` shortens them.
       indices: class name to label, in label order.
-      classes_given: the user named the classes: then some may have no image.
-      results: of every shard, with statistics as `summary` shortens them.
+      classes_given: whether the user named the classes, of which some may then have no image.
 
     Raises:
       BuildError: images got lost, nothing was written, or a class has no image.
@@ -40,7 +41,8 @@ def finalize(
     rejected = _write_rows(spec, results, REJECTED, "rejected")
     has_pairs = any(stats["pairs"] for _, _, stats in results)
     pairs = _write_rows(spec, results, DUPLICATES, "pairs") if has_pairs else None
-    splits = {name: _split(summaries) for name, summaries in _by_split(results).items()}
+    by_split = itertools.groupby(results, key=operator.itemgetter(0))
+    splits = {name: _split([stats for _, _, stats in group]) for name, group in by_split}
     _check(spec, classes, classes_given, results, splits, listing_size[0])
     build_report.write(spec, classes, results, splits, rejected, pairs)
     _write_tfds(spec, classes, splits)
@@ -54,17 +56,8 @@ def summary(stats: dict) -> dict:
     return {**stats, "rejected": dict(sorted(reasons.items())), "pairs": len(stats["pairs"])}
 
 
-def _by_split(results: list[shards.ShardResult]) -> dict[str, list[dict]]:
-    splits = collections.defaultdict(list)
-    for split, _, stats in results:
-        splits[split].append(stats)
-    return dict(splits)
-
-
 def _split(summaries: list[dict]) -> manifest.Split:
-    rejected: collections.Counter[str] = collections.Counter()
-    for stats in summaries:
-        rejected.update(stats["rejected"])
+    rejected = sum((collections.Counter(stats["rejected"]) for stats in summaries), collections.Counter())
     return manifest.Split(
         listed=sum(stats["listed"] for stats in summaries),
         written=sum(stats["examples"] for stats in summaries),

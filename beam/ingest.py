@@ -1,11 +1,9 @@
 """The Beam graph: listing -> split and shard of each example -> shards -> manifest."""
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
-import tensorflow as tf
 from apache_beam.pvalue import AsList, AsSingleton
 
 from beam import duplicates, finalize, hashing, planning, progress, shards, writing
@@ -13,7 +11,7 @@ from beam.errors import BuildError
 from beam.examples import SourceExample, name_bytes, text
 from beam.options import BuildOptions
 from beam.sources.source import Source
-from pipeline.data import manifest, record
+from pipeline.data import record
 
 _LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
 
@@ -30,11 +28,11 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source) -> Non
         | "List" >> beam.FlatMap(list_part, lister)
     )
     if given is None:
-        labels = listed | "Labels" >> beam.FlatMap(labels_of)
-        names = labels | "Class names" >> beam.combiners.ToSet()
-        indices = AsSingleton(names | "Classes" >> beam.Map(to_indices, lister))
+        labels = listed | "Labels" >> beam.FlatMap(lambda example: example.labels)
+        classes = labels | "Class names" >> beam.combiners.ToSet() | "Classes" >> beam.Map(lister.label_order)
     else:
-        indices = AsSingleton(pipeline | "Classes" >> beam.Create([{name: i for i, name in enumerate(given)}]))
+        classes = pipeline | "Classes" >> beam.Create([given])
+    indices = AsSingleton(classes | "Indices" >> beam.Map(lambda names: {name: i for i, name in enumerate(names)}))
     listing_size = planning.listing_size(listed)
     specs = planning.build_spec(listed, listing_size, options, source.is_multi_label)
     spec = AsSingleton(specs)
@@ -65,16 +63,6 @@ def list_part(part: bytes, source: Source) -> Iterator[SourceExample[str]]:
     for example in source.examples(text(part)):
         progress.count("listed", 1)
         yield example
-
-
-def labels_of(example: SourceExample[str]) -> Iterable[str]:
-    """The class names of an example."""
-    return example.labels
-
-
-def to_indices(names: set[str], source: Source) -> dict[str, int]:
-    """Class name to label, in label order."""
-    return {name: index for index, name in enumerate(source.label_order(names))}
 
 
 def to_shard(
@@ -122,16 +110,17 @@ def _pairs(
         | "Same hash" >> beam.GroupByKey()
         | "Pairs of one hash" >> beam.FlatMap(duplicates.same_hash, distance, both)
     )
-    pairs = [alike | "Their pairs" >> beam.FlatMap(only, "pair")]
+    pairs = [alike | "Their pairs" >> beam.Filter(lambda value: isinstance(value, duplicates.Pair))]
     if distance > 0:
         pairs.append(
             alike
-            | "First of a hash" >> beam.FlatMap(only, "first")
+            | "First of a hash" >> beam.Filter(lambda value: isinstance(value, duplicates.HashedImage))
             | "Buckets" >> beam.FlatMap(duplicates.buckets, distance)
             | "Same bucket" >> beam.GroupByKey()
             | "Near pairs" >> beam.FlatMap(duplicates.near, distance, both)
         )
-    return pairs | "All pairs" >> beam.Flatten() | "Place pairs" >> beam.Map(place_pair, spec)
+    placed = beam.Map(lambda pair, spec: (shards.shard_of(pair.image.key, spec), pair), spec)
+    return pairs | "All pairs" >> beam.Flatten() | "Place pairs" >> placed
 
 
 def hash_shard(
@@ -145,17 +134,6 @@ def hash_shard(
 def by_hash(image: duplicates.HashedImage) -> tuple[int, tuple]:
     """(perceptual hash, the image as a plain tuple)."""
     return image.perceptual, tuple(image)
-
-
-def only(tagged: tuple[str, object], tag: str) -> Iterator:
-    """The values with a tag."""
-    if tagged[0] == tag:
-        yield tagged[1]
-
-
-def place_pair(pair: duplicates.Pair, spec: shards.BuildSpec) -> tuple[tuple[str, int], duplicates.Pair]:
-    """((split, shard number), pair): where the pair's first image is written."""
-    return shards.shard_of(pair.image.key, spec), pair
 
 
 def every_shard(spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], None]]:
@@ -174,10 +152,3 @@ def shard_summary(group: tuple, spec: shards.BuildSpec, reference: duplicates.Re
 
 def _examples(group: Iterable[tuple | None]) -> Iterator[SourceExample[int]]:
     return (SourceExample._make(values) for values in group if values is not None)
-
-
-def remove_manifest(output_dir: str) -> None:
-    """Removes the manifest of an earlier build: from here until the new one, there is no record set."""
-    path = os.path.join(output_dir, manifest.FILE)
-    if tf.io.gfile.exists(path):
-        tf.io.gfile.remove(path)

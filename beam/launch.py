@@ -1,6 +1,7 @@
 """Runs the build: checks, the Beam job with its progress line, and what to say at the end."""
 
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -65,7 +66,9 @@ def run(parsed: PipelineOptions) -> None:
             raise BuildError(str(error).strip()) from error
         ingest.build(pipeline, build, source)
         files.make_folder(build.output_dir)
-        ingest.remove_manifest(build.output_dir)
+        previous = os.path.join(build.output_dir, manifest.FILE)
+        if tf.io.gfile.exists(previous):
+            tf.io.gfile.remove(previous)  # from here until the new one, there is no record set
         try:
             with progress.shown(lambda: len(tf.io.gfile.glob(f"{build.output_dir}/{build.name}-*.tfrecord-*.json"))):
                 pipeline.run().wait_until_finish()
@@ -79,7 +82,7 @@ def run(parsed: PipelineOptions) -> None:
 
 
 def _source(build: BuildOptions) -> Source:
-    return registry.open_source(build.input, options.source_flags(build))
+    return registry.open_source(build.input, {flag: getattr(build, flag) for flag in registry.flags()})
 
 
 def _prepare_runner(parsed: PipelineOptions, folder: str) -> FnApiRunner | None:

@@ -106,11 +106,6 @@ def image_settings(options: BuildOptions) -> ImageSettings:
     return ImageSettings(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ImageSettings)})
 
 
-def source_flags(options: BuildOptions) -> dict[str, str]:
-    """The values of the flags that only some kinds of sources take."""
-    return {flag: getattr(options, flag) for flag in registry.flags()}
-
-
 def parse(argv: list[str]) -> PipelineOptions:
     """Parses the command line and checks it.
 

@@ -8,7 +8,6 @@ from apache_beam.pvalue import AsSingleton
 
 from beam import shards
 from beam.errors import BuildError
-from beam.examples import SourceExample
 from beam.options import BuildOptions, image_settings
 from pipeline.data import record
 
@@ -19,12 +18,8 @@ _RECORD_OVERHEAD = 120  # bytes of a record beside its image, about
 def listing_size(listed: beam.PCollection) -> beam.PCollection:
     """One tuple: images, images of known size, bytes of these."""
     add = beam.combiners.TupleCombineFn(sum, sum, sum)
-    return listed | "Sizes" >> beam.Map(size_of) | "Total" >> beam.CombineGlobally(add)
-
-
-def size_of(example: SourceExample) -> tuple[int, int, int]:
-    """An example's share of `listing_size`."""
-    return 1, int(example.size >= 0), max(example.size, 0)
+    sizes = listed | "Sizes" >> beam.Map(lambda example: (1, int(example.size >= 0), max(example.size, 0)))
+    return sizes | "Total" >> beam.CombineGlobally(add)
 
 
 def build_spec(
@@ -42,7 +37,11 @@ def build_spec(
         retry_rejected=options.retry_rejected,
     )
     examples, fraction = options.validation_examples, options.validation_fraction
-    held_out = AsSingleton(_bound(listed, examples)) if examples else int(fraction * _ALL)
+    held_out: AsSingleton | int = int(fraction * _ALL)
+    if examples:
+        hashes = listed | "Split hashes" >> beam.Map(lambda example: shards.split_hash(example.key))
+        smallest = hashes | "Smallest" >> beam.CombineGlobally(Smallest(examples + 1))
+        held_out = AsSingleton(smallest | "Bound" >> beam.Map(bound_of, examples))
     return listing_size | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
 
 
@@ -100,21 +99,6 @@ class Smallest(beam.CombineFn):
 
     def _cut(self, accumulator: set[int]) -> set[int]:
         return set(sorted(accumulator)[: self.count])
-
-
-def _bound(listed: beam.PCollection, count: int) -> beam.PCollection:
-    """One number: `count` keys have a `split_hash` below it."""
-    return (
-        listed
-        | "Split hashes" >> beam.Map(split_hash_of)
-        | "Smallest" >> beam.CombineGlobally(Smallest(count + 1))
-        | "Bound" >> beam.Map(bound_of, count)
-    )
-
-
-def split_hash_of(example: SourceExample) -> int:
-    """The hash that decides whether an example is held out."""
-    return shards.split_hash(example.key)
 
 
 def bound_of(smallest: list[int], count: int) -> int:

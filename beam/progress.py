@@ -24,8 +24,8 @@ def shown(committed: Callable[[], int], stream: TextIO | None = None, every: flo
     Args:
       committed: the number of committed shards. It is asked for where a runner works in other processes, whose images
         this one cannot count, and only at every 30th line on a terminal, every third in a log.
-      stream: where to.
-      every: seconds; by default 0.5 on a terminal, where the line is rewritten in place, and 5 in a log.
+      stream, every: where to; after how many seconds, by default 0.5 on a terminal, where the line is rewritten in
+        place, and 5 in a log.
     """
     stream = stream or sys.stderr
     terminal = stream.isatty()

@@ -30,14 +30,11 @@ class BuildSpec:
     """What is the same for all shards of a build.
 
     Attributes:
-      name: of the record set.
-      output_dir: its folder.
-      label_kind: of its records.
+      name, output_dir, label_kind: of the record set.
       image_settings: what is done to each image.
       shards: split to number of shards.
       held_out: keys whose `split_hash` is below it are validation.
-      duplicate_policy, duplicate_distance: what to do with duplicates in the set, and what they are.
-      retry_rejected: whether to read only the images that were refused before.
+      duplicate_policy, duplicate_distance, retry_rejected: see the flags.
     """
 
     name: str

@@ -16,12 +16,7 @@ _NAME, _VERSION = "nfnet_pipeline", "0.1.0"
 
 
 def send(options: PipelineOptions, folder: str) -> None:
-    """Adds this project's code to a job.
-
-    Args:
-      options: the job's; they get a wheel as one more extra package.
-      folder: where the wheel is written; it must stay until the job is submitted.
-    """
+    """Adds this project's code to a job's options, as a wheel in `folder`, which must stay until it is submitted."""
     setup = options.view_as(SetupOptions)
     setup.extra_packages = [*(setup.extra_packages or ()), wheel(folder)]
 

@@ -20,16 +20,12 @@ def commit_shard(
     split: str,
     index: int,
     examples: Iterable[SourceExample],
-    pairs: Iterable[duplicates.Pair] = (),
-    reference: duplicates.Reference | None = None,
+    pairs: Iterable[duplicates.Pair],
+    reference: duplicates.Reference | None,
 ) -> dict:
-    """Writes and commits one shard, unless it is committed already; returns its statistics.
+    """Writes and commits one shard, unless it is committed already.
 
-    Args:
-      spec, split, index: the build and which of its shards.
-      examples: what is listed for this shard.
-      pairs: those of them that are duplicates of others in the set.
-      reference: the evaluation set whose images must not be written.
+    `examples` are what is listed for it, and `pairs` those of them that are duplicates of others in the set.
 
     Returns:
       file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept), classes (class

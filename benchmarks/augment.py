@@ -30,9 +30,9 @@ from pipeline.data.randaugment import RandAugment
 LAYERS, MAGNITUDE = 4, 15
 
 
-def photograph(seed: int, width: int = 500, height: int = 375) -> bytes:
+def photograph(seed: int) -> bytes:
     """A JPEG of quality 90 with detail at every scale, as photographs have; about 50 kB."""
-    random = np.random.default_rng(seed)
+    random, (width, height) = np.random.default_rng(seed), (500, 375)
     values = np.full((height, width, 3), 128.0)
     for scale in (2, 4, 8, 16, 32, 64, 128):
         noise = random.normal(0, 1, (height // scale + 2, width // scale + 2, 3)).astype(np.float32)
@@ -46,14 +46,19 @@ def photograph(seed: int, width: int = 500, height: int = 375) -> bytes:
     return buffer.getvalue()
 
 
+def with_garden(size: int) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+    """Our crop of an encoded example, then the Model Garden's RandAugment."""
+    policy, crop = garden.RandAugment(LAYERS, float(MAGNITUDE)), Augmentation().crop
+
+    def augmented(example: dict[str, tf.Tensor]) -> tf.Tensor:
+        return normalize(policy.distort(tf.cast(crop(example["image"], example["seed"], size), tf.uint8)))
+
+    return augmented
+
+
 def variants(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
     """Name -> what turns encoded examples into training images."""
-    policy = garden.RandAugment(LAYERS, float(MAGNITUDE))
     ours = RandAugment(LAYERS, MAGNITUDE)
-
-    def with_garden(example):
-        image = Augmentation().crop(example["image"], example["seed"], size)
-        return normalize(policy.distort(tf.cast(image, tf.uint8)))
 
     def mapped(function):
         return lambda examples: examples.map(function, num_parallel_calls=tf.data.AUTOTUNE)
@@ -61,7 +66,7 @@ def variants(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset
     return {
         "decode the whole image": mapped(lambda example: tf.io.decode_jpeg(example["image"], channels=3)),
         "random crop, bicubic resize": lambda examples: Augmentation().examples(examples, size),
-        "crop, the Model Garden's RandAugment": mapped(with_garden),
+        "crop, the Model Garden's RandAugment": mapped(with_garden(size)),
         "crop, RandAugment": lambda examples: Augmentation(randaugment=ours).examples(examples, size),
         "crop, mixup and cutmix, RandAugment": lambda examples: Augmentation(
             randaugment=ours, mixing=Mixing()

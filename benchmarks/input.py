@@ -28,22 +28,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from official.vision.ops import augment as garden
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.augment import photograph
+from benchmarks.augment import LAYERS, MAGNITUDE, photograph, with_garden
 from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
-from pipeline.data.augment import Augmentation, normalize
+from pipeline.data.augment import Augmentation
 from pipeline.data.input import View
 from pipeline.data.randaugment import RandAugment
 
 SHUFFLE_BUFFER = 10_000
 SHARDS = 16
 DISTINCT = 64
-LAYERS, MAGNITUDE = 4, 15
 SMALL = "small"  # folder of the record set of small images
 
 
@@ -97,12 +95,6 @@ def with_seed(example: dict) -> dict:
 
 def views(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
     """Stage -> what makes images of records."""
-    policy = garden.RandAugment(LAYERS, float(MAGNITUDE))
-    crop = Augmentation()
-
-    def with_garden(example):
-        image = crop.crop(example["image"], example["seed"], size)
-        return normalize(policy.distort(tf.cast(image, tf.uint8)))
 
     def seeded(records):
         return records.map(with_seed, num_parallel_calls=tf.data.AUTOTUNE)
@@ -112,10 +104,10 @@ def views(size: int) -> dict[str, Callable[[tf.data.Dataset], tf.data.Dataset]]:
 
     return {
         "records": lambda records: records.map(operator.itemgetter("image")),
-        "crop": augmented(crop),
+        "crop": augmented(Augmentation()),
         "crop, RandAugment": augmented(Augmentation(randaugment=RandAugment(LAYERS, MAGNITUDE))),
         "crop, the Garden's RandAugment": lambda records: seeded(records).map(
-            with_garden, num_parallel_calls=tf.data.AUTOTUNE
+            with_garden(size), num_parallel_calls=tf.data.AUTOTUNE
         ),
     }
 

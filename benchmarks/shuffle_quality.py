@@ -26,15 +26,15 @@ from pipeline.data.batch_shape import BatchShape
 SIZES = ((4, 16), (8, 16), (8, 20), (16, 64), (32, 64), (64, 256))
 
 
-def rows(order: orders.Order, number: int = 0) -> np.ndarray:
+def rows(order: orders.Order) -> np.ndarray:
     """Storage positions of an epoch's slots, int64 [rows, lanes], negative in empty ones."""
-    compute = tf.function(lambda window: order.positions(number, window)[1])
+    compute = tf.function(lambda window: order.positions(0, window)[1])
     return np.concatenate([compute(tf.constant(window, tf.int64)) for window in range(order.windows)])
 
 
-def epoch(order: orders.Order, number: int = 0) -> np.ndarray:
+def epoch(order: orders.Order) -> np.ndarray:
     """Storage positions, int64 [examples], in the order of training."""
-    table = rows(order, number)
+    table = rows(order)
     return table[table >= 0]
 
 

@@ -11,7 +11,6 @@ command that a user could type; it is printed before it runs, and finished runs 
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import shlex
 import statistics
@@ -22,7 +21,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from examples.quickstart import run
+from examples.quickstart import command, run
+from pipeline import files
 
 IMAGES = "runs/quickstart/images"
 PRETRAINING_RECORDS = "runs/quickstart/records/pretrain"
@@ -125,13 +125,6 @@ def run_all(out: pathlib.Path, records: pathlib.Path, seeds: int) -> dict[str, l
     return results
 
 
-def command(gin_file: str, settings: dict[str, object], model_dir: pathlib.Path) -> list[str]:
-    """The arguments of Python for a run of `pipeline/main.py`."""
-    values = {k: f'"{v}"' if isinstance(v, str) and not v.startswith("@") else v for k, v in settings.items()}
-    params = [f"--gin_param={name}={value}" for name, value in values.items()]
-    return ["pipeline/main.py", f"--gin_file=gin/{gin_file}.gin", *params, f"--model_dir={model_dir}"]
-
-
 def train(gin_file: str, settings: dict[str, object], model_dir: pathlib.Path) -> dict | None:
     """The summary of a run, made now if it is not finished; None if its loss is not finite.
 
@@ -150,9 +143,8 @@ def train(gin_file: str, settings: dict[str, object], model_dir: pathlib.Path) -
     if done.returncode and not diverged:
         sys.exit(f"{done.stdout}\nThe run above failed with exit code {done.returncode}.")
     summary = None if diverged else json.loads((ROOT / model_dir / "run.json").read_text())
-    temporary = finished.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"command": words, "summary": summary, "said": done.stdout.splitlines()[-1]}))
-    os.replace(temporary, finished)
+    content = {"command": words, "summary": summary, "said": done.stdout.splitlines()[-1]}
+    files.write_atomically(str(finished), json.dumps(content))
     print(f"  {done.stdout.splitlines()[-1]}")
     return summary
 

@@ -35,22 +35,6 @@ MARKER = "demo_images.json"
 # The unit is that radius, and slopes are near 1 at the outline, so that edges can be smoothed in pixels.
 
 
-def _disc(x, y):
-    return np.hypot(x, y) - 0.85
-
-
-def _ring(x, y):
-    return np.abs(np.hypot(x, y) - 0.68) - 0.3
-
-
-def _square(x, y):
-    return np.maximum(np.abs(x), np.abs(y)) - 0.72
-
-
-def _triangle(x, y):
-    return np.maximum(np.maximum(0.866 * x + 0.5 * y, 0.5 * y - 0.866 * x), -y) - 0.5
-
-
 def _star(x, y):
     angle = np.arctan2(y, x) % (2 * np.pi / 5) - np.pi / 5
     return (np.hypot(x, y) - 0.45 - 0.55 * (np.abs(angle) / (np.pi / 5)) ** 1.5) * 0.7
@@ -61,14 +45,6 @@ def _cross(x, y):
     return np.maximum(long - 0.95, short - 0.32)
 
 
-def _crescent(x, y):
-    return np.maximum(np.hypot(x, y) - 0.95, 0.7 - np.hypot(x - 0.5, y))
-
-
-def _half(x, y):
-    return np.maximum(np.hypot(x, y + 0.35) - 0.95, -0.35 - y)
-
-
 def _arrow(x, y):
     head = np.maximum(0.7 * np.abs(y) + 0.7 * x - 0.66, -x)
     shaft = np.maximum(np.abs(y) - 0.3, np.abs(x + 0.4) - 0.55)
@@ -76,14 +52,14 @@ def _arrow(x, y):
 
 
 SHAPES = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "disc": lambda x, y: np.hypot(x, y) - 0.85,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.68) - 0.3,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.72,
+    "triangle": lambda x, y: np.maximum(np.maximum(0.866 * x + 0.5 * y, 0.5 * y - 0.866 * x), -y) - 0.5,
     "star": _star,
     "cross": _cross,
-    "crescent": _crescent,
-    "half": _half,
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.95, 0.7 - np.hypot(x - 0.5, y)),
+    "half": lambda x, y: np.maximum(np.hypot(x, y + 0.35) - 0.95, -0.35 - y),
     "arrow": _arrow,
 }
 

@@ -14,6 +14,7 @@ import random
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -55,7 +56,8 @@ def main() -> int:
     train("The same network from scratch", "quickstart_finetune", scratch, DATA_DIR=task_records, INITIAL_CHECKPOINT="")
 
     saved_model = finetune / "saved_model"
-    if not any(is_newer(version, finetune / "run.json") for version in saved_model.glob("[0-9]*")):
+    trained = (finetune / "run.json").stat().st_mtime
+    if not any(version.stat().st_mtime > trained for version in saved_model.glob("[0-9]*")):
         settings = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
         train("Export", "quickstart_finetune", finetune, RUN="@export", **settings)
     examples = held_out_images(task_images, task_records, 8)
@@ -79,21 +81,24 @@ def run(title: str, *command: object) -> str:
 
 def train(title: str, gin_file: str, model_dir: pathlib.Path, **settings: object) -> None:
     """Runs `pipeline/main.py` with an experiment file and bindings over it."""
-    values = {name: value if str(value).startswith("@") else f'"{value}"' for name, value in settings.items()}
-    bindings = [f"--gin_param={name}={value}" for name, value in values.items()]
-    files = ("pipeline/main.py", f"--gin_file=gin/{gin_file}.gin")
-    print(run(title, *files, *bindings, f"--model_dir={model_dir}"), end="")
+    print(run(title, *command(gin_file, settings, model_dir)), end="")
+
+
+def command(gin_file: str, settings: Mapping[str, object], model_dir: pathlib.Path) -> list[str]:
+    """The arguments of Python for a run of `pipeline/main.py` with bindings over its experiment file."""
+
+    def literal(value: object) -> object:
+        is_text = isinstance(value, str | pathlib.Path) and not str(value).startswith("@")
+        return f'"{value}"' if is_text else value
+
+    bindings = [f"--gin_param={name}={literal(value)}" for name, value in settings.items()]
+    return ["pipeline/main.py", f"--gin_file=gin/{gin_file}.gin", *bindings, f"--model_dir={model_dir}"]
 
 
 def predict(saved_model: pathlib.Path, images: list[pathlib.Path]) -> list[dict]:
     """Classifies images with the exported model, in a process that has nothing but the SavedModel."""
     lines = run("Predictions", "pipeline/predict.py", f"--saved_model={saved_model}", "--json", *images)
     return [json.loads(line) for line in lines.splitlines()]
-
-
-def is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
-    """Whether `path` was made after `than`."""
-    return path.stat().st_mtime > than.stat().st_mtime
 
 
 def held_out_images(folder: pathlib.Path, records: pathlib.Path, count: int) -> list[pathlib.Path]:

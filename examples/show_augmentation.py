@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from examples import make_demo_images
-from pipeline.data.augment import Augmentation, denormalize
+from pipeline.data.augment import Augmentation
 from pipeline.data.mixing import Mixing
 from pipeline.data.randaugment import OPERATIONS, RandAugment
 
@@ -54,7 +54,6 @@ def examples() -> tf.data.Dataset:
 def main() -> None:
     whole = Augmentation(min_area=1.0, flip=False)
     original = next(whole.examples(examples(), SIZE).as_numpy_iterator())["image"]
-    original = tf.constant(denormalize(original))
     policy, random = RandAugment(1, 15), tf.constant([0.3, 0.7, 0.5])
     panels = [(name, policy.operation(name)(original, random)) for name in OPERATIONS]
     labels = ["each operation at\nmagnitude 15", ""]
@@ -63,7 +62,7 @@ def main() -> None:
         for view in augmentation.examples(examples(), SIZE).take(COLUMNS).as_numpy_iterator():
             shares = view["label_weights"]
             caption = "" if len(shares) == 1 else " + ".join(f"{share:.0%}" for share in shares)
-            panels.append((caption, denormalize(view["image"])))
+            panels.append((caption, view["image"]))
 
     figure, axes = plt.subplots(len(labels), COLUMNS, figsize=(12, 15), layout="constrained")
     for axis, (title, image) in zip(axes.flat, panels, strict=True):

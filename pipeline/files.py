@@ -6,6 +6,11 @@ import uuid
 from collections.abc import Iterable
 
 
+def absolute(path: str) -> str:
+    """A path that means the same in a TensorFlow server with another working directory."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
 def is_remote(path: str) -> bool:
     """Whether `path` has a scheme, such as `gs://`."""
     return "://" in path

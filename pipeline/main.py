@@ -30,7 +30,10 @@ def main(argv: list[str]) -> int:
     if not (_GIN_FILE.value or _MODEL_DIR.value):
         raise app.UsageError("Give --gin_file=FILE, or --model_dir=RUN of a run that has been started.")
     logging.set_verbosity(logging.WARNING)
-    from pipeline import configure, registry  # TensorFlow takes seconds: flags are checked first
+    from pipeline.train import tpu_machine
+
+    tpu_machine.import_tensorflow()  # which takes seconds: flags are checked first
+    from pipeline import configure, registry
 
     model_dir = _MODEL_DIR.value or os.path.join("runs", os.path.splitext(os.path.basename(_GIN_FILE.value[-1]))[0])
     try:

@@ -33,7 +33,10 @@ def main(argv: list[str]) -> int:
     if bool(_SAVED_MODEL.value) == bool(_MODEL_DIR.value):
         raise app.UsageError("Give --model_dir=RUN or --saved_model=DIR.")
     logging.set_verbosity(logging.WARNING)
-    from pipeline import registry  # TensorFlow takes seconds: flags are checked first
+    from pipeline.train import tpu_machine
+
+    tpu_machine.import_tensorflow()  # which takes seconds: flags are checked first
+    from pipeline import registry
     from pipeline.serve import client
 
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.model import cost, variants
 from pipeline.study import run_files
 from pipeline.study.run_files import Trial
+from tests import parameter_count
 
 FLOOR, EXPONENT, SIZE, IMAGES = 1.5, 0.3, 1e8, 1e9
 PAPER = tuple(variants.STUDY_CORE_BATCHES)
@@ -23,7 +24,7 @@ def best_rate(variant: str, epochs: float) -> float:
 
 def loss(variant: str, epochs: float, rate: float, images: float) -> float:
     """Held-out loss without noise."""
-    size, seen = cost.parameters(variant, 1000), epochs * images
+    size, seen = parameter_count.parameters(variant, 1000), epochs * images
     best = FLOOR + (SIZE / size) ** EXPONENT + (IMAGES / seen) ** EXPONENT
     return best * (1 + 0.05 * np.log2(rate / best_rate(variant, epochs)) ** 2)
 
@@ -71,7 +72,7 @@ def write_run(
     flops = 2 * cost.multiply_adds(trial.variant, resolution, 1000)
     summary = {
         "variant": trial.variant,
-        "parameters": cost.parameters(trial.variant, 1000),
+        "parameters": parameter_count.parameters(trial.variant, 1000),
         "flops_per_image": flops,
         "epochs": trial.epochs,
         "images_seen": seen,

@@ -53,12 +53,10 @@ def cubic_resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.clip(along(along(image.astype(float), 0), 1), 0, 255)
 
 
-def test_normalize_by_hand_and_back():
-    pixel = np.array([[[124, 116, 104]]], np.uint8)
-    expected = (pixel / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(augment.normalize(pixel), expected, atol=1e-5)
+def test_normalize_by_hand():
     image = noise(5, 6)
-    assert np.array_equal(augment.denormalize(augment.normalize(image)), image)
+    expected = (image / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(augment.normalize(image), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("height, width, size", [(100, 140, 64), (140, 100, 64), (50, 45, 96), (400, 300, 224)])
@@ -68,8 +66,8 @@ def test_evaluation_view_is_the_resized_central_square(height, width, size):
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     expected = cubic_resize(image[top : top + side, left : left + side], size)
     found = augment.evaluation_view(encode(image), size)
-    assert found.shape == (size, size, 3) and found.dtype == tf.float32
-    np.testing.assert_allclose(found * augment.STDDEV_RGB + augment.MEAN_RGB, expected, atol=0.3)
+    assert found.shape == (size, size, 3) and found.dtype == tf.uint8
+    np.testing.assert_allclose(found, expected, atol=0.8)
 
 
 def pillow_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -95,7 +93,7 @@ def test_both_evaluation_views_are_what_pillow_makes(view, height, width, size):
         expected = pillow_resize(np.asarray(square), size, size)
     found = augment.evaluation_view(encode(image), size, view)
     assert found.shape == (size, size, 3)
-    np.testing.assert_allclose(found * augment.STDDEV_RGB + augment.MEAN_RGB, expected, atol=0.3)
+    np.testing.assert_allclose(found, expected, atol=0.8)
 
 
 def test_the_authors_view_of_a_large_image():
@@ -103,19 +101,19 @@ def test_the_authors_view_of_a_large_image():
     image = noise(400, 300)
     expected = cubic_resize(image, 256)[16:240, 16:240]
     found = augment.evaluation_view(encode(image), 224, "resize_crop")
-    np.testing.assert_allclose(found * augment.STDDEV_RGB + augment.MEAN_RGB, expected, atol=0.3)
+    np.testing.assert_allclose(found, expected, atol=0.8)
 
 
 def test_every_format_gives_the_same_view():
     image = np.repeat(np.repeat(noise(6, 8) // 64 * 64, 8, 0), 8, 1)  # few colours, so that GIF keeps them
-    expected = augment.denormalize(augment.evaluation_view(encode(image), 32)).astype(int)
+    expected = augment.evaluation_view(encode(image), 32).numpy().astype(int)
     for kind, options in (("BMP", {}), ("GIF", {}), ("WEBP", {"lossless": True})):
-        found = augment.denormalize(augment.evaluation_view(encode(image, kind, **options), 32))
+        found = augment.evaluation_view(encode(image, kind, **options), 32).numpy()
         assert np.abs(found - expected).max() <= 1, kind
     frames = [Image.fromarray(image), Image.fromarray(255 - image)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    found = augment.denormalize(augment.evaluation_view(buffer.getvalue(), 32))
+    found = augment.evaluation_view(buffer.getvalue(), 32).numpy()
     assert np.abs(found - expected).max() <= 1, "the first frame of an animation"
     grey = encode(image[:, :, 0], "JPEG", quality=95)
     assert augment.evaluation_view(grey, 32).shape == (32, 32, 3)
@@ -123,7 +121,7 @@ def test_every_format_gives_the_same_view():
 
 def window(view: tf.Tensor, height: int, width: int) -> tuple[float, float, bool]:
     """Height and width in pixels that a view of `coordinates` shows, and whether it is mirrored."""
-    shown = np.asarray(view) * augment.STDDEV_RGB + augment.MEAN_RGB
+    shown = np.asarray(view).astype(float)
     size = len(shown)
     slope_x = (shown[:, -4, 0] - shown[:, 3, 0]).mean() / (size - 7) * (width - 1) / 255
     slope_y = (shown[-4, :, 1] - shown[3, :, 1]).mean() / (size - 7) * (height - 1) / 255
@@ -163,8 +161,8 @@ def test_an_image_without_a_crop_gives_its_centre_as_the_authors_code_does(kind)
     asked = {"min_area": 0.2, "flip": False}
     (free,) = views(augment.Augmentation(**asked), image, [[3, 4]], 32)
     (centre,) = views(augment.Augmentation(min_object_covered=0.1, **asked), image, [[3, 4]], 32)
-    np.testing.assert_allclose(centre, augment.evaluation_view(image, 32), atol=1e-5)
-    assert np.abs(free - centre).mean() > 0.1  # the whole strip, squashed
+    np.testing.assert_array_equal(centre, augment.evaluation_view(image, 32))
+    assert np.abs(free.astype(float) - centre).mean() > 5  # the whole strip, squashed
 
 
 def test_jpeg_window_is_the_window_of_the_decoded_image():
@@ -172,7 +170,7 @@ def test_jpeg_window_is_the_window_of_the_decoded_image():
     png = tf.io.encode_png(tf.io.decode_jpeg(jpeg)).numpy()
     seeds = [[number, 1] for number in range(5)]
     both = [views(augment.Augmentation(), image, seeds, 48) for image in (jpeg, png)]
-    np.testing.assert_allclose(*both, atol=1e-5)
+    np.testing.assert_array_equal(*both)
 
 
 def test_view_depends_on_the_seed_alone():
@@ -188,19 +186,19 @@ def test_without_any_variation_the_view_is_the_whole_image():
     plain = augment.Augmentation(min_area=1.0, min_ratio=1.0, max_ratio=1.0, flip=False)
     expected = cubic_resize(image, 56)
     (found,) = views(plain, encode(image), [[3, 4]], 56)
-    np.testing.assert_allclose(found * augment.STDDEV_RGB + augment.MEAN_RGB, expected, atol=0.3)
+    np.testing.assert_allclose(found, expected, atol=0.8)
     inverted = plain.__class__(**{**plain.__dict__, "randaugment": RandAugment(1, 5, operations=("Invert",))})
-    (found,) = augment.denormalize(views(inverted, encode(image), [[3, 4]], 56)).astype(int)
-    np.testing.assert_allclose(found, 255 - expected, atol=1)
+    (found,) = views(inverted, encode(image), [[3, 4]], 56)
+    np.testing.assert_allclose(found, 255 - expected, atol=0.8)
 
 
 def test_random_erasing():
-    image = tf.ones([40, 60, 3])
+    image = tf.ones([40, 60, 3], tf.uint8)
     seeds = tf.data.Dataset.from_tensor_slices(np.arange(800, dtype=np.int32).reshape(400, 2))
     erased = seeds.map(lambda seed: augment.random_erasing(image, seed, 0.5)).as_numpy_iterator()
     shares = []
     for result in erased:
-        hole = np.all(result == 0, -1)
+        hole = np.all(result == [124, 116, 104], -1)  # the mean colour
         assert np.all((result == 1) | hole[..., None])
         if hole.any():
             rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
@@ -257,7 +255,7 @@ def test_mixed_examples(mix_first, repeats):
     arguments = {"repeats": repeats, "mix_first": mix_first, "randaugment": RandAugment(1, 5, ("Posterize",))}
     mixed = collect(augment.Augmentation(mixing=Mixing(5.0, cutmix=False), **arguments).examples(parsed(8), 24))
     plain = collect(augment.Augmentation(repeats=repeats).examples(parsed(8), 24))
-    pixels = augment.denormalize(plain["image"]).astype(float)
+    pixels = plain["image"].astype(float)
     assert np.array_equal(mixed["id"], np.repeat(np.arange(8) * 11, repeats))
     for i, (labels, weights) in enumerate(zip(mixed["labels"], mixed["label_weights"], strict=True)):
         partner = i + repeats if (i // repeats) % 2 == 0 else i - repeats
@@ -269,8 +267,7 @@ def test_mixed_examples(mix_first, repeats):
             expected = np.round(weights[0] * both[0] + weights[1] * both[1]) // 64 * 64
         else:
             expected = weights[0] * (both[0] // 64 * 64) + weights[1] * (both[1] // 64 * 64)
-        found = augment.denormalize(mixed["image"][i])
-        assert np.mean(np.abs(found - expected) <= 1) > 0.97
+        assert np.mean(np.abs(mixed["image"][i] - expected) <= 1) > 0.97
 
 
 def test_groups_make_mixing_independent_of_the_share():

@@ -8,8 +8,9 @@ import tf_keras
 
 import gin
 from pipeline import configure, registry
-from pipeline.model import cost, variants
+from pipeline.model import variants
 from pipeline.train import experiment, schedule
+from tests import parameter_count
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("gin/*.gin"))
@@ -54,7 +55,7 @@ def test_experiment_builds(file):
         assert logits.dtype == tf.float32
         if model.variant in variants.VARIANTS:
             count = sum(variable.shape.num_elements() for variable in model.trainable_variables)
-            assert count == cost.parameters(model.variant, num_classes)
+            assert count == parameter_count.parameters(model.variant, num_classes)
     steps = 100_000
     rate = setup.schedule(steps, steps / setup.epochs)
     assert float(rate(0)) < float(rate(steps // 5)) > float(rate(steps - 1)) >= 0

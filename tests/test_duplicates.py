@@ -51,8 +51,8 @@ def found_pairs(rows: list[duplicates.HashedImage], distance: int, both: bool) -
     for item in rows:
         groups.setdefault(item.perceptual, []).append(item)
     for group in groups.items():
-        for tag, value in duplicates.same_hash(group, distance, both):
-            if tag == "pair":
+        for value in duplicates.same_hash(group, distance, both):
+            if isinstance(value, duplicates.Pair):
                 pairs.append(value)
             elif distance > 0:
                 for bucket, member in duplicates.buckets(value, distance):

@@ -42,7 +42,7 @@ def by_hand(records, model_dir, precision) -> float:
     for serialized in tf.data.TFRecordDataset(f"{records}/demo-validation.tfrecord-00000-of-00001"):
         fields = tf.train.Example.FromString(serialized.numpy()).features.feature
         view = augment.evaluation_view(tf.constant(fields["image"].bytes_list.value[0]), 32)
-        logits = model(view[None])[0].numpy().astype(np.float64)
+        logits = model(augment.normalize(view)[None])[0].numpy().astype(np.float64)
         losses.append(np.log(np.exp(logits).sum()) - logits[fields["label"].int64_list.value[0]])
     return float(np.mean(losses))
 
@@ -68,7 +68,7 @@ def test_a_bfloat16_run_is_evaluated_and_exported_in_float32(records, tmp_path, 
     served = load_model(saved, what.create_evaluation_model)
     path = export.export(export.Classifier(served, saved.facts["class_names"], 32), str(tmp_path / "saved_model"))
     image = record_sets.jpeg(np.random.default_rng(3))
-    logits = served(augment.evaluation_view(tf.constant(image), 32)[None])
+    logits = served(augment.normalize(augment.evaluation_view(tf.constant(image), 32))[None])
     assert served.trunk.compute_dtype == "float32"
     output = client.load(path).signatures["serving_default"](image_bytes=tf.constant([image]))
     np.testing.assert_allclose(output["probabilities"], tf.nn.softmax(logits), rtol=1e-4)

@@ -3,8 +3,10 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline import registry
+from pipeline.data import augment, record
 from pipeline.data.input import Data
 from pipeline.model import nfnet
 from pipeline.train import checkpoint, experiment, few_shot, optimizer, public_weights, run_config, schedule
@@ -75,14 +77,22 @@ def test_a_checkpoint_is_evaluated_on_classes_it_was_not_trained_on(tmp_path, ca
         few_shot.few_shot(run_config.RunContext(str(tmp_path)), setup)
 
 
-def test_features_come_in_the_splits_order_and_only_once(tmp_path):
-    made = record_sets.make(tmp_path / "records", examples=37, validation=10, classes=3)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_features_come_by_id_and_only_once(tmp_path, two_replicas, replicas):
+    strategy = two_replicas if replicas == 2 else tf.distribute.OneDeviceStrategy("/cpu:0")
+    record_sets.make(tmp_path / "records", examples=37, validation=10, classes=3)
     data = Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32)
     setup = experiment.Experiment(nfnet.create, data, optimizer.SGD, schedule.cosine, 1)
-    features, labels = few_shot.extract(nfnet.create("nano", 3), setup, data.training_records())
-    assert features.shape == (37, 256)
-    np.testing.assert_array_equal(np.bincount(labels), np.bincount(np.arange(37) % 3))
-    assert made.splits["train"].written == 37
+    with strategy.scope():
+        model = nfnet.create("nano", 3)
+    features, labels = few_shot.extract(strategy, model, setup, data.training_records())
+
+    shards = sorted(str(path) for path in (tmp_path / "records").glob("*train*.tfrecord-*-of-?????"))
+    records = [record.decode(serialized.numpy()) for serialized in tf.data.TFRecordDataset(shards)]
+    records.sort(key=lambda example: example["id"])
+    assert labels.tolist() == [example["label"] for example in records]
+    views = tf.stack([augment.evaluation_view(tf.constant(example["image"]), 32) for example in records])
+    np.testing.assert_allclose(features, model.features(augment.normalize(views)), rtol=1e-4, atol=1e-4)
 
 
 def test_gin_can_run_it(tmp_path, monkeypatch):

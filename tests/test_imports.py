@@ -10,6 +10,7 @@ from tools import build_file
 # Folder or file -> the parts of the project that it may import, besides itself. Entry points in
 # pipeline/ and everything in tests/, tools/, benchmarks/ and examples/ may import what they like.
 ARROWS = {
+    "pipeline/errors.py": (),
     "pipeline/files.py": (),
     "pipeline/objective.py": (),
     "pipeline/data/": ("pipeline/files.py", "pipeline/objective.py"),
@@ -17,6 +18,7 @@ ARROWS = {
     "pipeline/train/": (
         "pipeline/data/",
         "pipeline/model/",
+        "pipeline/errors.py",
         "pipeline/files.py",
         "pipeline/objective.py",
         "pipeline/report.py",

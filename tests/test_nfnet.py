@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import cost, layers, nfnet, variants, weights
-from tests import golden_model
+from pipeline.model import layers, nfnet, variants, weights
+from tests import golden_model, parameter_count
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,9 @@ def test_every_variant_gives_logits_in_training(variant):
         model = nfnet.create(variant, 7, stochastic_depth_rate=0.1)
         logits = model(tf.zeros([2, 64, 64, 3]), training=True)
     assert logits.shape == (2, 7)
-    assert cost.parameters(variant, 7) == sum(each.shape.num_elements() for each in model.trainable_variables)
+    assert parameter_count.parameters(variant, 7) == sum(
+        each.shape.num_elements() for each in model.trainable_variables
+    )
 
 
 def test_feature_maps_have_the_widths_and_strides_of_the_stages():

@@ -36,8 +36,10 @@ def images() -> tuple[bytes, ...]:
     return tuple(record_sets.jpeg(rng, 60 + 8 * i, 48, mean=20 * i) for i in range(EXAMPLES))
 
 
-def views() -> tf.Tensor:
-    return tf.stack([augment.evaluation_view(tf.constant(image), SIZE, "resize_crop") for image in images()])
+def views(size: int = SIZE) -> tf.Tensor:
+    """What evaluation feeds a model of."""
+    shown = [augment.evaluation_view(tf.constant(image), size, "resize_crop") for image in images()]
+    return augment.normalize(tf.stack(shown))
 
 
 @functools.cache
@@ -237,13 +239,12 @@ def test_f0_by_its_own_recipe(imagenet, records, tmp_path, monkeypatch):
     """The size, the resolution and the command of a public variant, with random weights."""
     shutil.copytree(records, tmp_path / "records")
     made, path = nfnet.create("F0", CLASSES, implementation="plain"), tmp_path / "weights"
-    view = tf.stack([augment.evaluation_view(tf.constant(image), 256, "resize_crop") for image in images()])
     made.linear.kernel.assign(tf.random.stateless_normal(made.linear.kernel.shape, [1, 2]))
-    made.linear.bias.assign(-tf.reduce_mean(made(view), 0))
+    made.linear.bias.assign(-tf.reduce_mean(made(views(256)), 0))
     public_files.write(str(path), weights.extract(made, "timm"), "timm")
     labels = [int(model()(one[None])[0].numpy().argmax()) for one in views()]
     truth = [(label + (i >= HITS)) % CLASSES for i, label in enumerate(labels)]
-    expected = 100 * np.mean(made(view).numpy().argmax(1) == truth)
+    expected = 100 * np.mean(made(views(256)).numpy().argmax(1) == truth)
     public_accuracy.main(
         ["--source=timm", "--variant=F0", f"--imagenet={imagenet}", f"--file={path}", f"--work_dir={tmp_path}"]
     )

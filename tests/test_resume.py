@@ -22,6 +22,7 @@ from pipeline.model import nfnet
 from pipeline.train import checkpoint, components, distribution, ledger
 from pipeline.train.actions import MetricsLog
 from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluator import Evaluator
 from pipeline.train.preemption import Preempted, Preemption
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.train import train
@@ -107,20 +108,18 @@ def test_interrupted_anywhere_ends_in_the_same_bits(
 
     def dies_at(original, before):
         def method(self, *args):
-            if not before:
-                original(self, *args)
+            done = None if before else original(self, *args)
             if pending and current_step() == pending[0]:
                 pending.pop(0)
                 raise Killed
-            if before:
-                original(self, *args)
+            return original(self, *args) if before else done
 
         return method
 
     owner, name, before = {
         "before the metrics are written": (MetricsLog, "__call__", True),
         "after the last action": (Preemption, "__call__", False),
-        "in the evaluation": (Preemption, "after_evaluation_step", True),
+        "in the evaluation": (Evaluator, "eval_reduce", True),
         "before an evaluation is written": (MetricsLog, "after_evaluation", True),
     }[place]
     monkeypatch.setattr(owner, name, dies_at(getattr(owner, name), before))
@@ -145,7 +144,7 @@ def test_sigterm_saves_stops_and_continues_in_the_same_bits(experiment, tmp_path
 
         return method
 
-    loop = dataclasses.replace(LOOP, steps_per_loop=1)  # of two evaluation steps, the first is a look too
+    loop = dataclasses.replace(LOOP, steps_per_loop=1)
     plain = tmp_path / "plain"
     train(RunContext(str(plain)), experiment, loop)
     interrupted = tmp_path / "interrupted"
@@ -155,7 +154,7 @@ def test_sigterm_saves_stops_and_continues_in_the_same_bits(experiment, tmp_path
         train(RunContext(str(interrupted)), experiment, loop)
     assert checkpoint.latest(str(interrupted / "checkpoints")).step == 6
     monkeypatch.setattr(MetricsLog, "__call__", original)
-    monkeypatch.setattr(Preemption, "after_evaluation_step", signalling(Preemption.after_evaluation_step))
+    monkeypatch.setattr(Evaluator, "eval_reduce", signalling(Evaluator.eval_reduce))
     with pytest.raises(Preempted, match="stopped at step 14 of 18"):
         train(RunContext(str(interrupted)), experiment, loop)
     assert not any(line["step"] == 14 and "validation_loss" in line for line in report.read_metrics(str(interrupted)))

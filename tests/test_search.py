@@ -33,7 +33,7 @@ def simulate(settings, loss_of):
     """Plays a whole study; returns the trials in order, and the last state of each search."""
     done = []
     while pending := search.next_trials(settings, done):
-        done += finished(loss_of, [pending[0].trial])
+        done += finished(loss_of, [next(iter(pending))])
         assert len(done) < 200
     return [run.trial for run in done], search.searches(settings, done)
 
@@ -57,9 +57,9 @@ def test_two_trials_start_from_the_neighbour():
 def test_the_search_follows_a_falling_optimum_and_says_so():
     settings = study(variants=("nano",), epochs=(1.0, 8.0))
     done = list(finished(bowl(lambda t: 0.5), [Trial("nano", 1.0, rate) for rate in (1.0, 0.5)]))
-    (pending,) = search.next_trials(settings, done)
-    assert pending.trial.learning_rate == 0.25
-    assert pending.reason == "the best, 0.5, is on the lower edge: the grid is extended"
+    ((trial, reason),) = search.next_trials(settings, done).items()
+    assert trial.learning_rate == 0.25
+    assert reason == "the best, 0.5, is on the lower edge: the grid is extended"
     _, states = simulate(settings, bowl(lambda trial: 0.5 if trial.epochs == 1 else 0.125))
     assert states[("nano", 8.0)].best == 0.125
 

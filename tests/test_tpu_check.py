@@ -132,7 +132,7 @@ def test_trace(tmp_path):
     sizes = traced.arguments
     assert sizes.parameter_bytes == sizes.average_bytes == 4 * weights
     assert 4 * weights < sizes.optimizer_bytes < 4 * weights + 100  # one momentum each, steps and rate
-    assert sizes.batch_bytes == 4 * (32 * 32 * 3 * 4 + 8 + 4 + 4 + 8 + 4)
+    assert sizes.batch_bytes == 4 * (32 * 32 * 3 + 8 + 4 + 4 + 8 + 4)  # the image in uint8
     assert len(traced.hlo) > 10_000
     lines = set(traced.sources.values())
     assert any(line.startswith("pipeline/model/layers.py:") and line.endswith(" call, gradient") for line in lines)

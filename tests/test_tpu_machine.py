@@ -59,3 +59,8 @@ def test_the_environment_of_a_tpu_vm_has_the_kernels(tmp_path):
     script = "from pipeline.train import tpu_machine; print(tpu_machine.has_kernels())"
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, **settings)
     assert done.stdout == "True\n", done.stderr
+    done = subprocess.run(
+        [python, "pipeline/main.py", "--gin_file=gin/f0_jft.gin"], capture_output=True, text=True, **settings
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "holds TensorFlow for TPU VMs, and it found no TPU here" in done.stderr

@@ -1,6 +1,8 @@
 """The inner loops against plain NumPy and Keras arithmetic."""
 
 import functools
+import math
+import types
 
 import numpy as np
 import orbit
@@ -11,7 +13,7 @@ from pipeline import report
 from pipeline.data import augment
 from pipeline.data.input import Data
 from pipeline.model import nfnet
-from pipeline.train import components, distribution, experiment, optimizer, run_config, schedule
+from pipeline.train import components, controller, distribution, experiment, optimizer, run_config, schedule
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.step import TrainingStep
 from pipeline.train.train import evaluation_steps, train
@@ -60,7 +62,7 @@ def test_evaluation_is_exact_over_a_padded_last_batch(directory):
     for example in tf.data.TFRecordDataset(f"{directory}/demo-validation.tfrecord-00000-of-00001"):
         parsed = tf.train.Example.FromString(example.numpy()).features.feature
         view = augment.evaluation_view(tf.constant(parsed["image"].bytes_list.value[0]), SIZE)
-        logits.append(model(view[None])[0].numpy())
+        logits.append(model(augment.normalize(view)[None])[0].numpy())
         labels.append(parsed["label"].int64_list.value[0])
     logits, labels = np.array(logits, np.float64), np.array(labels)
     assert len(labels) == records.examples == 21
@@ -90,7 +92,7 @@ def test_the_step_is_the_gradient_of_the_mean_over_real_examples(directory):
     variables = state.model.trainable_variables
     before = [variable.numpy() for variable in variables]
     with tf.GradientTape() as tape:
-        logits = state.model(batch["image"][real])
+        logits = state.model(augment.normalize(batch["image"][real]))
         targets = tf.one_hot(batch["labels"][:, 0], 10)[real] * 0.9 + 0.1 / 10
         loss = tf.reduce_mean(-tf.reduce_sum(targets * tf.nn.log_softmax(logits), 1))
     expected = tape.gradient(loss, variables)
@@ -119,3 +121,33 @@ def test_evaluation_comes_every_so_many_epochs_and_at_the_end(directory, every, 
     records = found.data.training_records()
     budget = found.budget(records.examples, records.manifest.digest)
     assert evaluation_steps(budget, budget.steps, every) == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "step_seconds", "expected"),
+    [
+        ({"steps_per_loop": 20}, 0, 9.0, 20),
+        ({"steps_per_loop": 20}, 27, 9.0, 13),  # to the next multiple
+        ({"steps_per_loop": 20}, 95, 9.0, 5),
+        ({}, 0, math.inf, 1),  # before the first loop
+        ({}, 1, 1.6, 12),  # F7+ on a slice
+        ({}, 1, 60.0, 1),
+        ({}, 1, 0.001, 50),  # a hundredth of the run
+        ({}, 90, 1.6, 10),  # to the checkpoint
+    ],
+)
+def test_a_loop_takes_about_20_seconds_unless_its_steps_are_set(settings, step, step_seconds, expected):
+    loop = run_config.Loop(**{"checkpoint_every": 100, **settings})
+    run = types.SimpleNamespace(last_step=5000, strategy=tf.distribute.OneDeviceStrategy("/cpu:0"))
+    trainer = types.SimpleNamespace(step_seconds=step_seconds)
+    assert controller.inner_loop(loop, run, trainer)(step) == expected
+
+
+def test_without_settings_a_short_run_reports_every_hundredth(directory, tmp_path):
+    train(
+        run_config.RunContext(str(tmp_path)),
+        make_experiment(directory, max_steps=3),
+        run_config.Loop(strategy="one_device"),
+    )
+    steps = [line["step"] for line in report.read_metrics(str(tmp_path)) if "loss" in line]
+    assert steps == [1, 2, 3]

@@ -32,7 +32,8 @@ class FolderSource(Source):
             if next(files.walk(path), None) is None:
                 raise BuildError(f"--input={path} holds no file: {layout}.")
             return cls(path, ("",))
-        classes = _class_folders(path)
+        with os.scandir(path) as entries:
+            classes = sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
         if not classes:
             raise BuildError(f"--input={path} holds no class folders: {layout}.")
         if empty := [name for name in classes if next(_files(os.path.join(path, name)), None) is None]:
@@ -52,11 +53,6 @@ class FolderSource(Source):
     def label_order(self, names: Collection[str]) -> list[str]:
         """By name."""
         return sorted(names)
-
-
-def _class_folders(root: str) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
 def _class_folder(root: str, folder: str) -> Iterator[SourceExample]:

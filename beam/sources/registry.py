@@ -25,11 +25,7 @@ def flags() -> dict[str, str]:
 
 
 def open_source(path: str, flags: Mapping[str, str] | None = None) -> Source:
-    """Opens the source that `--input=path` names.
-
-    Args:
-      path: what `--input` says.
-      flags: values of `flags()`; empty ones were not given.
+    """Opens the source that `--input=path` names, with values of `flags()`, of which empty ones were not given.
 
     Raises:
       BuildError: it is missing, empty, out of reach, or not as expected.

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
-from beam import files
 from beam.examples import SourceExample
 
 
@@ -22,6 +21,7 @@ class Source(abc.ABC):
       parts: names of the parts; bytes that are not UTF-8 are surrogates.
       is_multi_label: whether an image has any number of labels, rather than one.
       classes: class names in label order, where the source has an order of its own.
+      root: the folder, with a slash at its end, that holds all parts, of which keys name the path below it.
     """
 
     name: ClassVar[str]
@@ -32,6 +32,7 @@ class Source(abc.ABC):
     parts: tuple[str, ...]
     is_multi_label: bool = False
     classes: tuple[str, ...] | None = None
+    root: str = ""
 
     @classmethod
     @abc.abstractmethod
@@ -58,16 +59,3 @@ class Source(abc.ABC):
         if all(name.isdecimal() for name in names):
             return sorted(names, key=lambda name: (int(name), name))
         return sorted(names)
-
-
-def matching_files(pattern: str) -> tuple[str, ...]:
-    """The files that a path or pattern names, sorted.
-
-    Raises:
-      FileNotFoundError: there are none.
-      OSError: they cannot be listed.
-    """
-    paths = files.match(pattern)
-    if not paths:
-        raise FileNotFoundError(pattern)
-    return tuple(paths)

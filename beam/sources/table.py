@@ -1,7 +1,6 @@
 """Tables of images: CSV, JSON lines and Parquet with a path and labels in each row."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -11,23 +10,16 @@ from typing import Any, BinaryIO
 from beam import files
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
-from beam.sources.source import Source, matching_files
+from beam.sources.source import Source
 
 _BATCH = 4096  # rows of a Parquet file in memory at once
 
 
-@dataclasses.dataclass(frozen=True)
 class TableSource(Source):
-    """Tables, each of which is a part.
-
-    Attributes:
-      root: the folder, with a slash at its end, that holds all tables: keys begin with the folder below it.
-    """
+    """Tables, each of which is a part."""
 
     name = "a table"
     help = "tables (.csv, .jsonl, .parquet)"
-
-    root: str = ""
 
     @classmethod
     def recognizes(cls, path: str) -> bool:
@@ -35,7 +27,7 @@ class TableSource(Source):
 
     @classmethod
     def open(cls, path: str, flags: Mapping[str, str]) -> "TableSource":
-        tables = matching_files(path)
+        tables = files.match(path)
         first_rows = [next(_rows(table))[1] for table in tables]
         return cls(path, tables, "labels" in first_rows[0], root=files.common_folder(tables))
 

@@ -3,7 +3,6 @@
 Nothing is extracted. Listing finds where the bytes of each image are in the archive, and they are read from there.
 """
 
-import dataclasses
 import json
 import os
 import tarfile
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from beam import files
 from beam.examples import SourceExample, name_bytes
-from beam.sources.source import Source, matching_files
+from beam.sources.source import Source
 from beam.sources.table import labels_and_weights
 
 _IMAGES = ("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm")
@@ -23,18 +22,11 @@ _Member = tuple[tarfile.TarInfo, str, bytes | None]  # with its extension, and i
 _NO_LABEL = ("no_label", "no .cls or .json beside it that names a class")
 
 
-@dataclasses.dataclass(frozen=True)
 class TarSource(Source):
-    """Tar shards, each of which is a part.
-
-    Attributes:
-      root: the folder, with a slash at its end, that holds all shards: keys begin with the shard's path below it.
-    """
+    """Tar shards, each of which is a part."""
 
     name = "a tar shard"
     help = "tar shards (.tar)"
-
-    root: str = ""
 
     @classmethod
     def recognizes(cls, path: str) -> bool:
@@ -42,7 +34,7 @@ class TarSource(Source):
 
     @classmethod
     def open(cls, path: str, flags: Mapping[str, str]) -> "TarSource":
-        shards = matching_files(path)
+        shards = files.match(path)
         return cls(path, shards, _is_multi_label(shards[0]), root=files.common_folder(shards))
 
     def examples(self, part: str) -> Iterator[SourceExample]:

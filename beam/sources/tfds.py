@@ -83,7 +83,7 @@ class TfdsSource(Source):
         label_kind, is_multi_label = features[label]
         classes = tuple(label_text(name) for name in label_kind.names)
         weights = "label_weights" if is_multi_label and "label_weights" in features else None
-        return cls(path, parts, is_multi_label, classes, image, label, weights)
+        return cls(path, parts, is_multi_label, classes, image=image, label=label, weights=weights)
 
     def examples(self, part: str) -> Iterator[SourceExample]:
         """The records of a file; what is cut off at its end is one with a refusal."""

@@ -117,7 +117,11 @@ class Data:
         return lambda records: records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def training_batch(self, label_kind: str, images: int, objective: Objective) -> dict[str, tf.TensorSpec]:
-        """Shapes and dtypes of a batch of `images` training images, of records of `label_kind`."""
+        """Shapes and dtypes of a batch of `images` training images, of records of `label_kind`.
+
+        `image` uint8 [b, h, w, 3], `labels` int64 and `label_weights` float32 [b, k], `weight` float32 [b], `id` int64
+        [b], `epoch` int32 [b].
+        """
         placeholder = tf.constant([record.placeholder(label_kind)])
         example = {**record.parse(placeholder, tf.constant([""]), label_kind), **reader.slot_fields([0], [0.0])}
         view = self.training_view(0, objective)(tf.data.Dataset.from_tensor_slices(example))

@@ -74,19 +74,14 @@ class RecordSet:
     def lookup(self) -> Lookup:
         """What reads the split's records by position."""
         return Lookup(
-            [os.path.join(_absolute(self.directory), each.file) for each in self.split.shards],
+            [os.path.join(files.absolute(self.directory), each.file) for each in self.split.shards],
             [each.examples for each in self.split.shards],
             self.manifest.label_kind,
             self.masks_damage,
-            _absolute(self.damaged_folder) if self.damaged_folder else "",
+            files.absolute(self.damaged_folder) if self.damaged_folder else "",
             whole_runs=self.is_remote,
             opens_lazily=self.directory.startswith("gs://"),
         )
-
-
-def _absolute(path: str) -> str:
-    """A path that means the same in a TensorFlow server with another working directory."""
-    return path if files.is_remote(path) else os.path.abspath(path)
 
 
 def damaged_records(folder: str) -> list[str]:

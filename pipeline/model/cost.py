@@ -1,20 +1,8 @@
-"""Parameters and multiply-adds of a variant, counted from its plan without building it."""
+"""Multiply-adds of a variant, counted from its plan without building it."""
 
 import math
 
 from pipeline.model import variants
-
-
-def parameters(variant: str, num_classes: int) -> int:
-    """Returns the number of trainable parameters of `nfnet.create(variant, num_classes)`."""
-    chosen = variants.get(variant)
-    blocks = variants.blocks(chosen)
-    convs = [*variants.stem(chosen), *_convs(blocks), variants.final_conv(chosen)]
-    total = sum(_fan_in(conv) * conv.channels + 2 * conv.channels for conv in convs)  # kernel, gain, bias
-    for block in blocks:
-        channels = block.convs[-1].channels
-        total += _linear(channels, block.squeeze) + _linear(block.squeeze, channels) + 1  # and skip_gain
-    return total + _linear(convs[-1].channels, num_classes)
 
 
 def multiply_adds(variant: str, resolution: int, num_classes: int) -> int:
@@ -39,20 +27,5 @@ def multiply_adds(variant: str, resolution: int, num_classes: int) -> int:
     return total + _conv_work(final, size) + final.channels * num_classes
 
 
-def _convs(blocks):
-    for block in blocks:
-        yield from block.convs
-        if block.shortcut:
-            yield block.shortcut
-
-
-def _fan_in(conv: variants.Conv) -> int:
-    return conv.kernel**2 * conv.in_channels // conv.groups
-
-
 def _conv_work(conv: variants.Conv, size: int) -> int:
-    return _fan_in(conv) * conv.channels * size**2
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+    return conv.kernel**2 * conv.in_channels // conv.groups * conv.channels * size**2

@@ -130,10 +130,6 @@ class _Latin1(_Array):
         return str(text).encode("latin1")
 
 
-class _NDArray(_Array):
-    pass
-
-
 def _numeric(dtype: np.dtype) -> np.dtype:
     if dtype.kind not in "fiub":
         raise _RefusedError(f"it holds values of type {dtype}; weights are numbers")
@@ -142,7 +138,7 @@ def _numeric(dtype: np.dtype) -> np.dtype:
 
 _ALLOWED = {
     ("numpy", "dtype"): _DType(),
-    ("numpy", "ndarray"): _NDArray(),
+    ("numpy", "ndarray"): _Array(),
     ("_codecs", "encode"): _Latin1(),  # how protocols 0 to 2 spell bytes
     **{
         (f"numpy.{core}.{module}", name): make

@@ -114,27 +114,26 @@ def stem(variant: Variant) -> tuple[Conv, ...]:
 
 def blocks(variant: Variant) -> tuple[Block, ...]:
     """The residual blocks of all stages, in order."""
-    total = sum(variant.depths)
     plan: list[Block] = []
     channels = variant.stem_widths[-1]
     variance = 1.0
     for stage, (width, depth) in enumerate(zip(variant.widths, variant.depths, strict=True)):
+        groups = int(width * BOTTLENECK) // variant.group_width
+        inner = groups * variant.group_width  # whole groups: 128 of 192 channels in the first stage of the "+" variants
         for index in range(depth):
-            stride = STAGE_STRIDES[stage] if index == 0 else 1
-            plan.append(
-                _block(
-                    f"stage{stage}/block{index}",
-                    stage,
-                    (channels, width),
-                    stride,
-                    group_width=variant.group_width,
-                    is_transition=index == 0,
-                    beta=1 / math.sqrt(variance),
-                    depth_fraction=len(plan) / total,
-                )
+            name, is_transition = f"stage{stage}/block{index}", index == 0
+            stride = STAGE_STRIDES[stage] if is_transition else 1
+            convs = (
+                Conv(f"{name}/conv0", channels, inner),
+                Conv(f"{name}/conv1", inner, inner, kernel=3, stride=stride, groups=groups),
+                Conv(f"{name}/conv1b", inner, inner, kernel=3, groups=groups),
+                Conv(f"{name}/conv2", inner, width),
             )
+            shortcut = Conv(f"{name}/conv_shortcut", channels, width) if is_transition else None
+            beta, depth_fraction = 1 / math.sqrt(variance), len(plan) / sum(variant.depths)
+            plan.append(Block(name, stage, convs, width // 2, shortcut, stride, beta, depth_fraction))
             # A transition's shortcut is computed from the scaled input, so that the variance starts again at 1.
-            variance = (1.0 if index == 0 else variance) + ALPHA**2
+            variance = (1.0 if is_transition else variance) + ALPHA**2
             channels = width
     return tuple(plan)
 
@@ -142,34 +141,3 @@ def blocks(variant: Variant) -> tuple[Block, ...]:
 def final_conv(variant: Variant) -> Conv:
     """The 1x1 convolution after the last stage."""
     return Conv("final_conv", variant.widths[-1], 2 * variant.widths[-1])
-
-
-def _block(
-    name: str,
-    stage: int,
-    channels: tuple[int, int],
-    stride: int,
-    *,
-    group_width: int,
-    is_transition: bool,
-    beta: float,
-    depth_fraction: float,
-) -> Block:
-    before, after = channels
-    groups = int(after * BOTTLENECK) // group_width
-    inner = groups * group_width  # whole groups: 128 of 192 channels in the first stage of the "+" variants
-    return Block(
-        name=name,
-        stage=stage,
-        convs=(
-            Conv(f"{name}/conv0", before, inner),
-            Conv(f"{name}/conv1", inner, inner, kernel=3, stride=stride, groups=groups),
-            Conv(f"{name}/conv1b", inner, inner, kernel=3, groups=groups),
-            Conv(f"{name}/conv2", inner, after),
-        ),
-        squeeze=after // 2,
-        shortcut=Conv(f"{name}/conv_shortcut", before, after) if is_transition else None,
-        stride=stride,
-        beta=beta,
-        depth_fraction=depth_fraction,
-    )

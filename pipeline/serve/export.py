@@ -34,7 +34,7 @@ class Classifier(tf.Module):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
         # In a function, which saving does not track: it would trace the Keras model's own calls as well.
-        self._logits = lambda images: tf.cast(model(images, training=False), tf.float32)
+        self._logits = lambda images: tf.cast(model(augment.normalize(images), training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size
         self._view = view
@@ -71,24 +71,20 @@ class Classifier(tf.Module):
         return {"classes": tf.identity(self._names)}
 
     def _views(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Evaluation views, float32 [batch, size, size, 3], zeros where undecodable; and which could be decoded."""
+        """Evaluation views, uint8 [batch, size, size, 3], zeros where undecodable; and which could be decoded."""
         shape = (self._size, self._size, 3)
 
         def decode(index, encoded):
             return index, augment.evaluation_view(encoded, self._size, self._view)
 
-        def scatter(state, element):
-            images, valid = state
-            index, image = element
-            where = tf.cast(index, tf.int32)[None, None]
-            images = tf.tensor_scatter_nd_update(images, where, image[None])
-            return images, tf.tensor_scatter_nd_update(valid, where, [True])
-
-        batch = tf.size(image_bytes)
+        batch = tf.size(image_bytes, tf.int64)
         dataset = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
         dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-        empty = tf.zeros(tf.concat([[batch], shape], 0)), tf.zeros([batch], tf.bool)
-        images, valid = dataset.reduce(empty, scatter)
+        # One more, so that there is an element where no image can be decoded.
+        dataset = dataset.concatenate(tf.data.Dataset.from_tensors((batch, tf.zeros(shape, tf.uint8))))
+        indices, decoded = dataset.batch(batch + 1).get_single_element()
+        images = tf.scatter_nd(indices[:, None], decoded, tf.stack([batch + 1, *shape]))[:batch]
+        valid = tf.scatter_nd(indices[:, None], tf.ones_like(indices, tf.bool), [batch + 1])[:batch]
         return tf.ensure_shape(images, [None, *shape]), valid
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ class Cell:
     """A variant with an epoch budget, at its best learning rate.
 
     Attributes:
-      variant, epochs, learning_rate: which.
       loss: held-out loss, the geometric mean over seeds.
       runs: the finished runs at that learning rate, one a seed.
       tried: all learning rates that were tried.
@@ -82,7 +81,7 @@ class Analysis:
         return float(np.ptp(np.log10(self.compute[self.frontier])))
 
 
-def analyse(runs: Sequence[Run], unit: str, level: float = law.LEVEL) -> Analysis:
+def analyse(runs: Sequence[Run], unit: str) -> Analysis:
     """Fits the laws of a study.
 
     Raises:
@@ -121,9 +120,9 @@ def analyse(runs: Sequence[Run], unit: str, level: float = law.LEVEL) -> Analysi
         cells=cells,
         compute=compute,
         frontier=frontier,
-        line=law.fit_line(x, y, level),
-        saturating=_or_reason(law.fit_saturating, x, y, level),
-        growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier], level),
+        line=law.fit_line(x, y),
+        saturating=_or_reason(law.fit_saturating, x, y),
+        growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier]),
         held_out={name: _or_reason(law.leave_largest_out, x, y, fit) for name, fit in fits.items()},
         diverged=diverged,
         unfinished=unfinished,
@@ -146,7 +145,7 @@ def best_cells(runs: Sequence[Run]) -> list[Cell]:
             continue
         rate = best.trial.learning_rate
         same = tuple(run for run in here if run.trial.learning_rate == rate and run.status == FINISHED)
-        loss = math.exp(sum(math.log(run.loss) for run in same) / len(same))
+        loss = statistics.geometric_mean(run.loss for run in same)
         tried = tuple(sorted({run.trial.learning_rate for run in here}))
         best_of_each.append(Cell(*key, rate, loss, same, tried))
     return best_of_each
@@ -154,7 +153,7 @@ def best_cells(runs: Sequence[Run]) -> list[Cell]:
 
 def describe(analysis: Analysis) -> str:
     """The analysis as text."""
-    percent = f"{analysis.line.level:.0%} interval"
+    percent = f"{law.LEVEL:.0%} interval"
     models = len({analysis.cells[i].variant for i in analysis.frontier})
     line = analysis.line
     lines = [
@@ -223,7 +222,7 @@ def write(analysis: Analysis, directory: str) -> str:
         growth = {**parts, "agree": analysis.growth.agree}
     content = {
         "unit": analysis.unit,
-        "level": analysis.line.level,
+        "level": law.LEVEL,
         "frontier": frontier,
         "line": values(analysis.line),
         "saturating": values(analysis.saturating),

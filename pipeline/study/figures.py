@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from pipeline.study import StudyError
 from pipeline.study.analysis import Analysis, ranks
-from pipeline.study.law import Law
+from pipeline.study.law import LEVEL, Law
 from pipeline.study.run_files import CORE_HOURS, DIVERGED, FINISHED, UNITS, Run
 
 matplotlib.use("Agg")
@@ -102,7 +102,7 @@ def _loss(analysis: Analysis, styles: dict, directory: str) -> str:
     axes.set_ylim(0.9 * analysis.loss.min(), 1.05 * analysis.loss.max())
     _plain_ticks(axes.yaxis)
     # Beside the axes: curves of loss may be anywhere in them.
-    axes.legend(fontsize=8, title=f"bands: {fit.level:.0%}", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(fontsize=8, title=f"bands: {LEVEL:.0%}", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     head = ("law", analysis.unit, "validation_loss", "law_low", "law_high", "new_run_low", "new_run_high")
     _write_csv(os.path.join(directory, "loss_laws.csv"), head, laws)
     head = ("variant", "epochs", "learning_rate", "seeds", analysis.unit, "validation_loss", "on_frontier")
@@ -149,7 +149,10 @@ def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, 
     for variant, style in styles.items():
         here = [row for row in rows if row[0] == variant]
         if here:  # a line through the best of each budget; the other learning rates and seeds beside it
-            best = [min((row for row in here if row[1] == epochs), key=lambda row: row[5]) for epochs in _epochs(here)]
+            best = [
+                min((row for row in here if row[1] == epochs), key=lambda row: row[5])
+                for epochs in sorted({row[1] for row in here})
+            ]
             axes.plot(*np.array([row[4:] for row in best]).T, label=variant, **style)
             rest = {**style, "linestyle": "none", "alpha": 0.4, "ms": 4}
             axes.plot(*np.array([row[4:] for row in here]).T, **rest)
@@ -168,10 +171,7 @@ def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, 
         axes.set_title("this study")
     for panel in panels[0]:
         _plain_ticks(panel.yaxis, percent=True)
-    axes.legend(fontsize=8)
-    beside.legend(fontsize=8, title="as reported" if together else None, title_fontsize=8)
-    if together:
-        axes.legend(fontsize=8, title="hollow: as reported", title_fontsize=8)
+        panel.legend(fontsize=8, title="hollow: as reported" if together else None, title_fontsize=8)
     head = ["model", "epochs", "learning_rate", "seed", analysis.unit, "top1_error"]
     if not together:
         head.append(CORE_HOURS)
@@ -201,10 +201,6 @@ def _ranks(ranked: tuple, task: str, styles: dict, directory: str) -> str:
         axis.set_major_locator(ticker.MaxNLocator(integer=True))
     head = ("variant", "epochs", "learning_rate", "seed", "validation_loss", "top1_error", "rank_loss", "rank_top1")
     return _save(figure, directory, f"ranks_{task}", head, rows)
-
-
-def _epochs(rows: Sequence[Sequence]) -> list[float]:
-    return sorted({row[1] for row in rows})
 
 
 def _styles(analysis: Analysis) -> dict[str, dict]:

@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from pipeline.study import StudyError
 
 Values = Sequence[float] | np.ndarray  # [n]
-LEVEL = 0.9
+LEVEL = 0.9  # of all intervals
 RESAMPLES = 400
+_TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 MIN_POINTS_LINE, MIN_POINTS_SATURATING = 4, 5
 HUBER_DELTA = 1e-3  # of Hoffmann et al.; in units of log loss
 
@@ -41,7 +42,6 @@ class Line:
       deviation: standard deviation of the residuals of log y.
       spread: sum of squares of log(x / center).
       count: number of fitted points.
-      level: of the intervals.
       pivots: rows of (intercept, slope, deviation) of resampled fits, and a drawn residual; float64 [resamples, 4].
     """
 
@@ -51,7 +51,6 @@ class Line:
     deviation: float
     spread: float
     count: int
-    level: float
     pivots: np.ndarray = dataclasses.field(repr=False)
 
     @property
@@ -83,7 +82,7 @@ class Line:
         return Prediction(np.exp(log_value), _exp(confidence), _exp(prediction))
 
     def _quantiles(self, pivots: np.ndarray) -> np.ndarray:
-        return np.quantile(pivots, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+        return np.quantile(pivots, _TAILS, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,6 @@ class Saturating:
       floor, scale, exponent: of the law, all positive.
       lowest: the lowest fitted y, which no floor exceeds.
       center: geometric mean of the fitted x.
-      level: of the intervals.
       samples: rows of (log floor, log scale, log exponent) of resampled fits, float64 [resamples, 3].
       residuals: a residual of log y drawn for each of them, float64 [resamples].
       widening: factor on the spread of `samples` that makes up for the small number of points.
@@ -105,7 +103,6 @@ class Saturating:
     exponent: float
     lowest: float
     center: float
-    level: float
     samples: np.ndarray = dataclasses.field(repr=False)
     residuals: np.ndarray = dataclasses.field(repr=False)
     widening: float = 1.0
@@ -138,14 +135,14 @@ class Saturating:
 
     def _interval(self, log_value: float | np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Percentiles of `samples`, moved away from `log_value` by `widening`, as values."""
-        ends = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+        ends = np.quantile(samples, _TAILS, axis=0)
         return _exp(log_value + self.widening * (end - log_value) for end in ends)
 
 
 Law = Line | Saturating
 
 
-def fit_line(x: Values, y: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Line:
+def fit_line(x: Values, y: Values, resamples: int = RESAMPLES, seed: int = 0) -> Line:
     """Least squares of log y on log x; intervals by the studentised bootstrap of residuals.
 
     Raises:
@@ -168,10 +165,10 @@ def fit_line(x: Values, y: Values, level: float = LEVEL, resamples: int = RESAMP
     intercepts, slopes, deviations, _ = least_squares(intercept + slope * log_x + drawn[:, :-1])
     deviations = np.maximum(deviations, np.maximum(deviation, 1e-12) * 1e-3)  # one residual drawn every time
     pivots = np.stack([intercepts, slopes, deviations, drawn[:, -1]], axis=1)
-    return Line(float(intercept), float(slope), center, float(deviation), spread, count, level, pivots)
+    return Line(float(intercept), float(slope), center, float(deviation), spread, count, pivots)
 
 
-def fit_saturating(x: Values, y: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Saturating:
+def fit_saturating(x: Values, y: Values, resamples: int = RESAMPLES, seed: int = 0) -> Saturating:
     """Least Huber loss of log residuals over floor, scale and exponent, the best from a grid of starts.
 
     Raises:
@@ -184,19 +181,16 @@ def fit_saturating(x: Values, y: Values, level: float = LEVEL, resamples: int = 
     floors, exponents = log_y.min() + np.log([0.05, 0.5, 0.9]), np.log([0.1, 0.3, 1.0])
     mean = np.exp(log_y.mean())
     starts = [(floor, np.log(mean - np.exp(floor)), a) for floor, a in itertools.product(floors, exponents)]
-    ends = _minimise_rows(np.array(starts), log_x, np.tile(log_y, (len(starts), 1)))
-    best = _minimise(ends[_huber(ends, log_x, log_y).argmin()], log_x, log_y).x
+    ends = _minimise_rows(np.array(starts), log_x, np.tile(log_y, (len(starts), 1)), iterations=200)
+    best = ends[_huber(ends, log_x, log_y).argmin()]
     fitted = _log_saturating(best, log_x)
     residuals = (log_y - fitted) * np.sqrt(count / (count - 3))
     residuals -= residuals.mean()
     drawn = rng.choice(residuals, (resamples, count + 1))
     samples = _minimise_rows(best, log_x, fitted + drawn[:, :-1])
     floor, scale, exponent = np.exp(best)
-    tail = (1 + level) / 2
-    widening = stats.t.ppf(tail, count - 3) / stats.norm.ppf(tail)
-    return Saturating(
-        floor, scale, exponent, float(np.exp(log_y.min())), center, level, samples, drawn[:, -1], widening
-    )
+    widening = stats.t.ppf(_TAILS[1], count - 3) / stats.norm.ppf(_TAILS[1])
+    return Saturating(floor, scale, exponent, float(np.exp(log_y.min())), center, samples, drawn[:, -1], widening)
 
 
 def frontier(compute: Values, loss: Values) -> np.ndarray:
@@ -222,12 +216,8 @@ class Growth:
         return bool(low <= 0 <= high)
 
 
-def growth(compute: Values, size: Values, epochs: Values, level: float = LEVEL) -> Growth:
-    """Exponents of the frontier's model size and epoch budget against compute.
-
-    Args:
-      compute, size, epochs: of the runs on the frontier.
-      level: of the intervals.
+def growth(compute: Values, size: Values, epochs: Values) -> Growth:
+    """Exponents of the model size and epoch budget of the frontier's runs against their compute.
 
     Raises:
       StudyError: the frontier holds one model or one epoch budget, or too few runs.
@@ -239,7 +229,7 @@ def growth(compute: Values, size: Values, epochs: Values, level: float = LEVEL) 
                 f"at least 2 are needed: add runs with a smaller or larger {name}."
             )
     size, epochs = np.asarray(size, np.float64), np.asarray(epochs, np.float64)
-    return Growth(*(fit_line(compute, values, level) for values in (size, epochs, size / epochs)))
+    return Growth(*(fit_line(compute, values) for values in (size, epochs, size / epochs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +248,7 @@ class HeldOut:
 
 
 def leave_largest_out(compute: Values, loss: Values, fit: Callable[..., Law]) -> HeldOut:
-    """Fits the frontier without its run of the largest compute and predicts that run.
-
-    Args:
-      compute, loss: of the runs on the frontier.
-      fit: `fit_line` or `fit_saturating`.
+    """Fits the frontier's runs without the one of the largest compute, and predicts that one.
 
     Raises:
       StudyError: too few runs are left.
@@ -280,19 +266,6 @@ def _log_saturating(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.logaddexp(log_floor, log_scale - np.exp(log_exponent) * x)
 
 
-def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray) -> optimize.OptimizeResult:
-    """Parameters of the least Huber loss of log residuals, from one start."""
-    lowest, highest = _bounds(y)
-    return optimize.least_squares(
-        lambda parameters: _log_saturating(parameters, x) - y,
-        np.clip(start, lowest, highest),
-        lambda parameters: _jacobian(parameters, x),
-        (lowest, highest),
-        loss="huber",
-        f_scale=HUBER_DELTA,
-    )
-
-
 def _huber(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Huber loss of log residuals of each row of parameters; float64 [rows]."""
     size = np.abs(_log_saturating(parameters.T[:, :, None], x) - y)
@@ -300,7 +273,7 @@ def _huber(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _minimise_rows(starts: np.ndarray, x: np.ndarray, y: np.ndarray, iterations: int = 60) -> np.ndarray:
-    """As `_minimise` for all rows of `y` at once, from one start or from one for each row; float64 [rows, 3].
+    """Parameters of the least Huber loss of each row of `y`, from one start or one for each row; float64 [rows, 3].
 
     Levenberg-Marquardt on reweighted squares. SciPy takes one row at a time, and a hundred times as long.
     """
@@ -345,7 +318,7 @@ def _logarithms(x: Values, y: Values, least: int, what: str) -> tuple[np.ndarray
         raise StudyError("A fit on log-log axes needs positive finite values; leave diverged runs out.")
     if np.ptp(np.log(x)) == 0:
         raise StudyError("All points have the same compute, so no law can be fitted: add budgets.")
-    center = float(np.exp(np.log(x).mean()))
+    center = float(stats.gmean(x))
     return np.log(x / center), np.log(y), center
 
 

@@ -50,10 +50,9 @@ class Plan:
 
     Attributes:
       budget, unit: what was asked for.
-      choice: the variant and its epochs.
+      choice, batch: the variant, its epochs, and the images of a step.
       best_epochs: what the rule calls best for this budget.
       learning_rates: to try, in order.
-      batch: images of a step.
       prediction: held-out loss by each fitted law, name to (value, low, high); empty without a study.
       remarks: assumptions and limits of the plan.
       command: of the run, a list of words.
@@ -71,11 +70,7 @@ class Plan:
 
 
 def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
-    """A plan by the paper's rules.
-
-    Args:
-      core_hours: TPU-v4 core-hours for one run of pre-training.
-      images: in an epoch.
+    """A plan by the paper's rules for one run of pre-training, with epochs of `images` images.
 
     Raises:
       StudyError: the budget is not positive, or does not pay for the smallest model.
@@ -91,7 +86,9 @@ def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
             "of images seen. The gin file below is for JFT: set DATA_DIR and Experiment.num_classes."
         )
     remarks += _budget_remarks(core_hours, choice, best, "core-hours")
-    rates = _paper_rates(choice)
+    # Two trials: 1.6 and half of it; halved from 1.5 epochs of a model beyond F1 on (ours).
+    steady = choice.epochs < 1.5 or choice.variant in STEADY_RATE_VARIANTS
+    rates = (LEARNING_RATE, LEARNING_RATE / 2) if steady else (LEARNING_RATE / 2, LEARNING_RATE / 4)
     if rates[0] < LEARNING_RATE:
         remarks.append(
             f"{LEARNING_RATE:g} is reported best for small budgets, and less for large models and budgets; that it is "
@@ -102,13 +99,9 @@ def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
 
 
 def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | None = None) -> Plan:
-    """A plan by the laws of a study.
+    """A plan by the laws of the study `runs`, for one run of pre-training that takes `budget` of `unit`.
 
-    Args:
-      budget: compute of one run of pre-training, in `unit`.
-      unit: one of `run_files.UNITS`.
-      runs: the study's.
-      images: in an epoch; the study's where None.
+    An epoch has `images` images, as many as in the study where None.
 
     Raises:
       StudyError: the study cannot be fitted, its optimum does not grow, or its cost in `unit` is unknown.
@@ -231,12 +224,6 @@ def _budget_remarks(budget: float, choice: Candidate, best: float, unit: str) ->
     elif not 0.5 < choice.epochs / best < 2:
         remarks.append(f"No variant makes of the budget what the rule calls best, {best:.2g} epochs; this is nearest.")
     return remarks
-
-
-def _paper_rates(choice: Candidate) -> tuple[float, float]:
-    """Two trials: 1.6 and half of it; halved from 1.5 epochs of a model beyond F1 on (ours)."""
-    first = LEARNING_RATE if choice.epochs < 1.5 or choice.variant in STEADY_RATE_VARIANTS else LEARNING_RATE / 2
-    return first, first / 2
 
 
 def _paper_command(choice: Candidate, rate: float) -> tuple[str, ...]:

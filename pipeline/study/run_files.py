@@ -30,12 +30,7 @@ UNITS = {
 class Trial:
     """One run of a study.
 
-    Attributes:
-      variant: of the model.
-      epochs: budget of pre-training.
-      learning_rate: peak of pre-training.
-      seed: of pre-training; fine-tuning takes the same.
-      task: name of the fine-tuning task, '' for pre-training itself.
+    Epochs and peak learning rate are those of pre-training; `task` is the fine-tuning task, '' for pre-training itself.
     """
 
     variant: str
@@ -65,8 +60,6 @@ class Run:
     """A trial with what it left.
 
     Attributes:
-      trial: which.
-      folder: of the run.
       status: 'finished', 'diverged' or 'unfinished'.
       bindings: its resolved configuration, `configurable.parameter` to the value's text.
       summary: its run.json; empty unless it is finished.

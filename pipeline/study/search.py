@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.model import cost
+from pipeline.model import cost, variants
 from pipeline.study import StudyError
 from pipeline.study.run_files import FINISHED, UNFINISHED, Run, Trial
 
@@ -53,7 +53,7 @@ class Study:
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"Study.{name} must hold distinct values, at least one; found {values}.")
         for variant in self.variants:
-            cost.parameters(variant, 1)  # raises for a variant that does not exist
+            variants.get(variant)  # raises for a variant that does not exist
         if min(self.epochs) <= 0 or min(self.learning_rates) <= 0:
             raise StudyError("Study.epochs and Study.learning_rates must be positive.")
         if self.at_once < 1:
@@ -87,14 +87,6 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class PendingTrial:
-    """A trial that can be run now, and why."""
-
-    trial: Trial
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Search:
     """State of the search for the learning rate of one variant and budget.
 
@@ -109,8 +101,8 @@ class Search:
     note: str = ""
 
 
-def next_trials(study: Study, runs: Sequence[Run]) -> list[PendingTrial]:
-    """The trials that can run now, each independent of the others; empty when the study is done."""
+def next_trials(study: Study, runs: Sequence[Run]) -> dict[Trial, str]:
+    """The trials that can run now, each independent of the others, and why; empty when the study is done."""
     done = _done(runs)
     reasons: dict[Trial, str] = {}
     for cell, search in searches(study, runs).items():
@@ -119,7 +111,7 @@ def next_trials(study: Study, runs: Sequence[Run]) -> list[PendingTrial]:
         if search.best is not None:
             reasons |= {Trial(*cell, search.best, seed): "another seed" for seed in study.seeds[1:]}
             reasons |= {trial: "fine-tuning" for trial in _finetunings(study, Trial(*cell, search.best), done)}
-    return [PendingTrial(trial, reason) for trial, reason in reasons.items() if trial not in done]
+    return {trial: reason for trial, reason in reasons.items() if trial not in done}
 
 
 def searches(study: Study, runs: Sequence[Run]) -> dict[tuple[str, float], Search]:
@@ -144,7 +136,7 @@ def searches(study: Study, runs: Sequence[Run]) -> dict[tuple[str, float], Searc
 
 def remaining(study: Study, runs: Sequence[Run]) -> Iterator[Trial]:
     """The trials to come as far as can be foreseen: those that can run now, and the fewest of each later search."""
-    yield from (pending.trial for pending in next_trials(study, runs))
+    yield from next_trials(study, runs)
     states = searches(study, runs)
     for cell in study.grid:
         state = states.get(cell)
@@ -167,7 +159,7 @@ def _done(runs: Sequence[Run]) -> dict[Trial, Run]:
 def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> Search:
     rates = sorted(study.learning_rates, reverse=True) if start is None else [start, start / 2]
     why = "the grid" if start is None else f"the neighbour's best learning rate is {start:g}"
-    if missing := [rate for rate in rates if not any(_same(rate, other) for other in tried)]:
+    if missing := [rate for rate in rates if not any(math.isclose(rate, other, rel_tol=1e-6) for other in tried)]:
         return Search(tuple((rate, why) for rate in missing))
     best, lowest, highest = min(tried, key=lambda rate: tried[rate]), min(tried), max(tried)
     diverged = math.isinf(tried[best])
@@ -190,7 +182,3 @@ def _finetunings(study: Study, best: Trial, done: Mapping[Trial, Run]) -> Iterat
         same = (trial.variant, trial.epochs, trial.task) == (best.variant, best.epochs, "")
         if same and run.status == FINISHED and (study.finetune == ALL or trial == best):
             yield from (dataclasses.replace(trial, task=task) for task in study.tasks)
-
-
-def _same(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-6)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -29,11 +29,8 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(study: Study, resolve: Resolve) -> list[Run]:
     """Executes what is missing of a study; returns its runs.
 
-    A run that was killed resumes from its checkpoint; one that diverges is kept, marked and left out.
-
-    Args:
-      study: what to run.
-      resolve: gives the bindings of a run before it starts, by which recipes are compared.
+    A run that was killed resumes from its checkpoint; one that diverges is kept, marked and left out. Recipes are
+    compared by what `resolve` gives for a run before it starts.
 
     Raises:
       StudyError: runs of different data or recipes would be mixed, or a run failed.
@@ -58,11 +55,12 @@ def _run_all(study: Study, resolve: Resolve, runs: list[Run], lock: int, stop: t
     running: dict[Trial, Execution] = {}
     try:
         while True:
-            for pending in _in_order(study, runs):
-                if len(running) < study.at_once and pending.trial not in running:
-                    new = _start(study, resolve, pending.trial, [*runs, *(each.run for each in running.values())])
-                    _announce(study, pending, runs, len(running), bar)
-                    running[new.trial] = Execution(arguments(study, new.trial), new, lock)
+            pending = search.next_trials(study, runs)
+            for trial in _in_order(study, pending):
+                if len(running) < study.at_once and trial not in running:
+                    new = _start(study, resolve, trial, [*runs, *(each.run for each in running.values())])
+                    _announce(study, trial, pending[trial], runs, len(running), bar)
+                    running[trial] = Execution(arguments(study, trial), new, lock)
             if not running:
                 return [run for run in runs if run.status != UNFINISHED]
             time.sleep(POLL_SECONDS)
@@ -84,18 +82,17 @@ def _run_all(study: Study, resolve: Resolve, runs: list[Run], lock: int, stop: t
         raise
 
 
-def _in_order(study: Study, runs: Sequence[Run]) -> list[search.PendingTrial]:
+def _in_order(study: Study, pending: Iterable[Trial]) -> list[Trial]:
     """What can run now. Several at once: the longest chains first, so that none is left alone at the end."""
-    pending = search.next_trials(study, runs)
     if study.at_once == 1:
-        return pending
-    return sorted(pending, key=lambda each: -cost.multiply_adds(each.trial.variant, 224, 1))
+        return list(pending)
+    return sorted(pending, key=lambda trial: -cost.multiply_adds(trial.variant, 224, 1))
 
 
 def commands(study: Study, resolve: Resolve) -> list[str]:
     """A command for each run that can start now, as a scheduler takes it; each run's trial is written."""
     runs = _read(study)
-    pending = [_start(study, resolve, pending.trial, runs) for pending in search.next_trials(study, runs)]
+    pending = [_start(study, resolve, trial, runs) for trial in search.next_trials(study, runs)]
     for new in pending:
         run_files.write_trial(new)
     return [shlex.join(["python", "pipeline/main.py", *arguments(study, new.trial)]) for new in pending]
@@ -145,14 +142,14 @@ def _progress_bar(study: Study, runs: Sequence[Run]) -> tqdm:
     )
 
 
-def _announce(study: Study, pending: search.PendingTrial, runs: Sequence[Run], running: int, bar: tqdm) -> None:
+def _announce(study: Study, trial: Trial, reason: str, runs: Sequence[Run], running: int, bar: tqdm) -> None:
     """Names the run that starts beside `running` others, and the time left."""
-    seconds, trial = seconds_left(study, runs), pending.trial
+    seconds = seconds_left(study, runs)
     left = "time left unknown" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
     name, done = f"{trial.task or 'pre-training'} {trial.name}", len(over(runs))
     bar.total = done + len(list(search.remaining(study, runs)))
     bar.set_postfix_str(f"{left}, {name}")
-    _say(f"[{done + running + 1} of about {bar.total}, {left}] {name} ({pending.reason})")
+    _say(f"[{done + running + 1} of about {bar.total}, {left}] {name} ({reason})")
 
 
 def _say(message: str) -> None:

@@ -50,7 +50,6 @@ class Compilation:
     Attributes:
       seconds: that compiling took.
       versions: of jax, jaxlib and libtpu.
-      memory: see `Memory`.
       flops, bytes_accessed: of one run, bytes of HBM traffic.
       hlo: text of the optimised module.
     """
@@ -238,16 +237,9 @@ def _count(text: str) -> dict[str, float]:
 
 
 def compile_arguments(hlo: bytes, device: Any) -> tuple:
-    """What a JAX client's `compile` and `compile_and_load` take to compile an HLO module for one device.
+    """What a JAX client's `compile` and `compile_and_load` take: a serialised HLO module as MLIR, devices and options.
 
     Private: publicly, JAX compiles only what it traced itself, and this program is TensorFlow's.
-
-    Args:
-      hlo: serialised HLO module.
-      device: of the client, a `jax.Device`.
-
-    Returns:
-      The module as MLIR, the devices, and the options.
     """
     from jax._src import compiler
     from jax._src.lib import xla_client

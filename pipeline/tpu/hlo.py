@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\(")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = .+? ([a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -24,16 +24,12 @@ class Instruction:
     """One instruction of a program, with what it costs in one step.
 
     Attributes:
-      name: in the program.
       opcode: 'fusion' or 'convolution', for example.
-      shape: of its result, with the layout.
       operation: name of the TensorFlow operation that it stands for; a fusion has that of its last one.
       cycles: estimated by the compiler, times how often it runs.
     """
 
-    name: str
     opcode: str
-    shape: str
     operation: str
     cycles: int
 
@@ -132,7 +128,7 @@ def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterat
     for line in computations[name]:
         if not (match := _INSTRUCTION.match(line)):
             continue
-        opcode = match[3]
+        opcode = match[1]
         if opcode in _BODIES:
             attributes = line.partition("), ")[2]  # after the operands
             often = _turns(computations, line) if opcode == "while" else 1
@@ -141,5 +137,4 @@ def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterat
                     yield from _run(computations, body, times * often)
         elif estimate := _CYCLES.search(line):
             operation = _OP_NAME.search(line)
-            name_of_operation = operation[1] if operation else ""
-            yield Instruction(match[1], opcode, match[2], name_of_operation, times * int(estimate[1]))
+            yield Instruction(opcode, operation[1] if operation else "", times * int(estimate[1]))

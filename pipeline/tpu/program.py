@@ -38,10 +38,9 @@ class Workload:
     """What a replica trains, and for how long.
 
     Attributes:
-      model: its name, or that of its variant.
+      model: name of its variant.
       train_size: pixels of a side of its images.
       classes: width of its last layer.
-      precision: as `Experiment.precision`.
       parameters: trainable ones.
       replica_batch, global_batch: images of a step.
       images, steps: of the whole epoch budget; images count each view.
@@ -87,9 +86,7 @@ class Program:
 def dataset_info(experiment: Experiment, images: int | None = None) -> DatasetInfo:
     """What the step depends on of the data: from `experiment`, or from its records where they can be read.
 
-    Args:
-      experiment: what is trained.
-      images: of the training split; None takes the records' own, or else `Data.images`.
+    `images` of the training split are the records' own where None, or else `Data.images`.
 
     Raises:
       ProgramError: a number is neither configured nor recorded.
@@ -121,12 +118,7 @@ def check_batch(experiment: Experiment, batch: int) -> None:
 
 
 def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
-    """Traces the step that the trainer would run, on a CPU.
-
-    Args:
-      experiment: what is trained.
-      dataset: on what.
-      batch: images of the replica.
+    """Traces the step that the trainer would run on a replica's `batch` images, on a CPU.
 
     Raises:
       ProgramError: the batch does not suit the experiment.

@@ -1,8 +1,10 @@
 """Checkpoints that exist whole or not at all.
 
 A checkpoint is a folder `step-00001200/` with the variables (a TensorFlow checkpoint whose keys are
-`GROUP/VARIABLE NAME`) and, written last, `checkpoint.json`: the step, facts of the run, and size and SHA-256 of every
-other file. A folder without a `checkpoint.json` that fits is half-written or damaged, and is skipped with a warning.
+`GROUP/VARIABLE NAME`) and, written last, `checkpoint.json`: the step, facts of the run, the size of every other file,
+and the SHA-256 of TensorFlow's index, which holds a CRC of each variable. So the variables, which hosts of a TPU slice
+write themselves, need not be read back. A folder without a `checkpoint.json` that fits is half-written or damaged, and
+is skipped with a warning.
 """
 
 import concurrent.futures
@@ -20,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 from pipeline import files
+from pipeline.errors import cause
 
 FORMAT = 1
 COMMIT_FILE = "checkpoint.json"
@@ -61,7 +64,7 @@ class Writer:
     """
 
     def __init__(self, directory: str, state: State, background: bool = False):
-        self.directory = directory
+        self.directory = files.absolute(directory)
         self._checkpoint = tf.train.Checkpoint(**{group: dict(variables) for group, variables in state.items()})
         self._background = background
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -115,7 +118,7 @@ def _failing_cleanly(path: str) -> Iterator[None]:
         if tf.io.gfile.exists(path):
             tf.io.gfile.rmtree(path)
         raise CheckpointError(
-            f"Could not write the checkpoint {path}: {str(error).splitlines()[0]}. Earlier checkpoints are whole; make "
+            f"Could not write the checkpoint {path}: {cause(error)}. Earlier checkpoints are whole; make "
             "room or fix the permissions, and run the same command again to continue from the last one."
         ) from error
 
@@ -124,22 +127,21 @@ def _commit(path: str, step: int, facts: Mapping[str, object]) -> None:
     names = sorted(tf.io.gfile.listdir(path))
     if f"{_PREFIX}.index" not in names:  # TensorFlow writes it last
         raise OSError(f"TensorFlow left only {names or 'nothing'}")
-    digests = {name: _file_facts(os.path.join(path, name)) for name in names}
-    content = {"format": FORMAT, "step": step, "time": time.time(), "facts": facts, "files": digests}
+    written = {name: _file_facts(os.path.join(path, name)) for name in names}
+    content = {"format": FORMAT, "step": step, "time": time.time(), "facts": facts, "files": written}
     files.write_atomically(os.path.join(path, COMMIT_FILE), json.dumps(content, indent=1))
 
 
 def _file_facts(path: str) -> dict:
-    digest, size = hashlib.sha256(), 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    facts = {"bytes": tf.io.gfile.stat(path).length}
+    if path.endswith(".index"):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            facts["sha256"] = hashlib.sha256(file.read()).hexdigest()
+    return facts
 
 
 def open_checkpoint(path: str, verify: bool = True) -> Saved:
-    """Reads the checkpoint in the folder `path`, and verifies the digests of its files.
+    """Reads the checkpoint in the folder `path`, and verifies its files; with `verify`, reads every variable for it.
 
     Raises:
       CheckpointError: it is missing, half-written or damaged; says how.
@@ -150,17 +152,30 @@ def open_checkpoint(path: str, verify: bool = True) -> Saved:
     try:
         with tf.io.gfile.GFile(commit) as file:
             content = json.load(file)
-        digests, step = content["files"], content["step"]
+        written, step = content["files"], content["step"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{commit} is damaged: {error}.") from error
     if content["format"] != FORMAT:
         raise CheckpointError(f"{commit} has format {content['format']}; this version reads format {FORMAT}.")
-    for name, expected in digests.items() if verify else ():
+    for name, expected in written.items():
         file_path = os.path.join(path, name)
-        found = _file_facts(file_path) if tf.io.gfile.exists(file_path) else "nothing"
-        if found != expected:
-            raise CheckpointError(f"{file_path} is damaged: expected {expected}, found {found}.")
-    return Saved(path, step, content["facts"], content["time"])
+        found = _file_facts(file_path) if tf.io.gfile.exists(file_path) else {}
+        if not found or not found.items() <= expected.items():
+            raise CheckpointError(f"{file_path} is damaged: expected {expected}, found {found or 'nothing'}.")
+    saved = Saved(path, step, content["facts"], content["time"])
+    if verify:
+        _check_variables(saved)
+    return saved
+
+
+def _check_variables(saved: Saved) -> None:
+    """Raises a CheckpointError where a variable does not have its CRC."""
+    reader = tf.train.load_checkpoint(saved.prefix)
+    for key in reader.get_variable_to_shape_map():
+        try:
+            reader.get_tensor(key)
+        except tf.errors.OpError as error:
+            raise CheckpointError(f"{saved.path} is damaged at {_name(key)}: {cause(error)}.") from None
 
 
 def checkpoints(directory: str) -> list[str]:
@@ -222,7 +237,7 @@ def prune(directory: str, keep: int, keep_every_hours: float) -> None:
 
 def copy(path: str, directory: str) -> str:
     """Copies the committed checkpoint at `path` into `directory`, commit file last; returns its new folder."""
-    saved = open_checkpoint(path)
+    saved = open_checkpoint(path, verify=False)
     target = folder(directory, saved.step)
     if tf.io.gfile.exists(target):
         tf.io.gfile.rmtree(target)

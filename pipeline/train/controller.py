@@ -1,7 +1,7 @@
-"""Orbit's controller without its prints, and TensorFlow's errors in the words of this project."""
+"""What Orbit's controller is given: the length of its loops, silence, and errors in the words of this project."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import orbit
@@ -9,7 +9,31 @@ import tensorflow as tf
 from absl import logging
 
 from pipeline.data import reader
+from pipeline.errors import cause
 from pipeline.train import distribution
+from pipeline.train.components import RunComponents
+from pipeline.train.run_config import Loop
+from pipeline.train.trainer import Trainer
+
+_LOOP_SECONDS = 20.0
+_LOOPS = 100  # that a run has at least
+
+
+def inner_loop(loop: Loop, run: RunComponents, trainer: Trainer) -> Callable[[int], int]:
+    """From the step at which an inner loop starts to its number of steps, in all processes the same.
+
+    It ends at the latest where a checkpoint is due. With `Loop.steps_per_loop` it ends at the next multiple of that,
+    also in a run that continues; without, it takes the time of a loop, as far as the last loop tells.
+    """
+
+    def steps(step: int) -> int:
+        to_checkpoint = loop.checkpoint_every - step % loop.checkpoint_every
+        if loop.steps_per_loop is not None:
+            return min(loop.steps_per_loop - step % loop.steps_per_loop, to_checkpoint)
+        in_time = min(int(_LOOP_SECONDS / trainer.step_seconds), run.last_step // _LOOPS)
+        return max(1, min(*distribution.of_all_processes(run.strategy, in_time), to_checkpoint))
+
+    return steps
 
 
 @contextlib.contextmanager
@@ -32,7 +56,7 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
             raise damage from None
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
-                f"Working together failed ({error.message.splitlines()[0]}): very likely another process is gone. "
+                f"Working together failed ({cause(error)}): very likely another process is gone. "
                 "Start the same command on every worker again; all continue from the last checkpoint."
             ) from error
         raise

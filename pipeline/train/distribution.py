@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from pipeline import files
+from pipeline.errors import cause
 from pipeline.train import tpu_machine
 
 
@@ -174,7 +175,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         wheel = "" if tpu_machine.has_kernels() else "; this TensorFlow has no TPU kernels, see `make setup-tpu-vm`"
         raise ValueError(
-            f"Strategy 'tpu' found no TPU ({str(error).splitlines()[0][:200]}): set TPU_NAME, or use 'auto'{wheel}."
+            f"Strategy 'tpu' found no TPU ({cause(error)[:200]}): set TPU_NAME, or use 'auto'{wheel}."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline import objective
+from pipeline.data.augment import normalize
 from pipeline.data.batch_shape import BatchShape
 from pipeline.data.input import distributed_batches
 from pipeline.data.order import EpochBudget
@@ -76,7 +77,7 @@ class Evaluator(orbit.StandardEvaluator):
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
     def _replica_step(self, batch):
-        logits = tf.cast(self._model(batch["image"], training=False), tf.float32)
+        logits = tf.cast(self._model(normalize(batch["image"]), training=False), tf.float32)
         metrics = objective.metrics(self._objective, batch["labels"], batch["label_weights"], logits)
         columns = tf.stack([*metrics.values(), tf.ones_like(metrics["loss"])])
         return tf.reduce_sum(columns * batch["weight"], 1)

@@ -6,24 +6,34 @@ closed form. Its penalty is chosen by leave-one-out on those few examples alone.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline import files, report
-from pipeline.data import order as orders
 from pipeline.data import reader
+from pipeline.data.augment import normalize
+from pipeline.data.batch_shape import BatchShape
+from pipeline.data.input import distributed_batches
+from pipeline.data.order import EpochBudget
 from pipeline.model.classifier import Classifier
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, distribution
 from pipeline.train.experiment import Experiment
-from pipeline.train.run_config import RunContext
+from pipeline.train.run_config import Loop, RunContext
+from pipeline.train.step import Batch
 from pipeline.train.trained_model import load_model
 
 _PENALTIES = 10.0 ** np.arange(-6, 4)  # times the mean squared singular value of the features
 
 
-def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] = (1, 5, 10), seed: int = 0) -> dict:
+def few_shot(
+    context: RunContext,
+    experiment: Experiment,
+    loop: Loop = Loop(),  # noqa: B008 (frozen)
+    shots: Sequence[int] = (1, 5, 10),
+    seed: int = 0,
+) -> dict:
     """Evaluates the newest checkpoint in `context.model_dir` on the record set of `experiment.data`.
 
     The classes may be others than those that the network was trained on. Prints the results and writes them to
@@ -32,6 +42,7 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
     Args:
       context: where the run is.
       experiment: the run's experiment; its training split gives the examples, its validation split is classified.
+      loop: where to compute the features.
       shots: numbers of examples a class.
       seed: chooses the examples.
 
@@ -42,11 +53,14 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
       CheckpointError: there is no checkpoint, or it is of another model.
       ValueError: a class has too few examples, or the examples have several labels.
     """
-    saved = checkpoint.find(context.model_dir)
-    model = load_model(saved, experiment.create_evaluation_model)
-    made = experiment.data.read_manifest()
-    train = extract(model, experiment, experiment.data.training_records(made))
-    validation = extract(model, experiment, experiment.data.validation_records(made))
+    strategy = loop.create_strategy()
+    saved, made = checkpoint.find(context.model_dir), experiment.data.read_manifest()
+    with strategy.scope():
+        model = load_model(
+            saved, lambda num_classes: experiment.create_evaluation_model(num_classes, target_device=None)
+        )
+    train = extract(strategy, model, experiment, experiment.data.training_records(made), loop.eval_batch)
+    validation = extract(strategy, model, experiment, experiment.data.validation_records(made), loop.eval_batch)
     results = {}
     for count in shots:
         chosen = choose(train[1], count, seed)
@@ -54,27 +68,58 @@ def few_shot(context: RunContext, experiment: Experiment, shots: Sequence[int] =
         results[f"few_shot_{count}"] = float(np.mean(predicted == validation[1]))
     print(f"step {saved.step} of {context.model_dir} on {experiment.data.directory}: {report.describe(results)}")
     content = {"step": saved.step, "data": experiment.data.directory, "seed": seed, **results}
-    files.write_atomically(os.path.join(context.model_dir, "few_shot.json"), json.dumps(content, indent=1))
+    if distribution.is_chief():
+        files.write_atomically(os.path.join(context.model_dir, "few_shot.json"), json.dumps(content, indent=1))
     return results
 
 
-def extract(model: Classifier, experiment: Experiment, records: reader.RecordSet) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the model's features, float32 [examples, channels], and labels [examples], of a split in its order.
+def extract(
+    strategy: tf.distribute.Strategy,
+    model: Classifier,
+    experiment: Experiment,
+    records: reader.RecordSet,
+    batch: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the model's features, float32 [examples, channels], and labels [examples], of a split, by record id.
+
+    Args:
+      strategy: in whose scope the model was made.
+      model: gives the features.
+      experiment: says how the images are seen.
+      records: the split.
+      batch: global batch, the training batch where None.
 
     Raises:
-      ValueError: the examples have several labels.
+      ValueError: the examples have several labels, or the batch does not divide over hosts and replicas.
     """
-    batch = experiment.data.batch
-    budget = orders.EpochBudget(records.order(batch, seed=0, shuffle=False), batch, 1)
-    compute = tf.function(lambda images: model.features(images, training=False))
-    features, labels = [], []
-    for examples in reader.dataset(records, budget, experiment.data.evaluation_view(experiment.objective)):
-        if np.count_nonzero(examples["label_weights"], axis=1).max() > 1:
-            raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
-        real = examples["weight"].numpy() > 0
-        features.append(compute(examples["image"]).numpy()[real])
-        labels.append(examples["labels"].numpy()[real, 0])
-    return np.concatenate(features), np.concatenate(labels)
+    batch = batch or experiment.data.batch
+    BatchShape(batch, hosts=distribution.hosts(strategy), replicas=strategy.num_replicas_in_sync)
+    budget = EpochBudget(records.order(batch, seed=0, shuffle=False), batch, 1)
+    view = experiment.data.evaluation_view(experiment.objective)
+    compute = features_step(strategy, model)
+    iterator = iter(distributed_batches(strategy, records, budget, view, batch))
+    batches = [tf.nest.map_structure(lambda each: each.numpy(), compute(iterator)) for _ in range(budget.steps)]
+    joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
+    if np.count_nonzero(joined["label_weights"], axis=1).max() > 1:
+        raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
+    real = np.flatnonzero(joined["weight"])
+    real = real[np.argsort(joined["id"][real])]  # on every number of hosts the same
+    return joined["features"][real], joined["labels"][real, 0]
+
+
+def features_step(strategy: tf.distribute.Strategy, model: Classifier) -> Callable[[Iterator[Batch]], Batch]:
+    """From the next global batch to the fields of all its slots, in which features take the place of images."""
+
+    def replica_step(batch):
+        features = model.features(normalize(batch["image"]), training=False)
+        return {"features": features, **{name: batch[name] for name in ("id", "labels", "label_weights", "weight")}}
+
+    @tf.function(autograph=False)
+    def step(iterator):
+        fields = strategy.run(replica_step, args=(next(iterator),))
+        return {name: strategy.gather(values, axis=0) for name, values in fields.items()}
+
+    return step
 
 
 def choose(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

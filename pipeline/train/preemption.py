@@ -17,15 +17,15 @@ class Preempted(RuntimeError):
 class Preemption:
     """An action that stops the run where any of its processes has been sent SIGTERM; a context manager.
 
+    It is called after each loop of training and after each step of evaluation.
+
     Args:
       run: what the run works with.
       checkpoints: where the last step is saved.
-      evaluation_steps: evaluation steps between two checks.
     """
 
-    def __init__(self, run: RunComponents, checkpoints: Checkpoints, evaluation_steps: int):
+    def __init__(self, run: RunComponents, checkpoints: Checkpoints):
         self._run, self._checkpoints = run, checkpoints
-        self._evaluation_steps, self._evaluated = evaluation_steps, 0
         self._requested = False
 
     def __enter__(self) -> Self:
@@ -54,9 +54,3 @@ class Preemption:
             f"stopped at step {self._run.state.step} of {self._run.last_step}; the checkpoint in "
             f"{self._checkpoints.directory} is whole, and the same command continues from it."
         )
-
-    def after_evaluation_step(self) -> None:
-        """Checks as often as in training."""
-        self._evaluated += 1
-        if self._evaluated % self._evaluation_steps == 0:
-            self()

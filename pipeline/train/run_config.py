@@ -39,7 +39,8 @@ class Loop:
     Attributes:
       strategy: 'auto', 'tpu', 'mirrored', 'multi_worker' or 'one_device'; `tpu` and `cpu_replicas` belong to it.
       shared_folders: local folders are on a file system that every host of a TPU slice mounts at the same path.
-      steps_per_loop: steps of one compiled loop; metrics and SIGTERM are polled between loops.
+      steps_per_loop: steps of one compiled loop; metrics and SIGTERM are polled between loops. None: as many as take
+        about 20 s, and at most a hundredth of the run.
       checkpoint_every: steps between checkpoints.
       keep, keep_every_hours: the newest checkpoints stay, and of older ones one every so many hours (0: none).
       background_checkpoints: write checkpoints during training.
@@ -53,7 +54,7 @@ class Loop:
     tpu: str = ""
     cpu_replicas: int = 1
     shared_folders: bool = False
-    steps_per_loop: int = 100
+    steps_per_loop: int | None = None
     checkpoint_every: int = 1000
     keep: int = 3
     keep_every_hours: float = 0.0
@@ -65,14 +66,10 @@ class Loop:
 
     def __post_init__(self):
         for name in ("steps_per_loop", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"Loop.{name} must be at least 1, found {getattr(self, name)}.")
         if self.on_ledger_mismatch not in ("stop", "warn"):
             raise ValueError(f"Loop.on_ledger_mismatch is {self.on_ledger_mismatch!r}; expected 'stop' or 'warn'.")
-
-    def steps_per_inner_loop(self, step: int) -> int:
-        """Steps of the inner loop that starts at `step`: to the next multiple of what happens between loops."""
-        return min(every - step % every for every in (self.steps_per_loop, self.checkpoint_every))
 
     def uses_xla(self, strategy: tf.distribute.Strategy) -> bool:
         """Whether the training step is compiled under `strategy`."""

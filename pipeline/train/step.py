@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
+from pipeline.data.augment import normalize
 from pipeline.model.classifier import Classifier
 from pipeline.objective import SOFTMAX, Objective, metrics
 from pipeline.train import accumulation
@@ -65,7 +66,7 @@ class TrainingStep:
         )
 
     def __call__(self, batch: Batch) -> StepOutput:
-        """`batch`: image [b, h, w, 3], labels and label_weights [b, k], weight [b], id int64 [b], epoch int32 [b]."""
+        """Takes the step; `batch` is as `Data.training_batch` says."""
         step = self.optimizer.iterations
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = _fold_in(_fold_in(tf.constant([self.seed, 0], tf.int64), step), tf.cast(replica, tf.int64))
@@ -98,7 +99,7 @@ class TrainingStep:
         self, batch: Batch, images: tf.Tensor, seed: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits = self.model(batch["image"], training=True, seed=seed)
+            logits = self.model(normalize(batch["image"]), training=True, seed=seed)
             of_each = metrics(self.objective, batch["labels"], batch["label_weights"], logits, self.label_smoothing)
             # Gradients are summed over replicas, so each takes its share of the global mean.
             total = tf.reduce_sum(of_each["loss"] * batch["weight"])

@@ -2,6 +2,9 @@
 
 import glob
 import os
+import sys
+
+from pipeline.errors import cause
 
 PCI_DEVICES = "/sys/bus/pci/devices"
 _VENDOR = "0x1ae0"  # Google's
@@ -21,6 +24,22 @@ def _read(folder: str, name: str) -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow; where it was built for TPUs and finds none, ends the program and says so.
+
+    An entry point calls it before it imports anything that imports TensorFlow.
+    """
+    try:
+        import tensorflow  # noqa: F401
+    except Exception as error:  # its class belongs to the module whose import failed
+        if "TPU" not in str(error):
+            raise
+        sys.exit(
+            f"{sys.prefix} holds TensorFlow for TPU VMs, and it found no TPU here ({cause(error)}). On a TPU VM, end "
+            "other programs that hold the chips. Elsewhere, start with .venv/bin/python, which `make setup` makes."
+        )
 
 
 def has_kernels() -> bool:

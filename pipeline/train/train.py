@@ -7,7 +7,7 @@ import orbit
 from pipeline import files, report
 from pipeline.data.order import EpochBudget
 from pipeline.train import actions, components, distribution, starting_point
-from pipeline.train.controller import explained_errors, quiet_orbit
+from pipeline.train.controller import explained_errors, inner_loop, quiet_orbit
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.experiment import Experiment
 from pipeline.train.preemption import Preemption
@@ -58,18 +58,16 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
     progress = actions.ProgressLine(run)
     ledger = actions.LedgerCheck(run, progress.say, loop.on_ledger_mismatch)
     checkpoints = actions.Checkpoints(context.checkpoints, loop, run, facts, resumed.step if resumed else None)
-    preemption = Preemption(run, checkpoints, evaluation_steps=loop.steps_per_loop)
+    preemption = Preemption(run, checkpoints)
     best = [actions.BestCheckpoint(context.model_dir, checkpoints, metrics)] if loop.evaluate_every_epochs else []
-    evaluator = Evaluator(
-        strategy, experiment, run.validation, state.evaluated, loop.eval_batch, preemption.after_evaluation_step
-    )
+    evaluator = Evaluator(strategy, experiment, run.validation, state.evaluated, loop.eval_batch, after_step=preemption)
     with preemption, progress, quiet_orbit(), explained_errors(strategy):
         controller = orbit.Controller(
             global_step=state.optimizer.iterations,
             trainer=trainer,
             evaluator=evaluator,
             strategy=strategy,
-            steps_per_loop=loop.steps_per_inner_loop,
+            steps_per_loop=inner_loop(loop, run, trainer),
             train_actions=[metrics, progress, ledger, checkpoints, preemption],
             eval_actions=[*best, metrics.after_evaluation, progress.after_evaluation],
             summary_dir=os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None,

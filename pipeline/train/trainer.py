@@ -1,5 +1,6 @@
 """The inner loop of training, on Orbit."""
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -30,12 +31,16 @@ class Trainer(orbit.StandardTrainer):
       run: what the run works with.
       step: of one replica.
       seconds: spent in training steps before an interruption.
+
+    Attributes:
+      seconds: spent in training steps.
+      step_seconds: of a step of the last loop, on average; infinite before the first.
     """
 
     def __init__(self, experiment: Experiment, run: RunComponents, step: TrainingStep, seconds: float = 0.0):
         super().__init__(train_dataset=None)
         self.train_dataset: tf.distribute.DistributedDataset | None = None
-        self.seconds = seconds
+        self.seconds, self.step_seconds = seconds, math.inf
         self._experiment, self._run, self._step = experiment, run, step
         with run.strategy.scope():
             self._metrics = {name: tf_keras.metrics.Mean(name=name) for name in ("loss", "top1")}
@@ -45,7 +50,7 @@ class Trainer(orbit.StandardTrainer):
 
     def train_loop_begin(self) -> None:
         """Builds the input on first use, from the restored step."""
-        self._started = time.monotonic()
+        self._started, self._first_step = time.monotonic(), self._run.state.step
         for metric in self._metrics.values():
             metric.reset_state()
         if self.train_dataset is None:
@@ -80,7 +85,9 @@ class Trainer(orbit.StandardTrainer):
                 f"The loss is not finite at step {diverged}, where the learning rate is {rate:.4g}: lower the learning "
                 "rate, lengthen the warm-up, or lower AGC's clipping. The last checkpoint is from before that step."
             )
-        self.seconds += time.monotonic() - self._started
+        seconds = time.monotonic() - self._started
+        self.seconds += seconds
+        self.step_seconds = seconds / (step - self._first_step)
         return {
             **{name: float(metric.result().numpy()) for name, metric in self._metrics.items()},
             "learning_rate": float(optimizer.learning_rate_at(step - 1)),

@@ -14,6 +14,7 @@ import re
 import sys
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REQUIREMENTS_BZL = '''"""The packages of requirements.txt that the Python environment holds."""
 
@@ -30,27 +31,22 @@ def requirement(name):
 '''
 
 
-def normalized(name: str) -> str:
-    """The name of a distribution as PEP 503 compares it: `PyYAML` and `tf_keras` as `pyyaml` and `tf-keras`."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def pinned(lock: str) -> dict[str, str]:
-    """Normalized name -> version of every line of a requirements.txt."""
+    """Name as PEP 503 compares it -> version of every line of a requirements.txt."""
     lines = re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)
-    return {normalized(name): version for name, version in lines}
+    return {canonicalize_name(name): version for name, version in lines}
 
 
 def installed(pins: dict[str, str]) -> dict[str, importlib.metadata.Distribution]:
     """The distributions of `pins` that this Python environment holds with the version pinned, by normalized name."""
-    present = {normalized(distribution.name): distribution for distribution in importlib.metadata.distributions()}
-    return {name: present[name] for name, pin in pins.items() if name in present and present[name].version == pin}
+    present = {canonicalize_name(each.name): each for each in importlib.metadata.distributions()}
+    return {name: each for name, each in present.items() if name in pins and each.version == pins[name]}
 
 
 def deps(distribution: importlib.metadata.Distribution, names: collections.abc.Container[str]) -> list[str]:
     """The distributions among `names` that this one requires on this machine, extras left out."""
     requirements = [Requirement(text) for text in distribution.requires or ()]
-    needed = {normalized(r.name) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
+    needed = {canonicalize_name(r.name) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
     return sorted(name for name in needed if name in names)
 
 
