@@ -1,6 +1,8 @@
 """Every gin file: parses, passes all checks, and builds its model (in a graph, where variables take no memory)."""
 
 import pathlib
+import re
+import tempfile
 
 import pytest
 import tensorflow as tf
@@ -15,6 +17,9 @@ from tests import parameter_count
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("gin/*.gin"))
 STUDY = [variants.identifier(name) for name in variants.STUDY_CORE_BATCHES]
+OLDER_WITHOUT = (
+    r"(Augmentation\.min_object_covered|Experiment\.eval_precision|nfnet\.dropout_rate|EVAL_PRECISION|DROPOUT_RATE).*"
+)
 BUILT = ("nano", "F0")  # the others differ in width and depth, and tests/test_nfnet.py builds them
 
 
@@ -144,6 +149,23 @@ def test_a_mistake_in_a_real_experiment_is_found(param, message):
     with pytest.raises(configure.ConfigurationError) as error:
         load("gin/f7_jft.gin", param)
     assert message in str(error.value)
+
+
+def test_a_run_made_before_a_setting_existed_continues_as_it_was():
+    """From its own configuration, which does not name the setting; from the recipe, which does, its bindings differ."""
+    load("gin/f0_jft.gin")
+    text = "\n".join(line for line in configure.text().splitlines() if not re.match(OLDER_WITHOUT, line))
+    with tempfile.NamedTemporaryFile("w", suffix=".gin") as config:
+        config.write(text)
+        config.flush()
+        before = registry.bindings([config.name], [])
+        setup = configure.get("Experiment")()
+    assert setup.data.augmentation.min_object_covered == 0  # as crops were
+    assert setup.eval_precision is None  # as evaluation was: in the precision of training
+    assert setup.data.eval_view == "crop_resize"
+    after = registry.bindings([str(ROOT / "gin/f0_jft.gin")], [])
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed == {"Augmentation.min_object_covered", "Experiment.eval_precision", "nfnet.dropout_rate"}
 
 
 def test_a_run_with_the_mean_sigmoid_loss_does_not_continue_under_the_sum():
