@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import sys
+from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     compiler.end_with_its_processes()
-    table = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, **{task: {} for task in TASKS}}
+    table: dict[str, Any] = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, **{task: {} for task in TASKS}}
     if os.path.exists(arguments.output):
         with open(arguments.output) as file:
             table |= json.load(file)
