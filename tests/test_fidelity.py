@@ -6,13 +6,21 @@ import re
 import pytest
 
 from examples import public_accuracy
-from pipeline.model import cost, speeds
+from pipeline.model import cost, speeds, variants
 from pipeline.study import figures, planner
+from tests import parameter_count
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/fidelity.md").read_text()
 SURE = {"read", "summary", "recalled", "inferred", "ours"}
-NAMES = {"cost": cost, "figures": figures, "planner": planner, "public_accuracy": public_accuracy, "speeds": speeds}
+NAMES = {
+    "cost": cost,
+    "figures": figures,
+    "parameter_count": parameter_count,
+    "planner": planner,
+    "public_accuracy": public_accuracy,
+    "speeds": speeds,
+}
 NUMBER = re.compile(r"(?<![\w.])\d[\d_]*(?:\.\d+)?(?:e-?\d+)?")
 BINDING = re.compile(r"^([A-Za-z_][\w./]*) = (.+)$", re.MULTILINE)
 
@@ -70,6 +78,20 @@ def test_the_test_that_is_named_exists(row):
 def test_a_quoted_number_is_that_of_the_tables(cell):
     expression = re.fullmatch(r"`(.+)`", cell).group(1)
     assert eval(expression, dict(NAMES)) is True, expression
+
+
+def test_the_costs_of_finetuning_in_the_recipes_are_those_of_the_tables():
+    """By both readings of 50 epochs, with the source of each speed."""
+    recipes = (ROOT / "docs/recipes.md").read_text()
+    rows = re.findall(
+        r"^\| (F\d\+?) \| ([\d.,]+) \| ([\d,]+) \| ([\d,]+) \| (compiled|scaled by FLOPs) \|$", recipes, re.M
+    )
+    assert [row[0] for row in rows] == list(variants.STUDY_CORE_BATCHES)
+    for name, speed, images, examples, source in rows:
+        flops = speeds.training_flops(name, 384, 1000)
+        known, hours = speeds.speed(name, flops), speeds.core_hours(name, 50 * 1_281_167, flops, passes=2)
+        assert [speed, images, examples] == [f"{known.images_per_second:.1f}", f"{hours:,.0f}", f"{4 * hours:,.0f}"]
+        assert known.source.startswith("estimated by the TPU compiler" if source == "compiled" else source)
 
 
 def test_every_number_of_the_run_and_data_files_is_on_the_page():
