@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     tpu_machine.import_tensorflow()  # which takes seconds: flags are checked first
     from pipeline import configure, registry
 
-    model_dir = _MODEL_DIR.value or os.path.join("runs", os.path.splitext(os.path.basename(_GIN_FILE.value[-1]))[0])
+    model_dir = _MODEL_DIR.value or registry.default_model_dir(_GIN_FILE.value)
     try:
         registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value, _TASK.value)
     except registry.EXPECTED_ERRORS as error:

@@ -69,6 +69,11 @@ def exported(model_dir: str) -> str:
     return directory
 
 
+def default_model_dir(files: Sequence[str]) -> str:
+    """The folder of a run that is given none: `runs/NAME` of the last gin file."""
+    return os.path.join("runs", os.path.splitext(os.path.basename(files[-1]))[0])
+
+
 def saved_config(model_dir: str) -> str:
     """The path of the configuration that a run was started with; a ValueError says what to do where there is none."""
     path = os.path.join(model_dir, report.CONFIG_FILE)

@@ -18,7 +18,7 @@ from pipeline import report
 from pipeline.train import checkpoint, distribution
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.train import train
-from tests import record_sets, tiny_runs
+from tests import record_sets, run_results, tiny_runs
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def records(tmp_path_factory):
 
 def assert_same_metrics(model_dir, other):
     """To float tolerance: sums over replicas are taken in another order."""
-    lines, expected = report.read_metrics(str(model_dir)), report.read_metrics(str(other))
+    lines, expected = run_results.metrics(model_dir), run_results.metrics(other)
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     for line, wanted in zip(lines, expected, strict=True):
         assert line.keys() == wanted.keys()

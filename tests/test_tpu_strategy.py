@@ -1,8 +1,10 @@
 """The trainer under the real `tf.distribute.TPUStrategy`, over made-up devices: as far as one comes without a TPU."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from pipeline.data.randaugment import RandAugment
 from pipeline.model import garden, nfnet
 from pipeline.serve import client
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, components, distribution, optimizer, starting_point
+from pipeline.tpu import made_up_devices
+from pipeline.train import checkpoint, components, distribution, few_shot, optimizer, starting_point
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.sam import SAM
@@ -23,7 +26,7 @@ from pipeline.train.step import TrainingStep
 from pipeline.train.train import train
 from pipeline.train.trained_model import load_model
 from pipeline.train.trainer import Trainer
-from tests import made_up_tpu, record_sets, tiny_runs
+from tests import record_sets, tiny_runs
 
 HERE = RunContext("nowhere")
 TPU = Loop(strategy="tpu", steps_per_loop=2, checkpoint_every=2, shared_folders=True)
@@ -55,21 +58,23 @@ def experiment(records, **recipe):
     return tiny_runs.experiment(records / ("multiple" if "loss" in recipe else "single"), **recipe)
 
 
+@pytest.fixture
+def made_up_tpu():
+    """Lets strategy 'tpu' find made-up devices."""
+    with contextlib.ExitStack() as stack:
+        yield lambda replicas=4, hosts=1: stack.enter_context(made_up_devices.instead_of_a_tpu(replicas, hosts))
+
+
 def check_what_the_tpu_runs(graph: tf.Graph) -> collections.Counter:
     """Asserts that a TPU's compiler can take it; returns how often each type of operation is there."""
-    operations = made_up_tpu.on_tpu(graph)
-    for operation in operations:
-        tensors = [*operation.inputs, *operation.outputs]
-        assert all(tensor.dtype != tf.string for tensor in tensors), f"{operation.name} holds a string"
-        assert "Py" not in operation.type, f"{operation.name} is Python"
-        if operation.type != "Placeholder":  # of a loop's condition, which takes all of its variables
-            assert all(t.shape.is_fully_defined() for t in operation.outputs), f"{operation.name} has an unknown shape"
+    operations = made_up_devices.on_tpu(graph)
+    assert made_up_devices.problems(operations) == []
     return collections.Counter(operation.type for operation in operations)
 
 
 @pytest.mark.parametrize(("recipe", "hosts"), [*((recipe, 1) for recipe in RECIPES), ("accumulation", 2)])
-def test_the_training_step_is_what_a_tpu_can_run(records, monkeypatch, recipe, hosts):
-    made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=hosts)
+def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, recipe, hosts):
+    made_up_tpu(replicas=4, hosts=hosts)
     what = experiment(records, **RECIPES[recipe])
     run = components.assemble(HERE, what, TPU)
     assert isinstance(run.strategy, tf.distribute.TPUStrategy)
@@ -88,8 +93,8 @@ def test_the_training_step_is_what_a_tpu_can_run(records, monkeypatch, recipe, h
 
 
 @pytest.mark.parametrize(("ema_decay", "eval_precision"), [(0.9, None), (0.9, "float32"), (None, "float32")])
-def test_the_evaluation_step_is_what_a_tpu_can_run(records, monkeypatch, ema_decay, eval_precision):
-    made_up_tpu.replaces_tpu(monkeypatch)
+def test_the_evaluation_step_is_what_a_tpu_can_run(records, made_up_tpu, ema_decay, eval_precision):
+    made_up_tpu()
     settings = {"ema_decay": ema_decay, "eval_precision": eval_precision}
     what = experiment(records, model=PICO, precision="mixed_bfloat16", **settings)
     run = components.assemble(HERE, what, TPU)
@@ -103,8 +108,40 @@ def test_the_evaluation_step_is_what_a_tpu_can_run(records, monkeypatch, ema_dec
     )
 
 
-def test_a_run_comes_as_far_as_the_kernels_of_a_tpu(records, monkeypatch, tmp_path):
-    made_up_tpu.replaces_tpu(monkeypatch)
+def test_few_shot_features_are_what_a_tpu_can_run(records, made_up_tpu):
+    made_up_tpu()
+    what = experiment(records, model=PICO, precision="mixed_bfloat16")
+    run = components.assemble(HERE, what, TPU)
+    evaluator = Evaluator(run.strategy, what, run.validation, run.state.evaluated, batch=8)
+    step = few_shot.features_step(run.strategy, run.state.evaluated)
+    assert check_what_the_tpu_runs(step.get_concrete_function(iter(evaluator.eval_dataset)).graph)
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda x: tf.strings.as_string(x), "AsString.* holds a string"),
+        (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "PyFunc.* is Python"),
+        (lambda x: tf.where(x > 0.5), "Where.* has an unknown shape"),
+    ],
+)
+def test_what_a_tpu_cannot_run_is_named(made_up_tpu, function, problem):
+    made_up_tpu()
+    strategy = TPU.create_strategy()
+
+    def on_each_replica(x):
+        return function(x)
+
+    @tf.function(autograph=False)
+    def step(x):
+        return strategy.run(on_each_replica, args=(x,))
+
+    graph = step.get_concrete_function(tf.TensorSpec([4])).graph
+    assert re.search(problem, "; ".join(made_up_devices.problems(made_up_devices.on_tpu(graph))))
+
+
+def test_a_run_comes_as_far_as_the_kernels_of_a_tpu(records, made_up_tpu, tmp_path):
+    made_up_tpu()
     with pytest.raises(tf.errors.OpError, match=r"TPURepl(.|\n)*no registered kernels"):
         train(RunContext(str(tmp_path)), experiment(records), TPU)
     assert (tmp_path / "config.gin").exists()
@@ -115,8 +152,8 @@ def values(groups) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_checkpoints_pass_between_a_tpu_and_other_numbers_of_replicas(records, monkeypatch, tmp_path, background):
-    made_up_tpu.replaces_tpu(monkeypatch)
+def test_checkpoints_pass_between_a_tpu_and_other_numbers_of_replicas(records, made_up_tpu, tmp_path, background):
+    made_up_tpu()
     what, context = experiment(records, max_steps=2), RunContext(str(tmp_path))
     train(context, what, ONE_DEVICE)
     here = components.assemble(HERE, what, ONE_DEVICE)
@@ -137,8 +174,8 @@ def test_checkpoints_pass_between_a_tpu_and_other_numbers_of_replicas(records, m
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_weights_of_another_run_start_a_run_on_a_tpu_and_are_exported(records, monkeypatch, tmp_path):
-    made_up_tpu.replaces_tpu(monkeypatch)
+def test_weights_of_another_run_start_a_run_on_a_tpu_and_are_exported(records, made_up_tpu, tmp_path):
+    made_up_tpu()
     what = experiment(records, max_steps=2)
     train(RunContext(str(tmp_path / "first")), what, ONE_DEVICE)
     transfer = dataclasses.replace(what, initial_checkpoint=str(tmp_path / "first"))
@@ -159,8 +196,8 @@ def test_weights_of_another_run_start_a_run_on_a_tpu_and_are_exported(records, m
     assert output["valid"].numpy().all() and output["probabilities"].shape == (1, 10)
 
 
-def test_the_state_is_the_same_on_every_strategy(records, monkeypatch):
-    made_up_tpu.replaces_tpu(monkeypatch)
+def test_the_state_is_the_same_on_every_strategy(records, made_up_tpu):
+    made_up_tpu()
     what = experiment(records)
     digests = {weights_digest(components.assemble(HERE, what, loop).state.model) for loop in (TPU, ONE_DEVICE)}
     assert len(digests) == 1
@@ -170,8 +207,8 @@ def test_the_state_is_the_same_on_every_strategy(records, monkeypatch):
     ("batch", "hosts", "message"),
     [(18, 1, "divided over 4 replicas.*multiple of 4"), (12, 4, None), (4, 4, None), (20, 2, None)],
 )
-def test_a_batch_that_the_slice_does_not_divide_is_refused(records, monkeypatch, batch, hosts, message):
-    made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=hosts)
+def test_a_batch_that_the_slice_does_not_divide_is_refused(records, made_up_tpu, batch, hosts, message):
+    made_up_tpu(replicas=4, hosts=hosts)
     what = experiment(records)
     what = dataclasses.replace(what, data=dataclasses.replace(what.data, batch=batch))
     if message is None:
@@ -188,15 +225,15 @@ def test_a_batch_that_the_slice_does_not_divide_is_refused(records, monkeypatch,
         ("gs://bucket/run", "data/mine", "DATA_DIR is 'data/mine'.*Loop.shared_folders"),
     ],
 )
-def test_folders_that_only_this_machine_has_are_refused(monkeypatch, model_dir, data, message):
-    made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=2)
+def test_folders_that_only_this_machine_has_are_refused(made_up_tpu, model_dir, data, message):
+    made_up_tpu(replicas=4, hosts=2)
     what = tiny_runs.experiment(data)
     with pytest.raises(ValueError, match=message):
         train(RunContext(model_dir), what, dataclasses.replace(TPU, shared_folders=False))
 
 
-def test_on_one_host_local_folders_do(records, monkeypatch):
-    made_up_tpu.replaces_tpu(monkeypatch, replicas=4, hosts=1)
+def test_on_one_host_local_folders_do(records, made_up_tpu):
+    made_up_tpu(replicas=4, hosts=1)
     assert components.assemble(HERE, experiment(records), dataclasses.replace(TPU, shared_folders=False))
 
 

@@ -87,10 +87,6 @@ class Data:
             manifest.check_shards(made, self.directory, split)
         return reader.RecordSet(self.directory, split, self.on_damage, made, damaged_folder)
 
-    def labels_per_image(self, label_kind: str) -> int:
-        """Labels of a training example of records of `label_kind`, before mixing."""
-        return self.max_labels if label_kind == record.MULTI_LABEL else 1
-
     def training_view(self, seed: int, objective: Objective) -> View:
         """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone."""
 

@@ -6,12 +6,14 @@ import dataclasses
 import math
 import multiprocessing
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from pipeline.tpu import compiler, largest_batch, program
 from pipeline.tpu.chips import LEGACY, Topology
 from pipeline.tpu.estimate import Estimate, estimate
 from pipeline.train.experiment import Experiment
 
+Result = TypeVar("Result")
 Configure = Callable[[], Experiment]
 Progress = Callable[[str], contextlib.AbstractContextManager]
 _LANE = 8  # batches of a TPU are padded to multiples of this
@@ -51,7 +53,7 @@ def check(
 
     def attempt(batch: int) -> tuple[Estimate, str]:
         with progress(f"Tracing the step of {batch} images"):
-            traced = _trace_apart(configure, dataset, batch)
+            traced = in_own_process(_trace, configure, dataset, batch)
         model = traced.workload.model
         with progress(f"Compiling {model}, {batch} images, for {topology.name} ({topology.configuration})"):
             answer = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration)
@@ -67,12 +69,12 @@ def check(
     return dataclasses.replace(first, largest_batch=largest), hlo
 
 
-def _trace_apart(configure: Configure, dataset: program.DatasetInfo, batch: int) -> program.Program:
-    """Traces in a process that has ended when this returns: the compiler needs the memory of the graph."""
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function in a process that has ended when this returns: the compiler needs the memory of a graph."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         try:
-            return pool.submit(_trace, configure, dataset, batch).result()
+            return pool.submit(function, *arguments).result()
         except concurrent.futures.process.BrokenProcessPool:
             raise compiler.CompilerError(
                 "The process that traces the step was killed, very likely for lack of memory: close other programs, or "

@@ -9,6 +9,7 @@ import math
 import re
 
 GIB = 2**30
+_HOST_CHIPS = 4  # in a slice of several hosts
 LEGACY, MEGACORE, DEFAULT = "legacy", "megacore", "default"
 PRICE_SOURCE = "approximate list price on demand in the US, not looked up; see cloud.google.com/tpu/pricing for today's"
 
@@ -30,6 +31,7 @@ class Chip:
       link_bandwidth: bytes/s of one link of the interconnect, one way.
       axes: of the topology: each chip has two links an axis.
       ring: the shortest axis that the interconnect closes to a ring.
+      largest_host: chips of the largest slice that is one host; in a larger slice each host has 4 chips.
       dollars_per_hour: see `PRICE_SOURCE`.
       configurations: how the compiler may see a chip, its default first: 'legacy' makes each core a device, 'megacore'
         the whole chip; a chip of one core has 'default' alone. For each, the bytes of HBM that libtpu 0.0.51 leaves to
@@ -44,6 +46,7 @@ class Chip:
     link_bandwidth: float
     axes: int
     ring: int
+    largest_host: int
     dollars_per_hour: float
     configurations: dict[str, float]
 
@@ -51,10 +54,10 @@ class Chip:
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip("v4", 2, 1.228e12, 275e12, 1.05e9, 50e9, 3, 4, 3.22, {LEGACY: 15.25 * GIB, MEGACORE: 30.75 * GIB}),
-        Chip("v5e", 1, 0.819e12, 197e12, 1.5e9, 50e9, 2, 16, 1.20, {DEFAULT: 15.75 * GIB}),
-        Chip("v5p", 2, 2.765e12, 459e12, 1.75e9, 100e9, 3, 4, 4.20, {MEGACORE: 95.73 * GIB, LEGACY: 47.74 * GIB}),
-        Chip("v6e", 1, 1.640e12, 918e12, 1.75e9, 100e9, 2, 16, 2.70, {DEFAULT: 31.24 * GIB}),
+        Chip("v4", 2, 1.228e12, 275e12, 1.05e9, 50e9, 3, 4, 4, 3.22, {LEGACY: 15.25 * GIB, MEGACORE: 30.75 * GIB}),
+        Chip("v5e", 1, 0.819e12, 197e12, 1.5e9, 50e9, 2, 16, 8, 1.20, {DEFAULT: 15.75 * GIB}),
+        Chip("v5p", 2, 2.765e12, 459e12, 1.75e9, 100e9, 3, 4, 4, 4.20, {MEGACORE: 95.73 * GIB, LEGACY: 47.74 * GIB}),
+        Chip("v6e", 1, 1.640e12, 918e12, 1.75e9, 100e9, 2, 16, 8, 2.70, {DEFAULT: 31.24 * GIB}),
     )
 }
 
@@ -86,6 +89,11 @@ class Topology:
     def replicas(self) -> int:
         """Number of replicas."""
         return self.chips * self.chip.cores // self.cores_per_replica
+
+    @property
+    def hosts(self) -> int:
+        """Number of hosts (TPU VMs), each of which reads input."""
+        return 1 if self.chips <= self.chip.largest_host else math.ceil(self.chips / _HOST_CHIPS)
 
     def of_replica(self, amount: float) -> float:
         """A replica's part of a chip's `amount` of bandwidth or FLOP/s."""

@@ -1,15 +1,16 @@
 """What `tpu_check` shows: a line for each stage while the compiler runs, and the estimate as tables."""
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pipeline.tpu import compiler
 from pipeline.tpu.estimate import Estimate, StepTime
+from pipeline.tpu.rehearsal import Rehearsal
 
 WIDTH = 120  # where the output is no terminal
 
@@ -27,9 +28,36 @@ def stage(title: str, console: Console | None = None) -> Iterator[None]:
         progress.update(task, completed=1)
 
 
-def as_json(estimate: Estimate) -> str:
-    """The estimate as JSON text."""
-    return json.dumps(estimate.as_dict(), indent=1) + "\n"
+def show_rehearsal(rehearsal: Rehearsal, console: Console | None = None) -> None:
+    """Prints what each check found, what the input must deliver, and whether the run would start."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for finding in rehearsal.findings:
+        table.add_row("[green]✓[/]" if finding.passes else "[red]✗[/]", finding.what, escape(finding.found))
+    if demand := rehearsal.demand:
+        table.add_row("", "Loop", f"{_count(demand.steps_per_loop, 'step')}")
+        table.add_row(
+            "",
+            "Input",
+            f"each host must deliver {demand.images_per_second:,.0f} images/s, {demand.bytes_per_second / 1e6:,.0f} MB "
+            "of pixels per second",
+        )
+    console.print(table)
+    console.print("The first step would be taken." if rehearsal.starts else "The run would end before its first step.")
+
+
+def show_report(numbers: Mapping[str, float | str], console: Console | None = None) -> None:
+    """Prints the numbers of a run beside its estimate, as Markdown that can be sent."""
+    console = console or Console()
+    for name, value in numbers.items():
+        console.print(
+            f"- {name}: {value if isinstance(value, str) else f'{value:,.4g}'}", highlight=False, soft_wrap=True
+        )
 
 
 def show(estimate: Estimate, advice: list[str], console: Console | None = None) -> None:

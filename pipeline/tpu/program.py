@@ -156,7 +156,7 @@ def training_step(
     `unset` leaves large variables unwritten.
     """
     budget = experiment.budget(dataset.images)
-    with tf.variable_creator_scope(_without_values) if unset else contextlib.nullcontext():
+    with tf.variable_creator_scope(without_values) if unset else contextlib.nullcontext():
         train_state = create_state(experiment, dataset.classes, budget, device)
     return TrainingStep.of(experiment, train_state), budget
 
@@ -167,7 +167,7 @@ def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> d
     return {name: tf.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
 
 
-def _without_values(next_creator: Callable, **settings: Any) -> tf.Variable:
+def without_values(next_creator: Callable, **settings: Any) -> tf.Variable:
     """Creates a variable whose memory is not written: a billion random weights would take a minute and 4 GB each time.
 
     Tracing needs shapes alone. Tensors' initial values, the optimiser's, are there already and are few.

@@ -30,10 +30,15 @@ def inner_loop(loop: Loop, run: RunComponents, trainer: Trainer) -> Callable[[in
         to_checkpoint = loop.checkpoint_every - step % loop.checkpoint_every
         if loop.steps_per_loop is not None:
             return min(loop.steps_per_loop - step % loop.steps_per_loop, to_checkpoint)
-        in_time = min(int(_LOOP_SECONDS / trainer.step_seconds), run.last_step // _LOOPS)
-        return max(1, min(*distribution.of_all_processes(run.strategy, in_time), to_checkpoint))
+        in_time = distribution.of_all_processes(run.strategy, timed_steps(trainer.step_seconds, run.last_step))
+        return min(*in_time, to_checkpoint)
 
     return steps
+
+
+def timed_steps(step_seconds: float, last_step: int) -> int:
+    """Steps of a loop by time."""
+    return max(1, min(int(_LOOP_SECONDS / step_seconds), last_step // _LOOPS))
 
 
 @contextlib.contextmanager

@@ -122,17 +122,19 @@ def check_reachable(strategy: tf.distribute.Strategy, **folders: str) -> None:
 
     The input of a slice is read, and its checkpoints are written, by TensorFlow's servers on the slice's hosts.
     """
-    if not isinstance(strategy, tf.distribute.TPUStrategy):
-        return
-    elsewhere = [device for device in strategy.extended.worker_devices if "/job:localhost/" not in device]
-    if hosts(strategy) == 1 and not elsewhere:
-        return
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        elsewhere = any("/job:localhost/" not in device for device in strategy.extended.worker_devices)
+        check_shared(hosts(strategy), elsewhere, **folders)
+
+
+def check_shared(hosts: int, elsewhere: bool, **folders: str) -> None:
+    """Raises a ValueError where one of `folders` is local, and a TPU has several hosts or is not on this machine."""
     for what, folder in folders.items():
-        if not files.is_remote(folder):
+        if (hosts > 1 or elsewhere) and not files.is_remote(folder):
             raise ValueError(
-                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts(strategy)} hosts, which read "
-                "and write it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, "
-                "set Loop.shared_folders = True."
+                f"{what} is {folder!r}, a folder of this machine, and the TPU has {hosts} hosts, which read and write "
+                "it themselves: use a bucket (gs://...), or, if every host mounts the folder at this path, set "
+                "Loop.shared_folders = True."
             )
 
 

@@ -24,7 +24,8 @@ class DivergedError(RuntimeError):
 class Trainer(orbit.StandardTrainer):
     """Runs training steps; the input starts at the step that the optimiser stands at.
 
-    `train` returns the means over its steps: `loss`, `top1`, `learning_rate`, `epoch`; and `epochs_exactly_once`.
+    `train` returns the means over its steps: `loss`, `top1`, `learning_rate`, `epoch`; `epochs_exactly_once`; and
+    `seconds`, spent in training steps since step 0.
 
     Args:
       experiment: what is learned.
@@ -92,5 +93,6 @@ class Trainer(orbit.StandardTrainer):
             **{name: float(metric.result().numpy()) for name, metric in self._metrics.items()},
             "learning_rate": float(optimizer.learning_rate_at(step - 1)),
             "epoch": self._run.budget.epoch_of_step(step),
+            "seconds": round(self.seconds, 3),
             "epochs_exactly_once": sum(entry.exactly_once for entry in self._run.ledger_entries()),
         }
