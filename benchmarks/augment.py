@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.data.augment import Augmentation, normalize
+from pipeline.data.augment import Augmentation
 from pipeline.data.mixing import Mixing
 from pipeline.data.randaugment import RandAugment
 
@@ -51,7 +51,7 @@ def with_garden(size: int) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
     policy, crop = garden.RandAugment(LAYERS, float(MAGNITUDE)), Augmentation().crop
 
     def augmented(example: dict[str, tf.Tensor]) -> tf.Tensor:
-        return normalize(policy.distort(tf.cast(crop(example["image"], example["seed"], size), tf.uint8)))
+        return policy.distort(crop(example["image"], example["seed"], size))
 
     return augmented
 
