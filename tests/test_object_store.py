@@ -158,7 +158,7 @@ def test_evaluation_export_and_prediction_in_a_bucket(bucket, runs):
     [
         ("gs://bucket/nothing", "No record set at 'gs://bucket/nothing': it does not exist"),
         ("gs://nowhere/records", "No record set at 'gs://nowhere/records': it does not exist"),
-        (f"gs://{gcs_server.PRIVATE}/records", "PermissionDenied.* gs://private/records/manifest.json"),
+        (f"gs://{gcs_server.PRIVATE}/records", "gs://private/records/manifest.json cannot be read .*PermissionDenied"),
     ],
 )
 def test_a_bucket_that_cannot_be_read_is_named(bucket, directory, message):

@@ -102,7 +102,7 @@ def export(classifier: Classifier, directory: str) -> str:
     version = max(versions, default=0) + 1
     final, partial = os.path.join(directory, str(version)), os.path.join(directory, f"partial-{version}")
     if tf.io.gfile.exists(partial):
-        tf.io.gfile.rmtree(partial)
+        files.remove_folder(partial)
     tf.saved_model.save(
         classifier, partial, signatures={"serving_default": classifier.__call__, "classes": classifier.classes}
     )
@@ -122,7 +122,7 @@ def _move_files(source: str, target: str) -> None:
             tf.io.gfile.rename(os.path.join(folder, name), os.path.join(moved, name))
     last = tf.saved_model.SAVED_MODEL_FILENAME_PB
     tf.io.gfile.rename(os.path.join(source, last), os.path.join(target, last))
-    tf.io.gfile.rmtree(source)
+    files.remove_folder(source)
 
 
 def _plain(name: str) -> str:
