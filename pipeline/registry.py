@@ -8,9 +8,12 @@ import tensorflow as tf
 from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
+from pipeline.errors import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
+from pipeline.objective import SIGMOID
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
+from pipeline.train import checkpoint, ledger, optimizer, sam, schedule, trainer
+from pipeline.train.distribution import PeerLostError
 from pipeline.train.evaluate import evaluate
 from pipeline.train.experiment import Experiment
 from pipeline.train.few_shot import few_shot
@@ -27,7 +30,8 @@ EXPECTED_ERRORS = (
     checkpoint.CheckpointError,
     ledger.LedgerError,
     trainer.DivergedError,
-    distribution.PeerLostError,
+    PeerLostError,
+    RemoteFileError,
     Preempted,
 )
 
@@ -46,14 +50,23 @@ def run_configured(
     """
     resolved = bindings(files or [saved_config(model_dir)], params)
     context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
-    configure.get(task or "main")(context)
+    try:
+        configure.get(task or "main")(context)
+    except tf.errors.OpError as error:
+        if (problem := remote_file_error(error)) is None:
+            raise
+        raise problem from error
 
 
 def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
     """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value."""
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
-    return configure.resolved(ignore=("main", "Loop", *TASKS))
+    resolved = configure.resolved(ignore=("main", "Loop", *TASKS))
+    # It was the mean over classes once, and a run must not continue under another loss.
+    if resolved.get("Experiment.loss") == repr(SIGMOID.name):
+        resolved["Experiment.loss"] += ", summed over classes"
+    return resolved
 
 
 def exported(model_dir: str) -> str:
@@ -129,10 +142,11 @@ def export(context: RunContext, experiment: Experiment, directory: str = "", top
       top: how many class names an answer holds for each image.
     """
     saved = checkpoint.find(context.model_dir)
-    model = load_model(saved, experiment.create_model)
+    model = load_model(saved, experiment.create_evaluation_model)
     # Imported weights come without names: they are the records'.
     classes = saved.facts.get("class_names") or experiment.data.read_manifest().classes
-    classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.objective)
+    data = experiment.data
+    classifier = serving.Classifier(model, classes, data.eval_size, top, experiment.objective, data.eval_view)
     path = serving.export(classifier, directory or os.path.join(context.model_dir, SAVED_MODEL))
     print(f"Exported to {path}; try: python pipeline/predict.py --saved_model={path} IMAGE")
     return path

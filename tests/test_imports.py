@@ -27,6 +27,7 @@ ARROWS = {
         "pipeline/model/",
         "pipeline/data/augment.py",
         "pipeline/data/rgb.py",
+        "pipeline/files.py",
         "pipeline/objective.py",
     ),
     "pipeline/study/": (
@@ -35,7 +36,13 @@ ARROWS = {
         "pipeline/model/variants.py",
         "pipeline/files.py",
     ),
-    "pipeline/tpu/": ("pipeline/train/", "pipeline/model/", "pipeline/data/"),
+    "pipeline/tpu/": (
+        "pipeline/train/",
+        "pipeline/model/",
+        "pipeline/data/",
+        "pipeline/errors.py",
+        "pipeline/files.py",
+    ),
     "pipeline/": ("pipeline/",),
     "beam/": (
         "pipeline/files.py",

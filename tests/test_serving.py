@@ -64,6 +64,18 @@ def test_the_exported_view_is_the_evaluation_view(directory):
     np.testing.assert_allclose(serve(directory, [image])["probabilities"], tf.nn.softmax(logits), rtol=1e-5)
 
 
+def test_the_exported_view_is_the_one_that_evaluation_takes(tmp_path):
+    pixels = np.full((30, 90, 3), 255, np.uint8)
+    pixels[:, 30:60] = 0  # which is all that the central square shows
+    image = tf.io.encode_png(pixels).numpy()
+    export.export(export.Classifier(Brightness(), CLASSES, SIZE, view="resize_crop"), str(tmp_path))
+    view = augment.evaluation_view(tf.constant(image), SIZE, "resize_crop")
+    logits = Brightness()(augment.normalize(view)[None])[:, :3]
+    output = serve(tmp_path, [image])
+    np.testing.assert_allclose(output["probabilities"], tf.nn.softmax(logits), rtol=1e-5)
+    assert output["top_classes"][0, 0] != b"dark"
+
+
 def test_an_undecodable_image_does_not_fail_its_neighbours(directory):
     output = serve(directory, [b"no image", encoded(10), b""])
     assert output["valid"].tolist() == [False, True, False]
@@ -84,6 +96,17 @@ def test_versions_are_numbered_and_the_newest_is_loaded(tmp_path):
     client.load(str(tmp_path))
     assert export.export(export.Classifier(Brightness(), CLASSES, SIZE), str(tmp_path)).endswith("/3")
     assert not (tmp_path / "partial-3").exists()
+
+
+def test_in_an_object_store_a_version_that_is_not_whole_is_passed_over():
+    directory = "ram://versions"
+    for number in (1, 2):
+        assert export.export(export.Classifier(Brightness(), CLASSES, SIZE), directory) == f"{directory}/{number}"
+    assert not tf.io.gfile.exists(f"{directory}/partial-1")
+    tf.io.gfile.makedirs(f"{directory}/3")  # what an interrupted export leaves
+    tf.io.gfile.remove(f"{directory}/2/saved_model.pb")
+    assert client.load(directory).classes()["classes"].shape == [len(CLASSES)]
+    assert export.export(export.Classifier(Brightness(), CLASSES, SIZE), directory) == f"{directory}/4"
 
 
 def test_a_folder_without_saved_model_says_how_to_make_one(tmp_path):

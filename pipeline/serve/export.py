@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
+from pipeline import files
 from pipeline.data import augment
 from pipeline.objective import SOFTMAX, Objective
 
@@ -19,10 +20,17 @@ class Classifier(tf.Module):
       size: evaluation resolution, pixels.
       top: how many names to return for each image.
       objective: what the model has learned.
+      view: geometry of the evaluation view, one of `augment.EVAL_VIEWS`.
     """
 
     def __init__(
-        self, model: tf_keras.Model, classes: Sequence[str], size: int, top: int = 5, objective: Objective = SOFTMAX
+        self,
+        model: tf_keras.Model,
+        classes: Sequence[str],
+        size: int,
+        top: int = 5,
+        objective: Objective = SOFTMAX,
+        view: str = augment.CROP_RESIZE,
     ):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
@@ -30,6 +38,7 @@ class Classifier(tf.Module):
         self._logits = lambda images: tf.cast(model(augment.normalize(images), training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size
+        self._view = view
         self._top = min(top, len(classes))
         self._activation = objective.activation
 
@@ -67,7 +76,7 @@ class Classifier(tf.Module):
         shape = (self._size, self._size, 3)
 
         def decode(index, encoded):
-            return index, augment.evaluation_view(encoded, self._size)
+            return index, augment.evaluation_view(encoded, self._size, self._view)
 
         batch = tf.size(image_bytes, tf.int64)
         dataset = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
@@ -83,6 +92,8 @@ class Classifier(tf.Module):
 def export(classifier: Classifier, directory: str) -> str:
     """Writes the SavedModel into the next numbered version folder of `directory`, whole or not at all.
 
+    In an object store a folder comes into being file by file: a version that has no `saved_model.pb` is not whole.
+
     Returns:
       The version folder, `directory/1` for the first.
     """
@@ -91,12 +102,27 @@ def export(classifier: Classifier, directory: str) -> str:
     version = max(versions, default=0) + 1
     final, partial = os.path.join(directory, str(version)), os.path.join(directory, f"partial-{version}")
     if tf.io.gfile.exists(partial):
-        tf.io.gfile.rmtree(partial)
+        files.remove_folder(partial)
     tf.saved_model.save(
         classifier, partial, signatures={"serving_default": classifier.__call__, "classes": classifier.classes}
     )
-    tf.io.gfile.rename(partial, final)
+    if files.is_remote(final):
+        _move_files(partial, final)
+    else:
+        tf.io.gfile.rename(partial, final)
     return final
+
+
+def _move_files(source: str, target: str) -> None:
+    """Moves a SavedModel in an object store, which cannot rename folders: the file that makes it one comes last."""
+    for folder, _, names in tf.io.gfile.walk(source):
+        moved = target + folder.rstrip("/").removeprefix(source)
+        tf.io.gfile.makedirs(moved)
+        for name in (name for name in names if name and name != tf.saved_model.SAVED_MODEL_FILENAME_PB):
+            tf.io.gfile.rename(os.path.join(folder, name), os.path.join(moved, name))
+    last = tf.saved_model.SAVED_MODEL_FILENAME_PB
+    tf.io.gfile.rename(os.path.join(source, last), os.path.join(target, last))
+    files.remove_folder(source)
 
 
 def _plain(name: str) -> str:
