@@ -30,6 +30,7 @@ class Measurement(NamedTuple):
       listing, writing, hashing: images per second.
       name_bytes, hash_bytes: of an example, and of its hashes, in the shuffle.
       record_bytes: of a record on disk.
+      content_bytes: of an image in the search for images that are in two splits.
     """
 
     sample: int
@@ -40,6 +41,7 @@ class Measurement(NamedTuple):
     name_bytes: float
     hash_bytes: float
     record_bytes: float
+    content_bytes: float = 0.0
 
 
 def dry_run(source: Source, options: BuildOptions) -> str:
@@ -81,6 +83,7 @@ def measure(source: Source, options: BuildOptions) -> Measurement:
             hash_seconds += time.perf_counter() - start
     if not records:
         raise BuildError(f"--input={source.path}: all {len(sample)} images of a sample were refused.")
+    has_splits = options.validation_fraction or options.validation_examples or len({e.split for e in listed}) > 1
     return Measurement(
         sample=len(sample),
         written=len(records) / len(sample),
@@ -90,6 +93,7 @@ def measure(source: Source, options: BuildOptions) -> Measurement:
         name_bytes=name_bytes / len(sample),
         hash_bytes=hash_bytes / len(records),
         record_bytes=sum(records) / len(records),
+        content_bytes=len(coder.encode((bytes(8), splits.TRAIN))) if has_splits else 0,
     )
 
 
@@ -105,7 +109,7 @@ def plan(measured: Measurement, count: int, options: BuildOptions) -> dict[str, 
     written = count * measured.written
     size = written * measured.record_bytes
     number = max(1, round(size / (options.shard_mib << 20))) if options.shard_mib else options.shards
-    shuffle = count * measured.name_bytes
+    shuffle = count * measured.name_bytes + written * measured.content_bytes
     hours = count / measured.listing + count / measured.writing
     if options.duplicates != "off":
         bands = options.duplicate_distance + 2

@@ -46,10 +46,9 @@ class SeveralSources(Source):
                 )
         ordered = {member.source.classes: member.source.path for member in members if member.source.classes}
         if len(ordered) > 1:
-            (a, b), *_ = zip(*ordered.items(), strict=True), ()
-            (one, other), (here, there) = a[:2], b[:2]
-            different = sorted(set(one) ^ set(other))[:3] or "the same names in another order"
-            raise BuildError(f"{here} and {there} have different classes ({different}): build them as two sets.")
+            (one, here), (other, there), *_ = ordered.items()
+            names = ", ".join(sorted(set(one) ^ set(other))[:3]) or "the same names in another order"
+            raise BuildError(f"{here} and {there} have different classes ({names}): build them as two sets.")
         return cls(
             first.path,
             tuple(f"{number}/{part}" for number, member in enumerate(members) for part in member.source.parts),
