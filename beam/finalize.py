@@ -164,14 +164,18 @@ def _write_tfds(spec: shards.BuildSpec, classes: list[str], splits: dict[str, ma
 def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> None:
     """Removes what earlier builds under this name left, and what killed attempts left half-written."""
     kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if spec.duplicate_policy != "off" else set())
-    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {REJECTED, build_report.FILE}
+    current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {
+        REJECTED,
+        build_report.FILE,
+        summary.FILE,
+    }
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
     shard = (
         rf"{re.escape(spec.name)}-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}"
         rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
     )
-    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE)))
+    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE, summary.FILE)))
     partial = r"\.partial(-[0-9a-f]{32}(\.index)?)?"
     ours = re.compile(rf"({shard}|{others})({partial})?|report_\w+\.(png|jpg){partial}")
     for file in tf.io.gfile.listdir(spec.output_dir):

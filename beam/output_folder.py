@@ -93,7 +93,10 @@ def unchanged(options: BuildOptions, folder: str) -> str:
     """What to add to the message of a build that failed in `folder`."""
     if folder == _real(options.output_dir):
         return ""
-    return f" The record set in {options.output_dir} is unchanged."
+    return (
+        f" The record set in {options.output_dir} is unchanged; the same command goes on with the new one in {folder}, "
+        "which may be removed."
+    )
 
 
 def complete_exchange(options: BuildOptions) -> None:
@@ -122,9 +125,11 @@ def _replacement(output: str) -> str:
 
 def _settings(options: BuildOptions) -> dict:
     """The flags that decide what is written: those that are not at their default."""
-    flags = {name: options.get_all_options()[name] for name in BuildOptions.flags() if name not in _NOT_OF_THE_SET}
-    default = BuildOptions.flags()
-    settings = {name: value for name, value in flags.items() if value != default[name] or name == "name"}
+    settings = {}
+    for name, default in BuildOptions.flags().items():
+        value = getattr(options, name)
+        if name not in _NOT_OF_THE_SET and (value != default or name == "name"):
+            settings[name] = value
     for name in _PATHS:
         if value := settings.get(name):
             settings[name] = [_place(path) for path in value] if isinstance(value, list) else _place(value)

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from beam import launch, output_folder
+from beam import launch, options, output_folder
+from beam.errors import BuildError
 from pipeline.data import manifest
 from tests import ingest_images
 from tests.ingest_builds import build, failure, records
@@ -130,6 +131,20 @@ def test_an_exchange_in_two_steps_ends_after_a_kill(tree, other_tree, tmp_path, 
     build(other_tree, output, "--replace")
     assert manifest.read(str(output)).classes == ("kind_0", "kind_1")
     assert sorted(os.listdir(tmp_path)) == ["set"]
+
+
+def test_where_folders_cannot_be_exchanged_another_set_is_refused_with_replace_too(tree):
+    """TensorFlow's file system in memory stands for an object store."""
+    folder = "ram://set"
+    flags = [f"--input={tree}", f"--output_dir={folder}", "--replace"]
+    chosen = options.parse(flags).view_as(options.BuildOptions)
+    assert output_folder.choose(chosen) == folder, "there is no set"
+    output_folder.begin(chosen, folder)
+    manifest.write(manifest.Manifest("images", ("a",), "single", {}), folder)
+    assert output_folder.choose(chosen) == folder, "the same command"
+    other = options.parse([*flags, "--resize=9"]).view_as(options.BuildOptions)
+    with pytest.raises(BuildError, match=r"--replace: ram://set .*another --output_dir"):
+        output_folder.choose(other)
 
 
 @pytest.mark.slow
