@@ -9,10 +9,11 @@ import numpy as np
 
 from beam import shards, splits
 from pipeline import files
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, Split
 
 FILE = "summary.json"
 _NAMED = 5  # names in a line
+_REASONS = 3  # of refusals, the most frequent ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,27 +56,12 @@ def read(folder: str) -> Summary:
 
 def lines(record_set: Manifest, summary: Summary) -> list[str]:
     """The summary for a person to read, a fact per line."""
-    counts = {split: np.array(summary.images_per_class[split]) for split in splits.in_order(record_set.splits)}
-    text = []
-    for name, of_split in counts.items():
-        split = record_set.splits[name]
-        refused = ""
-        if split.rejected:
-            most = sorted(split.rejected.items(), key=lambda item: (-item[1], item[0]))[:3]
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
-            more = ", ..." if len(split.rejected) > len(most) else ""
-            refused = f"; {split.listed - split.written:,} of {split.listed:,} refused ({reasons}{more})"
-        present = int((of_split > 0).sum())
-        text.append(f"{name}: {_number(split.written, 'image')} of {_number(present, 'class')}{refused}")
+    counts = {name: np.array(summary.images_per_class[name]) for name in splits.in_order(record_set.splits)}
     main = next(iter(counts))
-    present = np.flatnonzero(counts[main])
-    smallest = present[counts[main][present].argmin()]
-    name = record_set.classes[smallest]
-    text.append(f"The smallest class of {main} is {name!r} with {_number(counts[main][smallest], 'image')}.")
-    if single := [record_set.classes[label] for label in np.flatnonzero(counts[main] == 1)]:
-        text.append(f"One image only: {_number(len(single), 'class')} of {main} ({_some(single)}).")
-    for split in counts:
-        for one, other in ((split, main), (main, split)):
+    text = [_split_line(name, record_set.splits[name], of_split) for name, of_split in counts.items()]
+    text += _rare_classes(main, counts[main], record_set.classes)
+    for name in list(counts)[1:]:
+        for one, other in ((name, main), (main, name)):
             missing = np.flatnonzero((counts[one] > 0) & (counts[other] == 0))
             if missing.size:
                 names = _some([record_set.classes[label] for label in missing])
@@ -86,6 +72,27 @@ def lines(record_set: Manifest, summary: Summary) -> list[str]:
             f"out of {pair.split()[0]}, build {pair.split()[-1]} as a set of its own, and the rest with "
             "--remove_duplicates_of=THAT_SET."
         )
+    return text
+
+
+def _split_line(name: str, split: Split, counts: np.ndarray) -> str:
+    """Images and classes of a split, and what was refused."""
+    line = f"{name}: {_number(split.written, 'image')} of {_number(int(np.count_nonzero(counts)), 'class')}"
+    if not split.rejected:
+        return line
+    most = sorted(split.rejected.items(), key=lambda item: (-item[1], item[0]))[:_REASONS]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
+    more = ", ..." if len(split.rejected) > _REASONS else ""
+    return f"{line}; {split.listed - split.written:,} of {split.listed:,} refused ({reasons}{more})"
+
+
+def _rare_classes(name: str, counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """The smallest class of a split, and those of one image."""
+    present = np.flatnonzero(counts)
+    smallest = int(present[counts[present].argmin()])
+    text = [f"The smallest class of {name} is {classes[smallest]!r} with {_number(int(counts[smallest]), 'image')}."]
+    if single := [classes[label] for label in np.flatnonzero(counts == 1)]:
+        text.append(f"One image only: {_number(len(single), 'class')} of {name} ({_some(single)}).")
     return text
 
 
