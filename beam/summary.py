@@ -60,6 +60,8 @@ def lines(record_set: Manifest, summary: Summary) -> list[str]:
     main = next(iter(counts))
     text = [_split_line(name, record_set.splits[name], of_split) for name, of_split in counts.items()]
     text += _rare_classes(main, counts[main], record_set.classes)
+    if absent := [record_set.classes[label] for label in np.flatnonzero(sum(counts.values()) == 0)]:
+        text.append(f"No image at all: {_number(len(absent), 'class')} ({_some(absent)}).")
     for name in list(counts)[1:]:
         for one, other in ((name, main), (main, name)):
             missing = np.flatnonzero((counts[one] > 0) & (counts[other] == 0))

@@ -249,7 +249,8 @@ def test_ten_thousand_classes(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("".join(f"class_{n}\n" for n in range(10_000)))
     record_set = build(tmp_path / "images", tmp_path / "set", f"--classes={tmp_path}/classes.txt")
     assert len(record_set.classes) == 10_000
-    assert "train: 4 images of 2 classes" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "train: 4 images of 2 classes" in shown and "No image at all: 9,998 classes ('class_2', " in shown
 
 
 def test_inputs_that_do_not_fit_together_are_refused(tmp_path):
