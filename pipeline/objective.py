@@ -47,8 +47,8 @@ def _softmax_loss(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def _sigmoid_loss(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The mean over classes of each class's own binary loss."""
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits), -1)
+    """The sum over classes of each class's own binary loss: a mean would divide gradients by the number of classes."""
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits), -1)
 
 
 SOFTMAX = Objective("softmax", _shares, _smooth_over_classes, _softmax_loss, tf.nn.softmax)

@@ -9,6 +9,7 @@ from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
 from pipeline.model import garden, nfnet
+from pipeline.objective import SIGMOID
 from pipeline.serve import export as serving
 from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
 from pipeline.train.evaluate import evaluate
@@ -53,7 +54,11 @@ def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
     """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value."""
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
-    return configure.resolved(ignore=("main", "Loop", *TASKS))
+    resolved = configure.resolved(ignore=("main", "Loop", *TASKS))
+    # It was the mean over classes once, and a run must not continue under another loss.
+    if resolved.get("Experiment.loss") == repr(SIGMOID.name):
+        resolved["Experiment.loss"] += ", summed over classes"
+    return resolved
 
 
 def exported(model_dir: str) -> str:
@@ -129,10 +134,11 @@ def export(context: RunContext, experiment: Experiment, directory: str = "", top
       top: how many class names an answer holds for each image.
     """
     saved = checkpoint.find(context.model_dir)
-    model = load_model(saved, experiment.create_model)
+    model = load_model(saved, experiment.create_evaluation_model)
     # Imported weights come without names: they are the records'.
     classes = saved.facts.get("class_names") or experiment.data.read_manifest().classes
-    classifier = serving.Classifier(model, classes, experiment.data.eval_size, top, experiment.objective)
+    data = experiment.data
+    classifier = serving.Classifier(model, classes, data.eval_size, top, experiment.objective, data.eval_view)
     path = serving.export(classifier, directory or os.path.join(context.model_dir, SAVED_MODEL))
     print(f"Exported to {path}; try: python pipeline/predict.py --saved_model={path} IMAGE")
     return path

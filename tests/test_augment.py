@@ -70,6 +70,40 @@ def test_evaluation_view_is_the_resized_central_square(height, width, size):
     np.testing.assert_allclose(found, expected, atol=0.8)
 
 
+def pillow_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pillow's bicubic resize, in floating point. Where it enlarges it has no antialias, as TensorFlow's."""
+    assert width >= image.shape[1] and height >= image.shape[0]
+    channels = [Image.fromarray(image[..., channel].astype(np.float32)) for channel in range(3)]
+    resized = [channel.resize((width, height), Image.Resampling.BICUBIC) for channel in channels]
+    return np.clip(np.stack(resized, -1), 0, 255)
+
+
+@pytest.mark.parametrize("height, width, size", [(100, 140, 224), (200, 150, 256), (50, 45, 96)])
+@pytest.mark.parametrize("view", augment.EVAL_VIEWS)
+def test_both_evaluation_views_are_what_pillow_makes(view, height, width, size):
+    image, border = noise(height, width), min(32, int(size / 7))
+    if view == "resize_crop":  # the whole image as a square, whatever its shape, and then its centre
+        resized = pillow_resize(image, size + border, size + border)
+        start = (border + 1) // 2
+        expected = resized[start : start + size, start : start + size]
+    else:
+        side = round(min(height, width) * size / (size + min(32, size / 7)))
+        top, left = (height - side + 1) // 2, (width - side + 1) // 2
+        square = Image.fromarray(image).crop((left, top, left + side, top + side))
+        expected = pillow_resize(np.asarray(square), size, size)
+    found = augment.evaluation_view(encode(image), size, view)
+    assert found.shape == (size, size, 3)
+    np.testing.assert_allclose(found, expected, atol=0.8)
+
+
+def test_the_authors_view_of_a_large_image():
+    """`resize_crop_32` without antialias: every pixel of the view is one of the squashed image's."""
+    image = noise(400, 300)
+    expected = cubic_resize(image, 256)[16:240, 16:240]
+    found = augment.evaluation_view(encode(image), 224, "resize_crop")
+    np.testing.assert_allclose(found, expected, atol=0.8)
+
+
 def test_every_format_gives_the_same_view():
     image = np.repeat(np.repeat(noise(6, 8) // 64 * 64, 8, 0), 8, 1)  # few colours, so that GIF keeps them
     expected = augment.evaluation_view(encode(image), 32).numpy().astype(int)
@@ -105,6 +139,30 @@ def test_random_crops_keep_to_their_limits(kind, options):
     assert area.min() > 0.17 and area.max() < 0.64 and area.std() > 0.08
     assert ratio.min() > 0.75 and ratio.max() < 1.35 and ratio.std() > 0.08
     assert 70 < mirrored.sum() < 130
+
+
+def areas(augmentation: augment.Augmentation, count: int) -> np.ndarray:
+    """Shares of a 100 x 140 image that `count` crops show."""
+    found = views(augmentation, encode(coordinates(100, 140)), np.arange(2 * count).reshape(count, 2), 32)
+    return np.array([np.prod(window(view, 100, 140)[:2]) for view in found]) / (100 * 140)
+
+
+def test_the_authors_sampler_refuses_crops_of_less_than_a_tenth_of_the_object():
+    free = areas(augment.Augmentation(), 300)
+    authors = areas(augment.Augmentation(min_object_covered=0.1), 300)
+    assert 0.02 < (free < 0.095).mean() < 0.12
+    assert authors.min() > 0.095 and (authors < 0.2).any()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_without_a_crop_gives_its_centre_as_the_authors_code_does(kind):
+    """A strip so long that no crop of a fifth of it has the ratios asked for."""
+    image = encode(noise(16, 800), kind)
+    asked = {"min_area": 0.2, "flip": False}
+    (free,) = views(augment.Augmentation(**asked), image, [[3, 4]], 32)
+    (centre,) = views(augment.Augmentation(min_object_covered=0.1, **asked), image, [[3, 4]], 32)
+    np.testing.assert_array_equal(centre, augment.evaluation_view(image, 32))
+    assert np.abs(free.astype(float) - centre).mean() > 5  # the whole strip, squashed
 
 
 def test_jpeg_window_is_the_window_of_the_decoded_image():
@@ -229,6 +287,10 @@ def test_groups_make_mixing_independent_of_the_share():
         ({"min_area": 0.9, "max_area": 0.5}, "min_area is 0.9, max_area 0.5"),
         ({"min_ratio": 2.0}, "min_ratio is 2.0"),
         ({"erasing": 1.5}, "erasing is 1.5"),
+        (
+            {"max_area": 0.5, "min_object_covered": 0.6},
+            "min_object_covered is 0.6; expected a share from 0 to max_area",
+        ),
         ({"repeats": 0}, "repeats is 0"),
     ],
 )

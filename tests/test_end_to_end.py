@@ -114,7 +114,7 @@ def test_records_add_up_and_tfds_reads_them(records):
 def test_a_run_leaves_its_summary_metrics_and_configuration(pretrained):
     summary = report.find_summary(str(pretrained))
     assert summary["variant"] == "nano"
-    assert summary["images_seen"] == 2 * 210  # 240 images, 30 of them held out
+    assert summary["examples_seen"] == summary["images_seen"] == 2 * 210  # 240 images, 30 of them held out
     assert summary["ledger"] == [
         {"epoch": epoch, "examples": 210, "expected": 210, "exactly_once": True} for epoch in (0, 1)
     ]

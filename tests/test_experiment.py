@@ -172,11 +172,25 @@ def test_too_few_classes_are_refused(records):
         experiment.classes(CLASSES)
 
 
+def test_an_evaluation_view_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"Data\.eval_view is 'squash'; expected one of crop_resize, resize_crop"):
+        data(eval_view="squash")
+
+
+def test_evaluation_takes_the_view_that_is_set(records):
+    images = []
+    for view in ("crop_resize", "resize_crop"):
+        what = data(eval_view=view).evaluation_view(objective.SOFTMAX)(parsed(0, 1))
+        images.append(next(what.as_numpy_iterator())["image"])
+    assert np.abs(images[0].astype(float) - images[1]).mean() > 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"loss": "hinge"}, r"Experiment.loss is 'hinge'; expected one of softmax, sigmoid"),
         ({"precision": "float16"}, "Experiment.precision is 'float16'"),
+        ({"eval_precision": "float16"}, "Experiment.eval_precision is 'float16'"),
         ({"accumulation_steps": 0}, "Experiment.accumulation_steps is 0; expected 1 or more"),
     ],
 )

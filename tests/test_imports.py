@@ -38,7 +38,13 @@ ARROWS = {
         "pipeline/model/variants.py",
         "pipeline/files.py",
     ),
-    "pipeline/tpu/": ("pipeline/train/", "pipeline/model/", "pipeline/data/"),
+    "pipeline/tpu/": (
+        "pipeline/train/",
+        "pipeline/model/",
+        "pipeline/data/",
+        "pipeline/errors.py",
+        "pipeline/files.py",
+    ),
     "pipeline/": ("pipeline/",),
     "beam/": (
         "pipeline/files.py",

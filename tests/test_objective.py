@@ -40,11 +40,22 @@ def test_an_empty_slot_has_a_finite_loss():
     assert np.isfinite(loss([[0]] * 4, [[0.0]] * 4).numpy()).all()
 
 
-def test_sigmoid_is_the_mean_of_binary_losses():
+def test_sigmoid_is_the_sum_of_binary_losses():
+    """As big_vision's `sigmoid_xent`: -sum over classes of y log p + (1 - y) log(1 - p)."""
     p = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
     truth = np.array([0, 1, 1, 0, 0, 0])
-    expected = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean(1)
+    expected = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).sum(1)
     np.testing.assert_allclose(loss([[1, 2]] * 4, [[1.0, 1.0]] * 4, "sigmoid"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [10, 30_000])
+def test_a_sigmoid_gradient_does_not_depend_on_the_number_of_classes(classes):
+    logits = tf.Variable(tf.zeros([1, classes]))
+    with tf.GradientTape() as tape:
+        loss = objective.metrics(objective.SIGMOID, tf.constant([[3]]), tf.ones([1, 1]), logits)["loss"]
+    expected = np.full(classes, 0.5)  # p - y at p = 1/2
+    expected[3] = -0.5
+    np.testing.assert_allclose(tape.gradient(loss, logits)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
@@ -64,7 +75,7 @@ def test_any_label_of_several_is_a_hit():
 def test_sigmoid_keeps_the_weights_of_a_record_and_smooths_each_class():
     p = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
     truth = np.array([0, 0.5, 1, 0, 0, 0]) * 0.8 + 0.1
-    expected = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean(1)
+    expected = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).sum(1)
     np.testing.assert_allclose(loss([[1, 2]] * 4, [[0.5, 3.0]] * 4, "sigmoid", 0.2), expected, rtol=1e-5)
 
 

@@ -51,6 +51,35 @@ def test_a_quoted_line_stands_in_its_file(file, line):
     assert line.removesuffix(",") in lines
 
 
+def recipe_rows():
+    """(section, cells) of every row of a table of a recipe, which says its source."""
+    for section in re.split(r"^## ", RECIPES, flags=re.MULTILINE):
+        for table in re.findall(r"^\| what \| value \| source \|.*\n((?:\|.*\n)+)", section, re.MULTILINE):
+            for row in table.splitlines()[1:]:
+                yield section.splitlines()[0], [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_each_row_of_a_recipe_says_in_one_of_four_words_where_it_comes_from():
+    words = re.findall(r"^\| (\w+) \| .* \|$", RECIPES.split("| source | means |")[1].split("\n\n")[0], re.MULTILINE)
+    assert words == ["stated", "code", "inferred", "ours"]
+    rows = list(recipe_rows())
+    assert {cells[2] for _, cells in rows} == set(words) and len(rows) > 60
+    sections = {section for section, _ in rows}
+    assert len(sections) == 3
+    asked = (
+        "weight decay",
+        "label smoothing",
+        "averaged weights",
+        "warm-up",
+        "stochastic depth",
+        "dropout",
+        "augmentation",
+    )
+    for section in ("Pre-training (the study)", "Fine-tuning on ImageNet (the study)"):
+        answered = [cells[0] for name, cells in rows if name == section]
+        assert set(asked) <= set(answered), section
+
+
 @pytest.mark.parametrize("experiment", OF_THE_PAPERS)
 def test_each_value_of_a_recipe_stands_in_one_file(experiment):
     doubled = {name: files for name, files in places(experiment).items() if len(files) > 1}

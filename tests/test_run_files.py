@@ -90,3 +90,32 @@ def test_a_study_of_an_earlier_version_is_refused(tmp_path, name):
         (folder / "diverged.txt").write_text("nan")
     with pytest.raises(StudyError, match=rf"{name} has no 'bindings'.*earlier version.*another Study\.directory"):
         run_files.read(str(tmp_path))
+
+
+def test_views_and_passes_cost_compute(tmp_path):
+    """Four views of each example, each in two passes of SAM: eight times the FLOPs and the core-hours of one."""
+    costs = []
+    for views, passes in ((1, 1), (4, 2)):
+        counts = {"examples_seen": 1e6, "images_seen": views * 1e6, "gradient_passes": passes}
+        simulated_studies.write_run(tmp_path, Trial("F7+", 1.0, 1.6), resolution=384, **counts)
+        (run,) = run_files.read(str(tmp_path))
+        costs.append([run.compute("flops"), run.compute("core_hours")])
+    assert [eight / one for one, eight in zip(*costs, strict=True)] == pytest.approx([8, 8])
+
+
+@pytest.mark.parametrize(
+    ("bindings", "factor"),
+    [({}, 1), ({"Augmentation.repeats": "4"}, 4), ({"Experiment.sam": "@SAM()", "Augmentation.repeats": "4"}, 8)],
+)
+def test_a_run_of_before_views_and_passes_were_counted_costs_what_it_cost(tmp_path, bindings, factor):
+    """Its `images_seen` are examples; its bindings say how often each was seen."""
+    folder = pathlib.Path(simulated_studies.write_run(tmp_path, Trial("F0", 1.0, 0.8)))
+    (run,) = run_files.read(str(tmp_path))
+    summary = json.loads((folder / "run.json").read_text())
+    assert "examples_seen" not in summary
+    summary["bindings"] |= bindings
+    (folder / "run.json").write_text(json.dumps(summary))
+    (again,) = run_files.read(str(tmp_path))
+    for unit in ("flops", "core_hours"):
+        assert again.compute(unit) == pytest.approx(factor * run.compute(unit))
+    assert again.summary["examples_seen"] == run.summary["examples_seen"] == 4e9

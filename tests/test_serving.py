@@ -42,6 +42,18 @@ def test_the_exported_view_is_the_evaluation_view(directory):
     np.testing.assert_allclose(serve(directory, [image])["probabilities"], tf.nn.softmax(logits), rtol=1e-5)
 
 
+def test_the_exported_view_is_the_one_that_evaluation_takes(tmp_path):
+    pixels = np.full((30, 90, 3), 255, np.uint8)
+    pixels[:, 30:60] = 0  # which is all that the central square shows
+    image = tf.io.encode_png(pixels).numpy()
+    export.export(export.Classifier(Brightness(), CLASSES, SIZE, view="resize_crop"), str(tmp_path))
+    view = augment.evaluation_view(tf.constant(image), SIZE, "resize_crop")
+    logits = Brightness()(augment.normalize(view)[None])[:, :3]
+    output = serve(tmp_path, [image])
+    np.testing.assert_allclose(output["probabilities"], tf.nn.softmax(logits), rtol=1e-5)
+    assert output["top_classes"][0, 0] != b"dark"
+
+
 def test_an_undecodable_image_does_not_fail_its_neighbours(directory):
     output = serve(directory, [b"no image", encoded(10), b""])
     assert output["valid"].tolist() == [False, True, False]

@@ -92,10 +92,15 @@ def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, recipe, h
     assert types["CrossReplicaSum"] == gradients + 1 + 4 + 1
 
 
-def test_the_evaluation_step_is_what_a_tpu_can_run(records, made_up_tpu):
+@pytest.mark.parametrize(("ema_decay", "eval_precision"), [(0.9, None), (0.9, "float32"), (None, "float32")])
+def test_the_evaluation_step_is_what_a_tpu_can_run(records, made_up_tpu, ema_decay, eval_precision):
     made_up_tpu()
-    what = experiment(records, model=PICO, precision="mixed_bfloat16")
+    settings = {"ema_decay": ema_decay, "eval_precision": eval_precision}
+    what = experiment(records, model=PICO, precision="mixed_bfloat16", **settings)
     run = components.assemble(HERE, what, TPU)
+    assert run.state.evaluated.trunk.compute_dtype == (eval_precision or "bfloat16")
+    if ema_decay is None:  # not another copy of the weights
+        assert run.state.evaluated.linear.kernel is run.state.model.linear.kernel
     evaluator = Evaluator(run.strategy, what, run.validation, run.state.evaluated, batch=8)
     iterator = iter(evaluator.eval_dataset)
     assert check_what_the_tpu_runs(

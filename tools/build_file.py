@@ -19,7 +19,15 @@ TEST_RUNNER = "tools/run_tests.py"
 # What pytest loads for every test.
 TEST_SUPPORT = ("tests/conftest.py", TEST_RUNNER)
 # Tests of the repository as a whole: they read its files and run its programs.
-REPOSITORY_TESTS = ("test_build_file", "test_imports", "test_readme", "test_recipes", "test_types")
+REPOSITORY_TESTS = (
+    "test_build_file",
+    "test_fidelity",
+    "test_imports",
+    "test_public_accuracy",
+    "test_readme",
+    "test_recipes",
+    "test_types",
+)
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -31,7 +39,7 @@ DISTRIBUTIONS = {
 # Packages that import others without requiring them.
 UNDECLARED = {"tensorflow-datasets": {"importlib-resources"}}
 # Packages outside requirements.txt: functions import them and say what to install, or skip a comparison.
-OPTIONAL = {"img2dataset", "jax", "jaxlib", "timm", "torch", "torchvision"}
+OPTIONAL = {"huggingface_hub", "img2dataset", "jax", "jaxlib", "timm", "torch", "torchvision"}
 
 HEADER = '''"""A target for each module and test; deps are their imports. Made by `make build-file`: do not edit."""
 

@@ -1,6 +1,6 @@
 """Compiles the study's variants for a core of TPU v4 and writes their speeds to pipeline/model/tpu_v4_speeds.json.
 
-    python tools/tpu_table.py [--variants F0 F3] [--recompile]
+    python tools/tpu_table.py [--task finetuning] [--variants F0 F3] [--recompile]
 
 Each variant takes minutes and is written when it is done; variants that the file has from the same compiler are
 skipped without --recompile. Prints the table as Markdown, beside what the paper reports.
@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import sys
+from typing import Any
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,7 +21,14 @@ from pipeline.model import speeds, variants  # noqa: E402
 from pipeline.tpu import chips, compiler  # noqa: E402
 
 TOPOLOGY, CONFIGURATION = "v4:2x2x1", chips.LEGACY
+# Section of the file to how the gin files end, and the images of a core. Those of fine-tuning, at 384 pixels, are
+# guesses until they have been compiled.
+TASKS = {
+    "variants": ("jft", variants.STUDY_CORE_BATCHES),
+    "finetuning": ("imagenet", {"F0": 32, "F1": 32, "F3": 16, "F3+": 8, "F7": 8, "F7+": 4}),
+}
 KEPT = (
+    "train_size",
     "replica_batch",
     "parameters",
     "estimated_cycles",
@@ -36,19 +44,21 @@ KEPT = (
 )
 
 
-def compile_variant(name: str) -> dict:
-    """The row of a variant: `KEPT` of its estimate."""
+def compile_variant(name: str, task: str) -> dict:
+    """The row of a variant: `KEPT` of its estimate, and the gradient passes of its step."""
     from pipeline import registry
     from pipeline.tpu import check, estimate_table
 
-    gin_file, batch = f"gin/{variants.identifier(name)}_jft.gin", variants.STUDY_CORE_BATCHES[name]
+    suffix, batches = TASKS[task]
+    gin_file, batch = f"gin/{variants.identifier(name)}_{suffix}.gin", batches[name]
     configured = functools.partial(registry.configured, [gin_file], [])
-    topology = chips.topology(TOPOLOGY, CONFIGURATION)
-    estimate, _ = check.check(configured(), configured, topology, replica_batch=batch, progress=estimate_table.stage)
+    experiment, topology = configured(), chips.topology(TOPOLOGY, CONFIGURATION)
+    estimate, _ = check.check(experiment, configured, topology, replica_batch=batch, progress=estimate_table.stage)
     if not estimate.fit.fits:
         raise SystemExit(f"{name} does not fit with {batch} images per core: {estimate.fit.refusal}")
     fields = estimate.as_dict()
-    return {"gin_file": gin_file, **{field: fields[field] for field in KEPT}}
+    kept = {field: fields[field] for field in KEPT}
+    return {"gin_file": gin_file, "gradient_passes": experiment.gradient_passes, **kept}
 
 
 def core_hours(row: dict, epochs: float) -> float:
@@ -59,17 +69,18 @@ def core_hours(row: dict, epochs: float) -> float:
 def markdown(rows: dict[str, dict]) -> str:
     """The table as docs/performance.md shows it."""
     lines = [
-        "| variant | images per core | M cycles | images/s per core | MFU | core-hours per epoch | reported | ours |",
+        "| variant | images per core | M cycles | images/s per core | MFU | core-hours per epoch | paper | ours |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        reported = ours = ""
-        if name in speeds.REPORTED_BUDGETS:
-            epochs, hours = speeds.REPORTED_BUDGETS[name]
-            reported, ours = f"{hours:,} for {epochs:g} epochs", f"{core_hours(row, epochs):,.0f}"
+        papers = ours = ""
+        if name in speeds.STUDY_BUDGETS:
+            epochs, hours = speeds.STUDY_BUDGETS[name]
+            papers, ours = f"{hours:,} for {epochs:g} epochs", f"{core_hours(row, epochs):,.0f}"
+            papers += " (inferred)" if "inferred" in speeds.STUDY_SPEEDS[name].source else ""
         lines.append(
             f"| {name} | {row['replica_batch']} | {row['estimated_cycles'] / 1e6:,.1f} | "
-            f"{row['images_per_second_per_core']:,.1f} | {row['mfu']:.1%} | {core_hours(row, 1):,.0f} | {reported} | "
+            f"{row['images_per_second_per_core']:,.1f} | {row['mfu']:.1%} | {core_hours(row, 1):,.0f} | {papers} | "
             f"{ours} |"
         )
     return "\n".join(lines)
@@ -79,21 +90,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(variants.STUDY_CORE_BATCHES)
     parser.add_argument("--variants", nargs="+", choices=names, default=names, help="to compile")
+    parser.add_argument(
+        "--task", choices=list(TASKS), default="variants", help="pre-training (variants) or fine-tuning"
+    )
     parser.add_argument("--recompile", action="store_true", help="compile again what the file has")
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     compiler.end_with_its_processes()
-    rows = {}
+    table: dict[str, Any] = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, **{task: {} for task in TASKS}}
     if os.path.exists(arguments.output):
         with open(arguments.output) as file:
-            rows = json.load(file)["variants"]
+            table |= json.load(file)
+    rows = table[arguments.task]
     for name in arguments.variants:
         if arguments.recompile or rows.get(name, {}).get("versions") != compiler.versions():
-            rows[name] = compile_variant(name)
-            rows = {each: rows[each] for each in names if each in rows}
-            table = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, "variants": rows}
+            rows[name] = compile_variant(name, arguments.task)
+            table[arguments.task] = {each: rows[each] for each in names if each in rows}
             files.write_atomically(arguments.output, json.dumps(table, indent=1) + "\n")
-    print(markdown(rows))
+    print(markdown(table["variants"]))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,14 @@ from pipeline.data.randaugment import RandAugment
 
 MEAN_RGB = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STDDEV_RGB = np.array([0.229, 0.224, 0.225], np.float32) * 255
-# Evaluation crops the share size / (size + padding) of the shorter side. The authors pad by 32 pixels, 1/7 of 224;
-# at lower resolutions that would cut off the object, so there the share stays what it is at 224.
+# Evaluation leaves out a border, `padding` pixels of `size + padding`. The authors' has 32 pixels, 1/7 of 224; at lower
+# resolutions that would cut off the object, so there the share stays what it is at 224.
 CROP_PADDING = 32
 MAX_CROP_PADDING = 1 / 7
+# The geometry of the evaluation view, as the authors name it: the central square of the image, resized; or all of the
+# image, resized to a square whatever its shape, of which the centre is taken.
+CROP_RESIZE, RESIZE_CROP = "crop_resize", "resize_crop"
+EVAL_VIEWS = (CROP_RESIZE, RESIZE_CROP)
 
 
 def normalize(images: tf.Tensor) -> tf.Tensor:
@@ -31,24 +35,31 @@ def normalize(images: tf.Tensor) -> tf.Tensor:
     return (tf.cast(images, tf.float32) - MEAN_RGB) / STDDEV_RGB
 
 
-def evaluation_view(encoded: tf.Tensor, size: int) -> tf.Tensor:
+def evaluation_view(encoded: tf.Tensor, size: int, view: str = CROP_RESIZE) -> tf.Tensor:
     """The view of an encoded image that evaluation, export and batch prediction share.
 
     Args:
       encoded: string [], a JPEG, PNG, GIF (its first frame) or BMP.
       size: pixels a side.
+      view: one of `EVAL_VIEWS`. 'crop_resize' resizes the central square that holds size / (size + padding) of the
+        shorter side; 'resize_crop' resizes the image to a square of size + padding and takes its centre.
 
     Returns:
-      The central square that holds size / (size + padding) of the shorter side, resized (bicubic): uint8
-      [size, size, 3].
+      The view, bicubic: uint8 [size, size, 3].
     """
     image = _decode(encoded)
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    shorter = tf.cast(tf.minimum(height, width), tf.float32)
-    share = size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
-    side = tf.cast(tf.round(shorter * share), tf.int32)
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return _resize(image[top : top + side, left : left + side], size)
+    padding = min(CROP_PADDING, MAX_CROP_PADDING * size)
+    if view == RESIZE_CROP:
+        padded = int(size + padding)
+        begin = (padded - size + 1) // 2
+        return _resize(image, padded)[begin : begin + size, begin : begin + size]
+    return _resize(tf.slice(image, *_central_window(tf.shape(image), size / (size + padding))), size)
+
+
+def _central_window(shape: tf.Tensor, share: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Begin and size, int32 [3] each, of the central square that holds `share` of an image's shorter side."""
+    side = tf.cast(tf.round(tf.cast(tf.minimum(shape[0], shape[1]), tf.float32) * share), tf.int32)
+    return tf.stack([(shape[0] - side + 1) // 2, (shape[1] - side + 1) // 2, 0]), tf.stack([side, side, 3])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Augmentation:
     Attributes:
       min_area, max_area: share of the image that the random crop keeps.
       min_ratio, max_ratio: width over height of the crop.
+      min_object_covered: least share of the object that the crop keeps. The object is the whole image, so this is a
+        second least area. Where it is set, an image of which no such crop is found gives the evaluation's central one.
       flip: whether half the images are mirrored.
       randaugment: operations drawn for each image; None for none.
       mixing: mixup and cutmix within a batch; None for none.
@@ -70,6 +83,7 @@ class Augmentation:
     max_area: float = 1.0
     min_ratio: float = 3 / 4
     max_ratio: float = 4 / 3
+    min_object_covered: float = 0.0
     flip: bool = True
     randaugment: RandAugment | None = None
     mixing: Mixing | None = None
@@ -86,6 +100,11 @@ class Augmentation:
             raise ValueError(
                 f"Augmentation.min_ratio is {self.min_ratio}, max_ratio {self.max_ratio}; expected 0 < min <= max."
             )
+        if not 0 <= self.min_object_covered <= self.max_area:
+            raise ValueError(
+                f"Augmentation.min_object_covered is {self.min_object_covered}; expected a share from 0 to max_area, "
+                f"{self.max_area}."
+            )
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"Augmentation.erasing is {self.erasing}; expected a share from 0 to 1.")
         if self.repeats < 1:
@@ -98,7 +117,7 @@ class Augmentation:
 
     def crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
         """The random crop of an encoded image, resized and perhaps mirrored: uint8 [size, size, 3]."""
-        image = _resize(self._random_crop(encoded, _fold(seed, "crop")), size)
+        image = _resize(self._random_crop(encoded, _fold(seed, "crop"), size), size)
         return tf.image.stateless_random_flip_left_right(image, _fold(seed, "flip")) if self.flip else image
 
     def examples(self, encoded: tf.data.Dataset, size: int, parallel_calls: int = tf.data.AUTOTUNE) -> tf.data.Dataset:
@@ -156,25 +175,30 @@ class Augmentation:
     def _erase(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return random_erasing(image, _fold(seed, "erasing"), self.erasing) if self.erasing else image
 
-    def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
         is_jpeg = tf.io.is_jpeg(encoded)
+        share = size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
 
         def crop_window(shape):
-            begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
                 shape,
                 tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
                 seed,
-                min_object_covered=0.0,
+                min_object_covered=self.min_object_covered,
                 aspect_ratio_range=(self.min_ratio, self.max_ratio),
                 area_range=(self.min_area, self.max_area),
                 max_attempts=10,
                 use_image_if_no_bounding_boxes=True,
             )
-            return begin, size
+            if not self.min_object_covered or self.min_area == 1:
+                return begin, extent
+            # The sampler gives the whole image where ten attempts have found nothing.
+            failed = tf.reduce_all(extent[:2] == shape[:2])
+            return tf.cond(failed, lambda: _central_window(shape, share), lambda: (begin, extent))
 
         def decode_window():  # of a JPEG only the window is decoded
-            begin, size = crop_window(tf.io.extract_jpeg_shape(encoded))
-            window = tf.stack([begin[0], begin[1], size[0], size[1]])
+            begin, extent = crop_window(tf.io.extract_jpeg_shape(encoded))
+            window = tf.stack([begin[0], begin[1], extent[0], extent[1]])
             return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
 
         def decode_all():

@@ -22,6 +22,7 @@ class Data:
       directory: a record set, made by `beam/build_tfrecords.py`.
       batch: global batch, in images: with `augmentation.repeats` views of each example, it holds fewer examples.
       train_size, eval_size: resolution in training and evaluation, in pixels.
+      eval_view: geometry of the evaluation view, one of `augment.EVAL_VIEWS`.
       augmentation: how a training image is varied.
       train_split, validation_split: names of the splits.
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
@@ -38,6 +39,7 @@ class Data:
     train_size: int
     eval_size: int
     augmentation: augment.Augmentation = augment.Augmentation()  # noqa: RUF009 (frozen)
+    eval_view: str = augment.CROP_RESIZE
     train_split: str = "train"
     validation_split: str = "validation"
     on_damage: str = "stop"
@@ -46,6 +48,10 @@ class Data:
     window: int | None = None
     max_labels: int = 16
     images: int | None = None
+
+    def __post_init__(self):
+        if self.eval_view not in augment.EVAL_VIEWS:
+            raise ValueError(f"Data.eval_view is {self.eval_view!r}; expected one of {', '.join(augment.EVAL_VIEWS)}.")
 
     def batch_shape(self, images: int | None = None, **divisors: int) -> BatchShape:
         """How a training batch divides; raises ValueError where it does not.
@@ -101,7 +107,7 @@ class Data:
         """Maps records to the examples that evaluation sees."""
 
         def prepare(example):
-            image = augment.evaluation_view(example["image"], self.eval_size)
+            image = augment.evaluation_view(example["image"], self.eval_size, self.eval_view)
             return {**self._example(example, objective), "image": image}
 
         return lambda records: records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

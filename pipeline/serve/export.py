@@ -19,10 +19,17 @@ class Classifier(tf.Module):
       size: evaluation resolution, pixels.
       top: how many names to return for each image.
       objective: what the model has learned.
+      view: geometry of the evaluation view, one of `augment.EVAL_VIEWS`.
     """
 
     def __init__(
-        self, model: tf_keras.Model, classes: Sequence[str], size: int, top: int = 5, objective: Objective = SOFTMAX
+        self,
+        model: tf_keras.Model,
+        classes: Sequence[str],
+        size: int,
+        top: int = 5,
+        objective: Objective = SOFTMAX,
+        view: str = augment.CROP_RESIZE,
     ):
         super().__init__(name="classifier")
         self._variables = list(model.variables)  # tracked, so that they are saved
@@ -30,6 +37,7 @@ class Classifier(tf.Module):
         self._logits = lambda images: tf.cast(model(augment.normalize(images), training=False), tf.float32)
         self._names = tf.constant(list(classes))
         self._size = size
+        self._view = view
         self._top = min(top, len(classes))
         self._activation = objective.activation
 
@@ -67,7 +75,7 @@ class Classifier(tf.Module):
         shape = (self._size, self._size, 3)
 
         def decode(index, encoded):
-            return index, augment.evaluation_view(encoded, self._size)
+            return index, augment.evaluation_view(encoded, self._size, self._view)
 
         batch = tf.size(image_bytes, tf.int64)
         dataset = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()

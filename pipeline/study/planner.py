@@ -111,12 +111,12 @@ def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | No
     if isinstance(analysis.growth, str):
         raise StudyError(f"The study does not say how the best epoch budget grows. {analysis.growth}")
     summary = analysis.cells[0].runs[0].summary
-    own_images = summary["images_seen"] / summary["epochs"]
+    own_images = summary["examples_seen"] / summary["epochs"]
     images = images or own_images
     compute_per_epoch = {}
     for cell in analysis.cells:
         run = cell.runs[0]
-        compute_per_epoch[cell.variant] = run.compute(unit) / run.summary["images_seen"] * images
+        compute_per_epoch[cell.variant] = run.compute(unit) / run.summary["examples_seen"] * images
     if unit == CORE_HOURS:
         compute_per_epoch = _core_hours_per_epoch(images) | compute_per_epoch
     best = float(analysis.growth.epochs.predict([budget]).value[0]) * own_images / images

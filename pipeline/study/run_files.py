@@ -98,11 +98,12 @@ class Run:
         try:
             if unit == SECONDS:
                 return self.summary["seconds"]
+            images, passes = self.summary["images_seen"], self.summary["gradient_passes"]
             flops = 3 * self.summary["flops_per_image"]
             if unit == FLOPS:
-                return flops * self.summary["images_seen"]
+                return flops * images * passes
             if unit == CORE_HOURS:
-                return speeds.core_hours(self.summary["variant"], self.summary["images_seen"], flops)
+                return speeds.core_hours(self.summary["variant"], images, flops, passes)
         except KeyError as error:
             path = os.path.join(self.folder, SUMMARY_FILE)
             raise StudyError(f"{path} lacks {error}, so its compute in {unit} is unknown: run it again.") from error
@@ -163,12 +164,22 @@ def _read_run(folder: str) -> Run:
             raise StudyError(f"{summary_path} lacks {', '.join(missing)}: was the run stopped before its evaluation?")
         status = FINISHED if math.isfinite(summary["validation_loss"]) else DIVERGED
         bindings = summary.get("bindings")
+        summary = _with_counts(summary, bindings or {})
     if bindings is None:
         raise StudyError(
             f"{summary_path if summary else trial_path} has no 'bindings', by which the recipes of runs are compared: "
             "an earlier version of this project wrote it. Run the study again in another Study.directory."
         )
     return Run(trial, folder, status, bindings, summary, wall_seconds)
+
+
+def _with_counts(summary: dict, bindings: Mapping[str, str]) -> dict:
+    """The summary with views and passes, which earlier versions did not count: their `images_seen` are examples."""
+    if "examples_seen" in summary:
+        return summary
+    examples, views = summary["images_seen"], int(bindings.get("Augmentation.repeats", "1"))
+    passes = 1 if bindings.get("Experiment.sam", "None") == "None" else 2
+    return {**summary, "examples_seen": examples, "images_seen": examples * views, "gradient_passes": passes}
 
 
 def _read_json(path: str) -> dict:

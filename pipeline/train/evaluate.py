@@ -29,7 +29,7 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
     records = experiment.data.validation_records(manifest)
     with strategy.scope():
         num_classes = experiment.classes(len(manifest.classes))
-        model = load_model(saved, lambda _: experiment.create_model(num_classes, target_device=None))
+        model = load_model(saved, lambda _: experiment.create_evaluation_model(num_classes, target_device=None))
     evaluator = Evaluator(strategy, experiment, records, model, loop.eval_batch)
     with quiet_orbit(), explained_errors(strategy):
         controller = orbit.Controller(

@@ -32,7 +32,8 @@ class Experiment:
       sam: sharpness-aware minimisation; None takes the gradient where the weights are.
       accumulation_steps: in how many parts, one after the other, each replica takes its share of a batch.
       frozen: patterns of the variables that are not trained, `stem/*` for example.
-      precision: 'float32' or 'mixed_bfloat16'.
+      precision: of training, 'float32' or 'mixed_bfloat16'.
+      eval_precision: of evaluation and export; as `precision` where None.
       seed: of initialisation, order, augmentation and dropout.
       initial_checkpoint: start from the weights of this run, checkpoint or import; '' from random ones.
     """
@@ -51,12 +52,15 @@ class Experiment:
     accumulation_steps: int = 1
     frozen: Sequence[str] = ()
     precision: str = "float32"
+    eval_precision: str | None = None
     seed: int = 0
     initial_checkpoint: str = ""
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"Experiment.precision is {self.precision!r}; expected one of {PRECISIONS}.")
+        if self.eval_precision not in (None, *PRECISIONS):
+            raise ValueError(f"Experiment.eval_precision is {self.eval_precision!r}; expected None or of {PRECISIONS}.")
         objective.get(self.loss)
         if self.accumulation_steps < 1:
             raise ValueError(f"Experiment.accumulation_steps is {self.accumulation_steps}; expected 1 or more.")
@@ -66,16 +70,33 @@ class Experiment:
         """What the network learns."""
         return objective.get(self.loss)
 
+    @property
+    def gradient_passes(self) -> int:
+        """Forward and backward passes of a step, one after the other: two with SAM."""
+        return 2 if self.sam else 1
+
     def create_model(
         self, num_classes: int, target_device: str | None = classifier.ANY_DEVICE
     ) -> classifier.Classifier:
         """A model with random weights, which computes in `precision`; in the strategy's scope.
 
-        `target_device` is the kind of device that the model is for (see `pipeline/model/classifier.py`); the default is
-        a model that any machine can evaluate and export.
+        `target_device` is the kind of device that the model is for (see `pipeline/model/classifier.py`).
         """
-        tf_keras.mixed_precision.set_global_policy(self.precision)
-        return self.model(num_classes=num_classes, target_device=target_device)
+        return self._create(self.precision, num_classes, target_device)
+
+    def create_evaluation_model(
+        self, num_classes: int, target_device: str | None = classifier.ANY_DEVICE
+    ) -> classifier.Classifier:
+        """As `create_model`, but computes in `eval_precision`; by default any machine can evaluate and export it."""
+        return self._create(self.eval_precision or self.precision, num_classes, target_device)
+
+    def _create(self, precision: str, num_classes: int, target_device: str | None) -> classifier.Classifier:
+        before = tf_keras.mixed_precision.global_policy()
+        tf_keras.mixed_precision.set_global_policy(precision)
+        try:
+            return self.model(num_classes=num_classes, target_device=target_device)
+        finally:
+            tf_keras.mixed_precision.set_global_policy(before)
 
     def classes(self, found: int) -> int:
         """Width of the last layer for a record set of `found` classes.

@@ -56,7 +56,9 @@ def few_shot(
     strategy = loop.create_strategy()
     saved, made = checkpoint.find(context.model_dir), experiment.data.read_manifest()
     with strategy.scope():
-        model = load_model(saved, lambda num_classes: experiment.create_model(num_classes, target_device=None))
+        model = load_model(
+            saved, lambda num_classes: experiment.create_evaluation_model(num_classes, target_device=None)
+        )
     train = extract(strategy, model, experiment, experiment.data.training_records(made), loop.eval_batch)
     validation = extract(strategy, model, experiment, experiment.data.validation_records(made), loop.eval_batch)
     results = {}

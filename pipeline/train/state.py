@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -20,10 +21,18 @@ MIN_CPU_STEPS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Model, averaged model (None without EMA), optimiser and ledger."""
+    """All that a run carries.
+
+    Attributes:
+      model: what is trained.
+      averaged: the average of its weights; None without EMA.
+      evaluated: what evaluation uses: the averaged weights where there are some, else those of `model` itself.
+      optimizer, ledger: see there.
+    """
 
     model: Classifier
     averaged: AveragedModel | None
+    evaluated: Classifier
     optimizer: tf_keras.optimizers.Optimizer
     ledger: Ledger
 
@@ -36,11 +45,6 @@ class TrainState:
     def variant(self) -> str:
         """What the model calls its architecture."""
         return self.model.variant
-
-    @property
-    def evaluated(self) -> Classifier:
-        """The model that evaluation and export use: the averaged one where there is one."""
-        return self.averaged.model if self.averaged else self.model
 
     @property
     def groups(self) -> checkpoint.State:
@@ -65,16 +69,37 @@ def create_state(
     if target_device == "cpu" and budget.steps < MIN_CPU_STEPS:
         target_device = None  # so that models choose nothing that compiles, unless they are told to
     tf_keras.utils.set_random_seed(experiment.seed)
-    model = experiment.create_model(num_classes, target_device)
+    created: list[tf.Variable] = []
+    with tf.variable_creator_scope(_recording(created)):
+        model = experiment.create_model(num_classes, target_device)
     freezing.freeze(model, experiment.frozen)
-    averaged = None
+    averaged, evaluated = None, model
     if experiment.ema_decay is not None:
-        evaluated = experiment.create_model(num_classes, target_device)
+        evaluated = experiment.create_evaluation_model(num_classes, target_device)
         averaged = AveragedModel(model, evaluated, experiment.ema_decay)
+    elif experiment.eval_precision not in (None, experiment.precision):
+        with tf.variable_creator_scope(_reusing(created)):
+            evaluated = experiment.create_evaluation_model(num_classes, target_device)
     steps_per_epoch = budget.order.rows / budget.rows_per_step
     optimizer = experiment.optimizer(learning_rate=experiment.schedule(budget.steps, steps_per_epoch))
     optimizer.build(model.trainable_variables)
-    return TrainState(model, averaged, optimizer, Ledger(len(budget.expected)))
+    return TrainState(model, averaged, evaluated, optimizer, Ledger(len(budget.expected)))
+
+
+def _recording(created: list[tf.Variable]) -> Callable:
+    """A variable creator that appends each variable to `created`."""
+
+    def create(next_creator, **settings):
+        created.append(next_creator(**settings))
+        return created[-1]
+
+    return create
+
+
+def _reusing(created: Sequence[tf.Variable]) -> Callable:
+    """A variable creator that gives the variables `created`, in their order, to a model made like theirs."""
+    remaining = iter(created)
+    return lambda next_creator, **settings: next(remaining)
 
 
 def weights_digest(model: tf_keras.Model) -> str:

@@ -1,5 +1,6 @@
 """The summary of a finished run, which `run.json` holds: a function of what the run left."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from pipeline.model import cost, graph_cost, speeds, variants
@@ -28,7 +29,8 @@ def summarize(
       damaged_records: names of the records that were left out.
     """
     entries = run.ledger_entries()
-    images = sum(entry.examples for entry in entries)
+    examples = sum(entry.examples for entry in entries)
+    images, passes = examples * experiment.data.augmentation.repeats, experiment.gradient_passes
     flops = _flops_per_image(experiment, run)
     return {
         "variant": run.state.variant,
@@ -36,8 +38,10 @@ def summarize(
         "flops_per_image": flops,
         "step": run.state.step,
         "epochs": experiment.epochs,
+        "examples_seen": examples,
         "images_seen": images,
-        "tpu_v4_core_hours": _core_hours(run.state.variant, images, flops),
+        "gradient_passes": passes,
+        **core_hours(run.state.variant, images, flops, passes),
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
         **validation_metrics(evaluation),
@@ -59,11 +63,11 @@ def _flops_per_image(experiment: Experiment, run: RunComponents) -> int:
     return 2 * cost.multiply_adds(run.state.variant, size, num_classes)
 
 
-def _core_hours(variant: str, images: int, flops_per_image: int) -> float | None:
-    """What the run would take on TPU v4 by the cost model; None for networks that it does not cover."""
-    if variant not in variants.VARIANTS:
-        return None
-    try:
-        return speeds.core_hours(variant, images, 3 * flops_per_image)
-    except speeds.UnknownSpeedError:
-        return None
+def core_hours(variant: str, images: int, flops_per_image: int, passes: int) -> dict[str, float | str | None]:
+    """What the run would take on TPU v4 by the cost model, and its source; None for networks that it does not cover."""
+    hours, source = None, None
+    if variant in variants.VARIANTS:
+        with contextlib.suppress(speeds.UnknownSpeedError):
+            hours = speeds.core_hours(variant, images, 3 * flops_per_image, passes)
+            source = speeds.speed(variant, 3 * flops_per_image).source
+    return {"tpu_v4_core_hours": hours, "tpu_v4_speed": source}
