@@ -18,11 +18,10 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
 
-from pipeline import contact_sheet
+from pipeline import command_line, contact_sheet
 from pipeline.files import is_remote, opened
 from pipeline.serve import image_files
 
@@ -155,4 +154,4 @@ def _tile(prediction: "Prediction") -> contact_sheet.Tile:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)
