@@ -47,6 +47,8 @@ ARROWS = {
     ),
     "pipeline/": ("pipeline/",),
     "beam/": (
+        "pipeline/contact_sheet.py",
+        "pipeline/errors.py",
         "pipeline/files.py",
         "pipeline/data/record.py",
         "pipeline/data/shard.py",
