@@ -1,4 +1,4 @@
-"""Errors of TensorFlow in one line."""
+"""What TensorFlow's errors say."""
 
 import re
 
@@ -15,3 +15,19 @@ def cause(error: Exception) -> str:
     lines = [line.strip() for line in _NOISE.sub("", text).splitlines() if line.strip()]
     what = lines[0].rstrip(".:") if lines else type(error).__name__
     return f"{what} (on {remote[0]})" if remote else what
+
+
+class RemoteFileError(RuntimeError):
+    """A file in an object store could not be read or written."""
+
+
+def remote_file_error(error: Exception) -> RemoteFileError | None:
+    """What TensorFlow's `error` says about a file in an object store; None where it is about something else."""
+    place = re.search(r"\b[a-z0-9]+://[^\s,;:'\"]+", re.sub("https?://|grpc://", "", str(error)))
+    if place is None:
+        return None
+    return RemoteFileError(
+        f"{place[0]} cannot be read or written ({type(error).__name__}: {cause(error)}). Check its name, and that this "
+        "machine's account has access to the bucket (`gcloud auth application-default login` gives it yours). A run "
+        "continues from its last checkpoint: start the same command again."
+    )

@@ -5,6 +5,8 @@ import typing
 import uuid
 from collections.abc import Iterable
 
+_ATTEMPTS = 5
+
 
 def absolute(path: str) -> str:
     """A path that means the same in a TensorFlow server with another working directory."""
@@ -37,6 +39,24 @@ def make_folder(path: str) -> None:
     import tensorflow as tf
 
     tf.io.gfile.makedirs(path)
+
+
+def remove_folder(path: str) -> None:
+    """Removes the folder at `path` with all that it holds.
+
+    TensorFlow's client for `gs://` says that a folder does not exist where its own request for it failed in passing:
+    what is still there is removed by another attempt.
+    """
+    import tensorflow as tf
+
+    for attempt in reversed(range(_ATTEMPTS)):
+        try:
+            return tf.io.gfile.rmtree(path)
+        except tf.errors.NotFoundError:
+            if not tf.io.gfile.exists(path):
+                return None
+            if not attempt:
+                raise
 
 
 def write_atomically(path: str, content: str | bytes | Iterable[str | bytes], several_writers: bool = False) -> None:

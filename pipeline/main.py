@@ -35,12 +35,15 @@ def main(argv: list[str]) -> int:
 
     tpu_machine.import_tensorflow()  # which takes seconds: flags are checked first
     from pipeline import configure, registry
+    from pipeline.train import distribution
 
     model_dir = _MODEL_DIR.value or registry.default_model_dir(_GIN_FILE.value)
     try:
         registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value, _TASK.value)
     except registry.EXPECTED_ERRORS as error:
-        print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr)
+        print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, distribution.HostLostError):
+            os._exit(1)  # TensorFlow's shutdown would wait for the host
         return error.exit_code if isinstance(error, registry.Preempted) else 1
     return 0
 

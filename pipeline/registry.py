@@ -8,10 +8,12 @@ import tensorflow as tf
 from pipeline import configure, report
 from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
+from pipeline.errors import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
 from pipeline.objective import SIGMOID
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, distribution, ledger, optimizer, sam, schedule, trainer
+from pipeline.train import checkpoint, ledger, optimizer, sam, schedule, trainer
+from pipeline.train.distribution import PeerLostError
 from pipeline.train.evaluate import evaluate
 from pipeline.train.experiment import Experiment
 from pipeline.train.few_shot import few_shot
@@ -28,7 +30,8 @@ EXPECTED_ERRORS = (
     checkpoint.CheckpointError,
     ledger.LedgerError,
     trainer.DivergedError,
-    distribution.PeerLostError,
+    PeerLostError,
+    RemoteFileError,
     Preempted,
 )
 
@@ -47,7 +50,12 @@ def run_configured(
     """
     resolved = bindings(files or [saved_config(model_dir)], params)
     context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
-    configure.get(task or "main")(context)
+    try:
+        configure.get(task or "main")(context)
+    except tf.errors.OpError as error:
+        if (problem := remote_file_error(error)) is None:
+            raise
+        raise problem from error
 
 
 def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:

@@ -64,7 +64,7 @@ def installed(tmp_path):
     wheel = worker_code.wheel(str(tmp_path))
     target = tmp_path / "installed"
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", f"--target={target}", wheel]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True)
     return target
 
 

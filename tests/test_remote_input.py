@@ -11,27 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.data import manifest, reader
-from tests import input_client, record_sets
+from tests import input_client, record_sets, tensorflow_server
 
 EXAMPLES = 203
 ROOT = pathlib.Path(__file__).parent.parent
-SERVER = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("pipeline", "beam"):
-            raise ImportError("this host has no Python of ours")
-
-sys.meta_path.insert(0, Refuse())
-import tensorflow as tf
-
-tf.py_function = tf.numpy_function = None
-addresses, task = sys.argv[1].split(","), int(sys.argv[2])
-server = tf.distribute.Server(tf.train.ClusterSpec({"worker": addresses}), job_name="worker", task_index=task)
-print("ready", flush=True)
-server.join()
-"""
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
@@ -48,7 +31,7 @@ def start_servers(tmp_path):
 
     def start(addresses):
         for task in range(len(addresses)):
-            command = [sys.executable, "-c", SERVER, ",".join(addresses), str(task)]
+            command = tensorflow_server.command(addresses, task)
             processes.append(
                 subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
             )

@@ -76,6 +76,17 @@ def test_versions_are_numbered_and_the_newest_is_loaded(tmp_path):
     assert not (tmp_path / "partial-3").exists()
 
 
+def test_in_an_object_store_a_version_that_is_not_whole_is_passed_over():
+    directory = "ram://versions"
+    for number in (1, 2):
+        assert export.export(export.Classifier(Brightness(), CLASSES, SIZE), directory) == f"{directory}/{number}"
+    assert not tf.io.gfile.exists(f"{directory}/partial-1")
+    tf.io.gfile.makedirs(f"{directory}/3")  # what an interrupted export leaves
+    tf.io.gfile.remove(f"{directory}/2/saved_model.pb")
+    assert client.load(directory).classes()["classes"].shape == [len(CLASSES)]
+    assert export.export(export.Classifier(Brightness(), CLASSES, SIZE), directory) == f"{directory}/4"
+
+
 def test_a_folder_without_saved_model_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="export one with"):
         client.load(str(tmp_path))

@@ -74,3 +74,13 @@ def test_an_index_of_something_else_is_refused(path, content):
         file.write(content)
     with pytest.raises(ValueError, match="is not the index of 4 records"):
         shard.read_index(path, 4)
+
+
+def test_a_piece_of_a_long_index_is_read_from_anywhere(tmp_path):
+    examples, count = 100_000, 8
+    index = np.arange(examples + 1, dtype="<i8") * 20
+    shard.write_index(str(tmp_path / "long"), index)
+    for first in (0, 40_000, examples - count):
+        numbers = [tf.constant(number, tf.int64) for number in (examples, first, count)]
+        (piece,) = shard.index_bytes(tf.constant(str(tmp_path / "long")), *numbers)
+        np.testing.assert_array_equal(np.frombuffer(piece.numpy(), "<i8"), index[first : first + count + 1])

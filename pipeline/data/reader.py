@@ -101,6 +101,18 @@ def damage(error: tf.errors.OpError) -> shard.DamagedRecordError | None:
     return shard.DamagedRecordError(found[1]) if found else None
 
 
+def unreadable(error: tf.errors.OpError) -> manifests.ManifestError | None:
+    """What `error`, which a `dataset` raised, says about a file of records that a host cannot open; None otherwise."""
+    found = re.search(r"[^\s\"']*\.tfrecord-\d+-of-\d+(\.index)?", error.message)
+    if found is None or not isinstance(error, tf.errors.NotFoundError | tf.errors.PermissionDeniedError):
+        return None
+    return manifests.ManifestError(
+        f"{found[0]} cannot be opened by the host that reads it ({type(error).__name__}): every host needs all shards "
+        "and their indexes at the same path. Restore it there, and start the same command again; the run continues "
+        "from its last checkpoint."
+    )
+
+
 def slot_fields(epochs: tf.Tensor | Sequence[int], weights: tf.Tensor | Sequence[float]) -> dict[str, tf.Tensor]:
     """What the slots of a batch add to the fields of their records: `epoch` int32 [n] and `weight` float32 [n]."""
     return {"epoch": tf.cast(epochs, tf.int32), "weight": tf.cast(weights, tf.float32)}

@@ -21,6 +21,7 @@ _HEADER = struct.Struct("<QI")  # length of the payload, masked CRC of those 8 b
 _FOOTER = struct.Struct("<I")  # masked CRC of the payload
 _LARGEST = 1 << 31  # bytes of a payload: a protocol buffer is smaller
 FRAME_BYTES = _HEADER.size + _FOOTER.size  # beside the payload
+_INDEX_BUFFER = 1 << 18  # bytes
 _AT_ONCE = 1 << 20  # bytes to hash and write at once: for each, other threads take Python's lock
 
 
@@ -171,13 +172,13 @@ def index_bytes(path: tf.Tensor, examples: tf.Tensor, first: tf.Tensor, count: t
       tf.errors.OpError: on iteration, where the index is missing or not one of `examples` records.
     """
     size, header = 8 * (count + 1), 8 * first
-    return _file_bytes(index_path(path), header, size, 8 * (examples + 1) - header - size)
+    return _file_bytes(index_path(path), header, size, 8 * (examples + 1) - header - size, _INDEX_BUFFER)
 
 
 def first_byte(path: tf.Tensor) -> tf.data.Dataset:
     """A data set that starts with the first byte of the file at `path`, a string []: it shows that it can be read."""
     one, none = tf.constant(1, tf.int64), tf.constant(0, tf.int64)
-    return _file_bytes(path, none, one, none).take(1)
+    return _file_bytes(path, none, one, none, buffer_bytes=1).take(1)
 
 
 def payloads(path: tf.Tensor, offset: tf.Tensor, count: tf.Tensor, buffer_bytes: tf.Tensor) -> tf.data.Dataset:
@@ -200,8 +201,12 @@ def payloads(path: tf.Tensor, offset: tf.Tensor, count: tf.Tensor, buffer_bytes:
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(count)
 
 
-def _file_bytes(path: tf.Tensor, header: tf.Tensor, size: tf.Tensor, footer: tf.Tensor) -> tf.data.Dataset:
+def _file_bytes(
+    path: tf.Tensor, header: tf.Tensor, size: tf.Tensor, footer: tf.Tensor, buffer_bytes: int
+) -> tf.data.Dataset:
     """What is between header and footer of a file, `size` bytes at a time; sizes are int64 [].
+
+    The header is read too, `buffer_bytes` at a time: TensorFlow has no operation that seeks in a plain file.
 
     `tf.data.FixedLengthRecordDataset` does the same through one more data set, of file names, and takes longer.
     """
@@ -210,7 +215,7 @@ def _file_bytes(path: tf.Tensor, header: tf.Tensor, size: tf.Tensor, footer: tf.
         header_bytes=header,
         record_bytes=size,
         footer_bytes=footer,
-        buffer_size=size,
+        buffer_size=tf.constant(buffer_bytes, tf.int64),
         compression_type="",
     )
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))

@@ -26,7 +26,7 @@ class Prediction:
 
 
 def load(directory: str) -> Any:
-    """Loads a SavedModel: `directory` itself, or its highest numbered version folder.
+    """Loads a SavedModel: `directory` itself, or the highest of its numbered version folders that holds one.
 
     Raises:
       FileNotFoundError: neither holds a SavedModel.
@@ -34,9 +34,10 @@ def load(directory: str) -> Any:
     path = directory
     if not tf.saved_model.contains_saved_model(path):
         names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
-        versions = [int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()]
-        path = os.path.join(directory, str(max(versions, default=0)))
-        if not tf.saved_model.contains_saved_model(path):
+        versions = sorted((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), reverse=True)
+        paths = (os.path.join(directory, str(version)) for version in versions)
+        path = next(filter(tf.saved_model.contains_saved_model, paths), None)
+        if path is None:
             raise FileNotFoundError(
                 f"{directory} holds no SavedModel, neither itself nor in a numbered version folder: export one with "
                 "`python pipeline/main.py --model_dir=RUN --task=export`."

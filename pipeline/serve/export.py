@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
+from pipeline import files
 from pipeline.data import augment
 from pipeline.objective import SOFTMAX, Objective
 
@@ -91,6 +92,8 @@ class Classifier(tf.Module):
 def export(classifier: Classifier, directory: str) -> str:
     """Writes the SavedModel into the next numbered version folder of `directory`, whole or not at all.
 
+    In an object store a folder comes into being file by file: a version that has no `saved_model.pb` is not whole.
+
     Returns:
       The version folder, `directory/1` for the first.
     """
@@ -99,12 +102,27 @@ def export(classifier: Classifier, directory: str) -> str:
     version = max(versions, default=0) + 1
     final, partial = os.path.join(directory, str(version)), os.path.join(directory, f"partial-{version}")
     if tf.io.gfile.exists(partial):
-        tf.io.gfile.rmtree(partial)
+        files.remove_folder(partial)
     tf.saved_model.save(
         classifier, partial, signatures={"serving_default": classifier.__call__, "classes": classifier.classes}
     )
-    tf.io.gfile.rename(partial, final)
+    if files.is_remote(final):
+        _move_files(partial, final)
+    else:
+        tf.io.gfile.rename(partial, final)
     return final
+
+
+def _move_files(source: str, target: str) -> None:
+    """Moves a SavedModel in an object store, which cannot rename folders: the file that makes it one comes last."""
+    for folder, _, names in tf.io.gfile.walk(source):
+        moved = target + folder.rstrip("/").removeprefix(source)
+        tf.io.gfile.makedirs(moved)
+        for name in (name for name in names if name and name != tf.saved_model.SAVED_MODEL_FILENAME_PB):
+            tf.io.gfile.rename(os.path.join(folder, name), os.path.join(moved, name))
+    last = tf.saved_model.SAVED_MODEL_FILENAME_PB
+    tf.io.gfile.rename(os.path.join(source, last), os.path.join(target, last))
+    files.remove_folder(source)
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import tensorflow as tf
@@ -19,16 +19,16 @@ class _Name(str):
 
 
 class _Resolver:
-    """What `TPUClusterResolver.connect` returns, for `replicas` of this machine's logical CPUs on `hosts`.
+    """What `TPUClusterResolver.connect` returns, for `replicas` on `hosts`: the devices `names`, or logical CPUs here.
 
     The metadata of a TPU have a private class alone.
     """
 
     tpu_hardware_feature = None
 
-    def __init__(self, replicas: int, hosts: int):
+    def __init__(self, replicas: int, hosts: int, names: Sequence[str]):
         device = collections.namedtuple("device", "name")
-        names = [cpu.name for cpu in tf.config.list_logical_devices("CPU")[:replicas]]
+        names = names or [cpu.name for cpu in tf.config.list_logical_devices("CPU")[:replicas]]
         names = [name if name.startswith("/job") else f"/job:localhost/replica:0/task:0{name}" for name in names]
         self._metadata = tpu_system_metadata.TPUSystemMetadata(
             num_cores=replicas,
@@ -47,9 +47,9 @@ class _Resolver:
 
 
 @contextlib.contextmanager
-def instead_of_a_tpu(replicas: int, hosts: int = 1) -> Iterator[None]:
-    """Lets strategy 'tpu' find made-up devices: `replicas` logical CPUs, which this process must have, on `hosts`."""
-    with mock.patch.object(_TPU_CLUSTER, "connect", lambda *args, **kwargs: _Resolver(replicas, hosts)):
+def instead_of_a_tpu(replicas: int, hosts: int = 1, names: Sequence[str] = ()) -> Iterator[None]:
+    """Lets strategy 'tpu' find made-up devices on `hosts`: `names`, or as many logical CPUs of this process."""
+    with mock.patch.object(_TPU_CLUSTER, "connect", lambda *args, **kwargs: _Resolver(replicas, hosts, names)):
         yield
 
 

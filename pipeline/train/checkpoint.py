@@ -79,7 +79,7 @@ class Writer:
         self.wait()
         path = folder(self.directory, step)
         if tf.io.gfile.exists(path):
-            tf.io.gfile.rmtree(path)
+            files.remove_folder(path)
         tf.io.gfile.makedirs(path)
         with _failing_cleanly(path):
             options = tf.train.CheckpointOptions(enable_async=self._background)
@@ -116,7 +116,7 @@ def _failing_cleanly(path: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError) as error:
         if tf.io.gfile.exists(path):
-            tf.io.gfile.rmtree(path)
+            files.remove_folder(path)
         raise CheckpointError(
             f"Could not write the checkpoint {path}: {cause(error)}. Earlier checkpoints are whole; make "
             "room or fix the permissions, and run the same command again to continue from the last one."
@@ -180,7 +180,7 @@ def _check_variables(saved: Saved) -> None:
 
 def checkpoints(directory: str) -> list[str]:
     """Folders of all checkpoints in `directory`, committed or not, oldest step first."""
-    if not tf.io.gfile.isdir(directory):
+    if not tf.io.gfile.exists(directory):  # `isdir` would also be false where an object store is out of reach
         return []
     names = [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
     steps = {int(name.split("-")[1]): name for name in names if re.fullmatch(r"step-\d{8,}", name)}
@@ -220,7 +220,7 @@ def prune(directory: str, keep: int, keep_every_hours: float) -> None:
     paths = checkpoints(directory)
     committed = [path for path in paths if tf.io.gfile.exists(os.path.join(path, COMMIT_FILE))]
     for path in set(paths).difference(committed):
-        tf.io.gfile.rmtree(path)
+        files.remove_folder(path)
     last_kept = -np.inf
     for path in committed[:-keep]:
         try:
@@ -232,7 +232,7 @@ def prune(directory: str, keep: int, keep_every_hours: float) -> None:
             last_kept = saved_time
         else:
             tf.io.gfile.remove(os.path.join(path, COMMIT_FILE))  # first, so that what is left is no checkpoint
-            tf.io.gfile.rmtree(path)
+            files.remove_folder(path)
 
 
 def copy(path: str, directory: str) -> str:
@@ -240,7 +240,7 @@ def copy(path: str, directory: str) -> str:
     saved = open_checkpoint(path, verify=False)
     target = folder(directory, saved.step)
     if tf.io.gfile.exists(target):
-        tf.io.gfile.rmtree(target)
+        files.remove_folder(target)
     tf.io.gfile.makedirs(target)
     for name in sorted(tf.io.gfile.listdir(path), key=lambda name: name == COMMIT_FILE):
         tf.io.gfile.copy(os.path.join(path, name), os.path.join(target, name))

@@ -1,7 +1,7 @@
 """What Orbit's controller is given: the length of its loops, silence, and errors in the words of this project."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import orbit
@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from pipeline.data import reader
-from pipeline.errors import cause
+from pipeline.errors import cause, remote_file_error
 from pipeline.train import distribution
 from pipeline.train.components import RunComponents
 from pipeline.train.run_config import Loop
@@ -17,6 +17,7 @@ from pipeline.train.trainer import Trainer
 
 _LOOP_SECONDS = 20.0
 _LOOPS = 100  # that a run has at least
+_LOST_HOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
 def inner_loop(loop: Loop, run: RunComponents, trainer: Trainer) -> Callable[[int], int]:
@@ -51,17 +52,62 @@ def quiet_orbit() -> Iterator[None]:
         yield
 
 
+class Summaries(orbit.utils.SummaryManagerInterface):
+    """TensorBoard's scalars, all those of a loop written at once.
+
+    Orbit's own class flushes the file after each scalar, and in an object store every flush uploads the whole file.
+
+    Args:
+      directory: of TensorBoard's files; None writes nothing.
+      step: the variable that counts steps.
+    """
+
+    def __init__(self, directory: str | None, step: tf.Variable):
+        self._step = step
+        self._writer = tf.summary.create_noop_writer()
+        if directory:
+            self._writer = tf.summary.create_file_writer(directory, max_queue=1000)
+
+    def summary_writer(self, relative_path: str = "") -> tf.summary.SummaryWriter:
+        """What Orbit opens around a loop, and so flushes after it: nothing is written there."""
+        return tf.summary.create_noop_writer()
+
+    def write_summaries(self, summary_dict: Mapping[str, float]) -> None:
+        """Writes the scalars of a loop or of an evaluation."""
+        with self._writer.as_default():
+            for name, value in summary_dict.items():
+                tf.summary.scalar(name, value, self._step)
+
+    def flush(self) -> None:
+        """Does nothing: `write_summaries` has flushed."""
+
+
 @contextlib.contextmanager
 def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Raises a DamagedRecordError where the input stopped at one, and says when another process is gone."""
+    """Raises errors of this project where the input, an object store or another host is what failed.
+
+    Raises:
+      DamagedRecordError: the input stopped at a damaged record.
+      ManifestError: a host cannot open a shard.
+      RemoteFileError: a file in an object store cannot be read or written.
+      PeerLostError: another process is gone.
+      HostLostError: a host of the TPU slice is gone.
+    """
     try:
         yield
     except tf.errors.OpError as error:
-        if (damage := reader.damage(error)) is not None:
-            raise damage from None
+        for explain in (reader.damage, reader.unreadable, remote_file_error):
+            if (problem := explain(error)) is not None:
+                raise problem from error
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
                 f"Working together failed ({cause(error)}): very likely another process is gone. "
                 "Start the same command on every worker again; all continue from the last checkpoint."
+            ) from error
+        if isinstance(strategy, tf.distribute.TPUStrategy) and isinstance(error, _LOST_HOST):
+            raise distribution.HostLostError(
+                f"A host of the TPU slice is gone ({type(error).__name__}: {cause(error)}). "
+                "Start the same command again when the slice is whole, or with TPU_NAME of another one, of any number "
+                "of hosts that divides the batch; the run continues from its last checkpoint."
             ) from error
         raise

@@ -16,6 +16,10 @@ class PeerLostError(RuntimeError):
     """Another process of a cluster is gone; this one cannot continue without it."""
 
 
+class HostLostError(PeerLostError):
+    """A host of the TPU slice is gone. TensorFlow's shutdown may wait for it without end: use `os._exit`."""
+
+
 KINDS = ("auto", "tpu", "mirrored", "multi_worker", "one_device")
 
 
