@@ -31,7 +31,7 @@ def load(directory: str) -> Any:
     Raises:
       FileNotFoundError: neither holds a SavedModel.
     """
-    path = directory
+    path: str | None = directory
     if not tf.saved_model.contains_saved_model(path):
         names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
         versions = sorted((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), reverse=True)
