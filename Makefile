@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 JOBS ?= 2
 BAZEL_FLAGS := --jobs=2 --repo_env=PYTHON=$(abspath $(RUN))
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= $(if $(wildcard /proc/driver/nvidia/version),2,3)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart ablation study test test-all bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from beam import files, images, shards
 from beam.examples import name_bytes, text
+from pipeline import contact_sheet
 from pipeline.data import manifest, record, shard
 from pipeline.files import write_atomically
 
 FILE = "report.md"
-_TILE = 128  # pixels
-_SAMPLE, _COLUMNS = 24, 8  # tiles of a sheet, and of each of its rows
-_Tile = tuple[Image.Image | None, str]  # with its caption
+_SAMPLE = 24  # tiles of a sheet
 _NAMED = 40  # up to so many classes, each gets a bar with its name
 
 
@@ -165,10 +164,10 @@ def _size_figure(sides: dict[int, int]) -> bytes:
     return _png(figure)
 
 
-def _written(spec: shards.BuildSpec, results: list[shards.ShardResult], classes: list[str]) -> list[_Tile]:
+def _written(spec: shards.BuildSpec, results: list[shards.ShardResult], classes: list[str]) -> list[contact_sheet.Tile]:
     """The first records of each shard: they are ordered by hash of the key, so this is a random sample."""
     filled = [stats for _, _, stats in results if stats["examples"]]
-    tiles: list[_Tile] = []
+    tiles: list[contact_sheet.Tile] = []
     for number, stats in itertools.product(range(_SAMPLE), filled):
         if len(tiles) == _SAMPLE:
             break
@@ -178,24 +177,24 @@ def _written(spec: shards.BuildSpec, results: list[shards.ShardResult], classes:
             values = record.decode(payload or b"")
             labels = [values["label"]] if "label" in values else values["labels"]
             title = ", ".join(classes[label] for label in labels)
-            tiles.append((_thumbnail(values["image"], spec), title))
+            tiles.append((_thumbnail(values["image"], spec), [title]))
     return tiles
 
 
-def _refused(spec: shards.BuildSpec, path: str | None) -> list[_Tile]:
-    return [
-        (_from_location(row["path"], row["offset"], row["size"], spec), f"{row['reason']}: {row['key']}")
-        for row in _rows(path, _SAMPLE)
-    ]
+def _refused(spec: shards.BuildSpec, path: str | None) -> list[contact_sheet.Tile]:
+    tiles: list[contact_sheet.Tile] = []
+    for row in _rows(path, _SAMPLE):
+        tiles.append((_from_location(row["path"], row["offset"], row["size"], spec), [row["reason"], row["key"]]))
+    return tiles
 
 
-def _pairs(spec: shards.BuildSpec, path: str | None) -> list[_Tile]:
-    tiles = []
+def _pairs(spec: shards.BuildSpec, path: str | None) -> list[contact_sheet.Tile]:
+    tiles: list[contact_sheet.Tile] = []
     for row in _rows(path, _SAMPLE):
         for which in ("", "other_"):
             location = row[f"{which}path"], row[f"{which}offset"], row[f"{which}size"]
-            title = row[f"{which}key"] if which else f"{row['reason']}, {row['distance']} bits: {row['key']}"
-            tiles.append((_from_location(*location, spec), title))
+            relation = "of this image" if which else f"{row['reason']}, {row['distance']} bits"
+            tiles.append((_from_location(*location, spec), [relation, row[f"{which}key"]]))
     return tiles
 
 
@@ -214,33 +213,12 @@ def _from_location(path: str, offset: int, size: int, spec: shards.BuildSpec) ->
 
 
 def _thumbnail(data: bytes, spec: shards.BuildSpec) -> Image.Image | None:
-    try:
-        image = Image.open(io.BytesIO(data), formats=images.FORMATS)
-        if image.width * image.height > spec.image_settings.max_pixels:
-            return None
-        image.draft("RGB", (_TILE, _TILE))
-        image.thumbnail((_TILE, _TILE))
-        return image.convert("RGB")
-    except Exception:  # what was refused may do anything to a decoder
-        return None
+    return contact_sheet.thumbnail(data, images.FORMATS, spec.image_settings.max_pixels)
 
 
-def _sheet(tiles: list[_Tile]) -> bytes | None:
-    """A contact sheet: each image (or an empty frame) with a line under it."""
+def _sheet(tiles: list[contact_sheet.Tile]) -> bytes | None:
     if not tiles:
         return None
-    columns = min(_COLUMNS, len(tiles))
-    width, height = _TILE + 8, _TILE + 34
-    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (image, title) in enumerate(tiles):
-        x, y = number % columns * width + 4, number // columns * height + 4
-        if image is None:
-            draw.rectangle((x, y, x + _TILE, y + _TILE), outline="grey", fill="whitesmoke")
-        else:
-            sheet.paste(image, (x + (_TILE - image.width) // 2, y + (_TILE - image.height) // 2))
-        plain = title.encode("ascii", "backslashreplace").decode()
-        draw.text((x, y + _TILE + 2), plain[:22] + "\n" + plain[22:44], fill="black")
     buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
+    contact_sheet.draw(tiles).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -14,6 +14,7 @@ from PIL import Image
 from beam.duplicates import Pair
 from beam.options import ImageSettings
 from pipeline.data import rgb
+from pipeline.errors import cause
 
 Image.MAX_IMAGE_PIXELS = None  # we check the header's pixel count ourselves, before decoding
 
@@ -97,7 +98,7 @@ def _decode(data: bytes, is_png: bool, size: tuple[int, int]) -> None:
             expected = (-(-size[0] // 8), -(-size[1] // 8))
             shape = tf.io.decode_jpeg(data, channels=3, ratio=8).shape
     except tf.errors.OpError as error:
-        raise _failure(data, error.message) from error
+        raise _failure(data, cause(error)) from error
     if tuple(shape) != (*expected, 3):
         raise Refused("undecodable", f"decodes to another size than its header says: {size[0]} x {size[1]}")
 

@@ -8,10 +8,12 @@ class is a folder of images.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import random
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -33,11 +35,12 @@ def main() -> int:
     parser.add_argument("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
     out = arguments.output_dir
+    signal.signal(signal.SIGINT, lambda *_: None)  # the stage that runs gets it too, saves, and ends
 
     images = out / "images"
     run("Demo images", "examples/make_demo_images.py", f"--output_dir={images}")
     task_images = arguments.input.resolve() if arguments.input else images / "finetune"
-    task = f"finetune-{task_images.name}" if arguments.input else "finetune"
+    task = own_name(task_images) if arguments.input else "finetune"
     pretrain_records, task_records = out / "records/pretrain", out / "records" / task
     run(
         "Records for pre-training",
@@ -50,6 +53,7 @@ def main() -> int:
         "beam/build_tfrecords.py",
         *(f"--input={task_images}", f"--output_dir={task_records}", "--name=finetune", "--validation_fraction=0.4"),
     )
+    print(held_out(task_records))
     pretrain, finetune, scratch = out / "pretrain", out / task, out / f"{task}-from-scratch"
     train("Pre-training", "quickstart_pretrain", pretrain, DATA_DIR=pretrain_records)
     train("Fine-tuning", "quickstart_finetune", finetune, DATA_DIR=task_records, INITIAL_CHECKPOINT=pretrain)
@@ -67,12 +71,29 @@ def main() -> int:
     return 0
 
 
+def own_name(images: pathlib.Path) -> str:
+    """A name for what is made of a folder, different for folders of the same name at different places."""
+    return f"finetune-{images.name}-{hashlib.sha256(str(images).encode()).hexdigest()[:6]}"
+
+
+def held_out(records: pathlib.Path) -> str:
+    """What a record set keeps from training, in a sentence."""
+    splits = json.loads((records / "manifest.json").read_text())["splits"]
+    kept, trained = splits["validation"]["written"], splits["train"]["written"]
+    return (
+        f"Held out: {kept:,} of {kept + trained:,} images, chosen by a hash of their names; training never sees them, "
+        "and accuracy is measured on them."
+    )
+
+
 def run(title: str, *command: object) -> str:
     """Runs a Python program of this repository, showing its progress; returns what it printed."""
     words = [str(word) for word in command]
     console.rule(f"[bold]{title}")
     print("python", shlex.join(words), flush=True)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode in (130, -signal.SIGINT):
+        sys.exit("\nInterrupted; the same command continues.")
     if done.returncode:
         print(done.stdout)
         sys.exit(f"\n{title} failed with exit code {done.returncode}; what went wrong stands above.")

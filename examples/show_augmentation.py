@@ -3,9 +3,11 @@
 python examples/show_augmentation.py
 """
 
+import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -51,7 +53,9 @@ def examples() -> tf.data.Dataset:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws the sheet, and prints where it is."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
     whole = Augmentation(min_area=1.0, flip=False)
     original = next(whole.examples(examples(), SIZE).as_numpy_iterator())["image"]
     policy, random = RandAugment(1, 15), tf.constant([0.3, 0.7, 0.5])

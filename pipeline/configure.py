@@ -4,6 +4,7 @@ Gin accepts an unused macro, an unused binding and a value of the wrong type; he
 error, found before any work starts, that names file and line.
 """
 
+import ast
 import collections.abc
 import dataclasses
 import difflib
@@ -70,7 +71,7 @@ def load(files: Sequence[str], params: Sequence[str], entry: str, tasks: Sequenc
         for file in files:
             _read_file(file)
         for i, param in enumerate(params):
-            _parse(param, f"--gin_param number {i + 1}")
+            _parse_param(param, f"--gin_param number {i + 1}")
     except (ValueError, SyntaxError, AttributeError, OSError) as error:
         raise ConfigurationError(
             f"The configuration is wrong:\n  {str(error).rstrip('.')}{_suggest_names(str(error))}"
@@ -150,6 +151,27 @@ def _parse(source: str, name: str) -> None:
             _read_file(statement.filename)
         elif isinstance(statement, config_parser.BindingStatement):
             _bind(statement, place)
+
+
+def _parse_param(param: str, name: str) -> None:
+    try:
+        _parse(param, name)
+    except ValueError as error:
+        target, _, value = (part.strip() for part in param.partition("="))
+        if not value or value[0] in "\"'@%" or _is_literal(value):
+            raise
+        raise ValueError(
+            f"{name}: {value} is neither a number nor a name of gin's. Text needs quotes, and so do they from the "
+            f"shell: --gin_param='{target}=\"{value}\"'"
+        ) from error
+
+
+def _is_literal(value: str) -> bool:
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 def _bind(statement: config_parser.BindingStatement, place: str) -> None:

@@ -8,9 +8,10 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
+
+from pipeline import command_line
 
 _SOURCE = flags.DEFINE_enum("source", None, ["deepmind", "timm"], "Whose file --file is.")
 _FILE = flags.DEFINE_string("file", None, "Weights to import: the authors' pickle, or timm's safetensors.")
@@ -56,4 +57,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("variant")
-    app.run(main)
+    command_line.run(main)

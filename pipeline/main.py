@@ -8,9 +8,10 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags, logging
+
+from pipeline import command_line
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", [], "Gin file; may be repeated, later ones win. The run's own configuration if not given."
@@ -24,7 +25,7 @@ _FORCE_RESUME = flags.DEFINE_bool("force_resume", False, "Continue although conf
 
 
 def main(argv: list[str]) -> int:
-    """Does the task; returns the exit code: 0 when done, 143 when stopped by SIGTERM, 1 when stopped by an error."""
+    """Does the task; returns the exit code: 0 done, 1 stopped by an error, 143 by SIGTERM, 130 by Ctrl-C."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     if not (_GIN_FILE.value or _MODEL_DIR.value):
@@ -43,9 +44,9 @@ def main(argv: list[str]) -> int:
         print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr, flush=True)
         if isinstance(error, distribution.HostLostError):
             os._exit(1)  # TensorFlow's shutdown would wait for the host
-        return 143 if isinstance(error, registry.Preempted) else 1
+        return error.exit_code if isinstance(error, registry.Preempted) else 1
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -19,6 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
+from pipeline import command_line
+
 if typing.TYPE_CHECKING:
     from pipeline.tpu.check import Configure
     from pipeline.tpu.chips import Topology
@@ -130,4 +132,4 @@ def _stop(error: Exception, message: str = "") -> int:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["topology"])
-    app.run(main)
+    command_line.run(main)

@@ -30,9 +30,24 @@ def test_the_report_shows_what_was_written_refused_and_found_twice(tmp_path):
         "too_small": "blue",
         "undecodable": "none",
     }
+    assert "{{" not in (tmp_path / "set" / "rejected.jsonl").read_text()
     os.remove(tmp_path / "source" / "c" / "red again.jpg")
     build(tmp_path / "source", tmp_path / "set", *flags)
     assert not (tmp_path / "set" / "report_duplicates.jpg").exists()
+
+
+def test_the_sheet_of_the_refused_shows_what_can_be_decoded(tmp_path):
+    """The first half of a cut image, and transparency on white, as records have it."""
+    whole = ingest_images.encode(ingest_images.picture(0, 128, 128), "PNG")
+    ingest_images.write(tmp_path / "source" / "c" / "cut.png", whole[: len(whole) // 2])
+    clear = ingest_images.encode(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "PNG")
+    ingest_images.write(tmp_path / "source" / "c" / "clear.png", clear)
+    ingest_images.write(tmp_path / "source" / "c" / "good.jpg", ingest_images.encode(ingest_images.picture(1, 99, 99)))
+    build(tmp_path / "source", tmp_path / "set", "--shards=1", "--min_side=64")
+    sheet = np.asarray(Image.open(tmp_path / "set" / "report_rejected.jpg").convert("L")).astype(float)
+    tiles = dict(zip(refusals(tmp_path / "set").values(), (sheet[4:120, x : x + 128] for x in (4, 140)), strict=True))
+    assert tiles["truncated"][:48].std() > 20
+    assert tiles["too_small"].min() > 240
 
 
 def test_the_report_of_thirty_thousand_classes(tmp_path):

@@ -130,3 +130,18 @@ def test_a_remote_file_is_read_and_a_missing_one_is_named():
     assert configure.get("serve_meal")()[0].dish == "soup"
     with pytest.raises(configure.ConfigurationError, match=r"'ram://configure/none\.gin' cannot be read"):
         configure.load(["ram://configure/none.gin"], [], entry="serve_meal", tasks=())
+
+
+@pytest.mark.parametrize("value", ["data/x", "my-data", "/data/x", "gs://bucket/x", "soup", "2x"])
+def test_text_without_quotes_gets_the_advice_to_quote_it(tmp_path, value):
+    with pytest.raises(configure.ConfigurationError) as error:
+        load(tmp_path, BASE, "Meal.salt=2", f"DISH={value}")
+    assert f"--gin_param='DISH=\"{value}\"'" in str(error.value)
+    assert "--gin_param number 2" in str(error.value)
+
+
+@pytest.mark.parametrize("param", ['DISH="soup', "DISH=", "Meel.salt=2"])
+def test_other_errors_of_a_parameter_have_no_advice_on_quotes(tmp_path, param):
+    with pytest.raises(configure.ConfigurationError) as error:
+        load(tmp_path, BASE, param)
+    assert "needs quotes" not in str(error.value)

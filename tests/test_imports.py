@@ -12,6 +12,7 @@ from tools import build_file
 ARROWS = {
     "pipeline/errors.py": (),
     "pipeline/files.py": (),
+    "pipeline/contact_sheet.py": ("pipeline/data/rgb.py",),
     "pipeline/objective.py": (),
     "pipeline/data/": ("pipeline/files.py", "pipeline/objective.py"),
     "pipeline/model/": ("pipeline/files.py",),
@@ -27,6 +28,7 @@ ARROWS = {
         "pipeline/model/",
         "pipeline/data/augment.py",
         "pipeline/data/rgb.py",
+        "pipeline/errors.py",
         "pipeline/files.py",
         "pipeline/objective.py",
     ),
@@ -45,6 +47,8 @@ ARROWS = {
     ),
     "pipeline/": ("pipeline/",),
     "beam/": (
+        "pipeline/contact_sheet.py",
+        "pipeline/errors.py",
         "pipeline/files.py",
         "pipeline/data/record.py",
         "pipeline/data/shard.py",

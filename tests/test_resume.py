@@ -131,15 +131,14 @@ def test_interrupted_anywhere_ends_in_the_same_bits(
     assert_same(tmp_path, undisturbed)
 
 
-def test_sigterm_saves_stops_and_continues_in_the_same_bits(experiment, tmp_path, monkeypatch, current_step):
+def test_sigterm_and_ctrl_c_save_stop_and_continue_in_the_same_bits(experiment, tmp_path, monkeypatch, current_step):
     """At a step that is no checkpoint's, and in an evaluation."""
-    signals = [6, 14]
+    signals = {6: signal.SIGTERM, 14: signal.SIGINT}
 
     def signalling(original):
         def method(self, *args):
-            if signals and current_step() == signals[0]:
-                signals.pop(0)
-                os.kill(os.getpid(), signal.SIGTERM)
+            if number := signals.pop(current_step(), None):
+                os.kill(os.getpid(), number)
             return original(self, *args)
 
         return method
@@ -150,17 +149,21 @@ def test_sigterm_saves_stops_and_continues_in_the_same_bits(experiment, tmp_path
     interrupted = tmp_path / "interrupted"
     original = MetricsLog.__call__
     monkeypatch.setattr(MetricsLog, "__call__", signalling(original))
-    with pytest.raises(Preempted, match=r"stopped at step 6 of 18; the checkpoint in .* is whole"):
+    with pytest.raises(Preempted, match=r"stopped at step 6 of 18; the checkpoint in .* is whole") as stop:
         train(RunContext(str(interrupted)), experiment, loop)
+    assert stop.value.exit_code == 143
     assert checkpoint.latest(str(interrupted / "checkpoints")).step == 6
     monkeypatch.setattr(MetricsLog, "__call__", original)
     monkeypatch.setattr(Evaluator, "eval_reduce", signalling(Evaluator.eval_reduce))
-    with pytest.raises(Preempted, match="stopped at step 14 of 18"):
+    with pytest.raises(Preempted, match="stopped at step 14 of 18") as stop:
         train(RunContext(str(interrupted)), experiment, loop)
+    assert stop.value.exit_code == 130
     assert not any(line["step"] == 14 and "validation_loss" in line for line in report.read_metrics(str(interrupted)))
     train(RunContext(str(interrupted)), experiment, loop)
     assert_same(interrupted, plain)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.parametrize("implementation", ["plain", pytest.param("cpu", marks=pytest.mark.slow)])
@@ -324,7 +327,8 @@ Loop.steps_per_loop = 2
 """
 
 
-def test_sigterm_ends_the_program_with_143_within_seconds(records, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_program_within_seconds(records, tmp_path, number, code):
     config, model_dir = tmp_path / "endless.gin", tmp_path / "run"
     config.write_text(GIN.format(records=records))
     command = [sys.executable, "pipeline/main.py", f"--gin_file={config}", f"--model_dir={model_dir}"]
@@ -335,11 +339,39 @@ def test_sigterm_ends_the_program_with_143_within_seconds(records, tmp_path):
         while not report.read_metrics(str(model_dir)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        process.terminate()
+        process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 143
+    assert process.returncode == code
     assert "Preempted: stopped at step" in errors
+    assert "Traceback" not in errors
     step = checkpoint.latest(str(model_dir / "checkpoints")).step
     assert step == report.read_metrics(str(model_dir))[-1]["step"]
+
+
+# One call that holds the main thread in C for minutes, as a loop of training does: no handler runs meanwhile.
+BUSY = """
+import hashlib
+from pipeline.train.preemption import Preemption
+with Preemption(None, None):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+def test_a_second_ctrl_c_ends_the_program_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert any("Ctrl-C again" in line for line in iter(process.stderr.readline, ""))
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+    finally:
+        process.kill()
+        process.communicate()

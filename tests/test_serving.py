@@ -1,37 +1,15 @@
 """The exported SavedModel and its client, with a network small enough to export in a moment."""
 
-import io
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 from PIL import Image
 
 from pipeline.data import augment
 from pipeline.serve import client, export
-
-CLASSES = ["dark", "middle", "bright"]
-SIZE = 32
-
-
-class Brightness(tf_keras.Model):
-    """Logits that grow with an image's mean, in steps: says which third of the range it is in."""
-
-    def __init__(self):
-        super().__init__()
-        self.centres = self.add_weight(name="centres", shape=[4], initializer=tf.constant_initializer([-1.5, 0, 2, 9]))
-
-    def call(self, images, training=False):
-        mean = tf.reduce_mean(images, [1, 2, 3])
-        return -tf.square(mean[:, None] - self.centres)
-
-
-def encoded(level, kind="JPEG", size=(48, 40), **options):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((size[1], size[0], 3), level, np.uint8)).save(buffer, kind, **options)
-    return buffer.getvalue()
+from tests.served_model import CLASSES, SIZE, Brightness, encoded
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +127,9 @@ def test_the_client_puts_transparent_pixels_on_white(directory, tmp_path):
 def test_the_client_tells_what_it_could_not_read(directory, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(encoded(100)[:200])
-    predictions = client.predict(client.load(str(directory)), [str(broken), str(tmp_path / "none.jpg")])
+    predictions = list(client.predict(client.load(str(directory)), [str(broken), str(tmp_path / "none.jpg")]))
     assert all(prediction.error and not prediction.classes for prediction in predictions)
-    assert "none.jpg" in predictions[1].error
+    assert "No such file" in predictions[1].error
 
 
 def test_the_client_works_through_many_images(directory, tmp_path):
@@ -159,6 +137,16 @@ def test_the_client_works_through_many_images(directory, tmp_path):
     for i, level in enumerate([10, 120, 250] * 3):
         paths.append(str(tmp_path / f"{i}.png"))
         pathlib.Path(paths[-1]).write_bytes(encoded(level, "PNG"))
-    predictions = client.predict(client.load(str(directory)), paths, batch=4)
+    predictions = list(client.predict(client.load(str(directory)), paths, batch=4))
     assert [p.classes[0] for p in predictions] == CLASSES * 3
     assert [p.image for p in predictions] == paths
+
+
+@pytest.mark.parametrize(("top", "classes"), [(None, 2), (1, 1), (3, 3), (99, 3)])
+def test_more_classes_can_be_asked_for_than_were_exported(directory, tmp_path, top, classes):
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(250, "PNG"))
+    (prediction,) = client.predict(client.load(str(directory)), [str(path)], top)
+    assert prediction.classes == ["bright", "middle", "dark"][:classes]
+    assert prediction.probabilities == sorted(prediction.probabilities, reverse=True)
+    assert len(prediction.probabilities) == classes

@@ -16,6 +16,7 @@ from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
 from beam.sources.source import Source
 from pipeline.data import shard
+from pipeline.errors import cause
 
 _PREFIX = "tfds:"
 _PREPARE = "prepare it with `tensorflow_datasets.builder(NAME).download_and_prepare()`"
@@ -61,7 +62,7 @@ class TfdsSource(Source):
             parts = tuple(str(file) for file in builder.info.splits[split].filepaths)
         except Exception as error:  # TFDS raises many types for what it does not find
             raise BuildError(
-                f"--input={path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; expected "
+                f"--input={path}: {cause(error)}; expected "
                 f"tfds:NAME/SPLIT of a data set on disk ({_PREPARE}; say where with the environment variable "
                 "TFDS_DATA_DIR), or tfds:FOLDER/SPLIT."
             ) from error
@@ -115,7 +116,7 @@ class TfdsSource(Source):
                 try:
                     image, labels, weights = self._fields(payload)
                 except Exception as error:  # the protocol buffer library raises a type of its own
-                    yield example._replace(refusal=("bad_row", f"{type(error).__name__}: {error}"[:200]))
+                    yield example._replace(refusal=("bad_row", f"{type(error).__name__}: {cause(error)}"[:200]))
                     continue
                 yield example._replace(
                     offset=offset + payload.find(image),

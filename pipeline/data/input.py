@@ -83,9 +83,25 @@ class Data:
 
     def _records(self, split: str, made: manifest.Manifest | None, damaged_folder: str) -> reader.RecordSet:
         made = made or self.read_manifest()
+        self._check_split(split, made)
         if self.check_shards or (self.check_shards is None and manifest.is_local(self.directory)):
             manifest.check_shards(made, self.directory, split)
         return reader.RecordSet(self.directory, split, self.on_damage, made, damaged_folder)
+
+    def _check_split(self, split: str, made: manifest.Manifest) -> None:
+        if split in made.splits:
+            return
+        others = sorted(made.splits.keys() - {self.train_split, self.validation_split})
+        if split == self.train_split:
+            advice = "to train, build it with training images"
+        else:
+            advice = "build it again with --validation_fraction=0.1 to hold a tenth out"
+        if others:
+            setting = "train_split" if split == self.train_split else "validation_split"
+            advice += f", or name a split that it has: --gin_param='Data.{setting}=\"{others[0]}\"'"
+        raise manifest.ManifestError(
+            f"No split {split!r} in {self.directory}, which has {', '.join(sorted(made.splits))}: {advice}."
+        )
 
     def training_view(self, seed: int, objective: Objective) -> View:
         """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone."""

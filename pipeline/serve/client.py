@@ -3,13 +3,16 @@
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import rgb
+from pipeline.errors import cause
+from pipeline.files import opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ def load(directory: str) -> Any:
     Raises:
       FileNotFoundError: neither holds a SavedModel.
     """
-    path = directory
+    path: str | None = directory
     if not tf.saved_model.contains_saved_model(path):
         names = tf.io.gfile.listdir(directory) if tf.io.gfile.isdir(directory) else []
         versions = sorted((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), reverse=True)
@@ -42,27 +45,34 @@ def load(directory: str) -> Any:
     return tf.saved_model.load(path)
 
 
-def predict(saved_model: Any, paths: Sequence[str], batch: int = 32) -> list[Prediction]:
-    """Classifies the image files `paths`; one that cannot be read or decoded yields an `error`."""
+def predict(saved_model: Any, paths: Sequence[str], top: int | None = None, batch: int = 32) -> Iterator[Prediction]:
+    """Classifies the image files `paths` in their order; one that cannot be read or decoded yields an `error`.
+
+    Args:
+      saved_model: what `load` returns.
+      paths: local or remote.
+      top: how many classes each prediction has, at most all; as many as were exported if None.
+      batch: images per call of the model.
+    """
     serve = saved_model.signatures["serving_default"]
-    predictions = []
+    classes = [name.decode() for name in saved_model.signatures["classes"]()["classes"].numpy()]
     for start in range(0, len(paths), batch):
         chunk = paths[start : start + batch]
         encoded, errors = zip(*(read(path) for path in chunk), strict=True)
         output = {name: value.numpy() for name, value in serve(image_bytes=tf.constant(encoded)).items()}
         for i, path in enumerate(chunk):
             if not output["valid"][i]:
-                predictions.append(Prediction(path, [], [], errors[i] or "not a JPEG, PNG, GIF or BMP image"))
-            else:
-                names = [name.decode() for name in output["top_classes"][i]]
-                predictions.append(Prediction(path, names, output["top_probabilities"][i].tolist()))
-    return predictions
+                yield Prediction(path, [], [], errors[i] or "not a JPEG, PNG, GIF or BMP image")
+                continue
+            probabilities = output["probabilities"][i]
+            best = np.argsort(-probabilities, kind="stable")[: top or output["top_classes"].shape[1]]
+            yield Prediction(path, [classes[label] for label in best], probabilities[best].tolist())
 
 
 def read(path: str) -> tuple[bytes, str | None]:
-    """The bytes of an image file as the model takes them, as they would stand in a record; and what went wrong."""
+    """The bytes of an image file as the model takes them, as a record would hold them; and what went wrong."""
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:
+        with opened(path, "rb") as file:
             data = file.read()
         image = Image.open(io.BytesIO(data))
         if rgb.fits(image, data):
@@ -71,6 +81,10 @@ def read(path: str) -> tuple[bytes, str | None]:
         rgb.convert(image).save(buffer, "PNG")
         return buffer.getvalue(), None
     except tf.errors.OpError as error:
-        return b"", error.message
+        return b"", cause(error)
+    except UnidentifiedImageError:
+        return b"", "not an image of a supported format" if data else "the file is empty"
+    except OSError as error:
+        return b"", error.strerror or str(error)
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes
         return b"", f"{type(error).__name__}: {error}"

@@ -25,7 +25,7 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
     saved, manifest = checkpoint.find(context.model_dir), experiment.data.read_manifest()
-    _check_classes(saved, manifest, experiment)
+    check_classes(saved, manifest, experiment.data.directory)
     records = experiment.data.validation_records(manifest)
     with strategy.scope():
         num_classes = experiment.classes(len(manifest.classes))
@@ -40,15 +40,23 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
     return metrics
 
 
-def _check_classes(saved: Saved, manifest: Manifest, experiment: Experiment) -> None:
+def check_classes(saved: Saved, manifest: Manifest, directory: str) -> None:
     """Raises a ValueError where the checkpoint was trained on other classes than the records have."""
     trained = saved.facts.get("class_names")
     if trained is None or tuple(trained) == manifest.classes:
         return
-    different = next((pair for pair in zip(trained, manifest.classes, strict=False) if pair[0] != pair[1]), None)
-    how = f"{different[0]!r} there is {different[1]!r} here" if different else "their number differs"
+    have = manifest.classes
+    if unseen := sorted(set(have) - set(trained)):
+        what = f"{len(have)} others, such as {unseen[0]!r}"
+        advice = "To see what its features are worth on these classes, use --task=few_shot."
+    else:
+        missing = sorted(set(trained) - set(have))
+        what = f"{len(have)} of them, without {missing[0]!r}" if missing else "the same in another order"
+        advice = (
+            "Build the records again with --classes=FILE, where FILE names the run's classes in its order, one on each "
+            f"line: class_names in {saved.path}/checkpoint.json."
+        )
     raise ValueError(
-        f"{saved.path} was trained on {len(trained)} classes, and {experiment.data.directory} has "
-        f"{len(manifest.classes)} others ({how}): its answers would be counted against other names. To see what its "
-        "features are worth on these classes, use --task=few_shot."
+        f"{saved.path} was trained on {len(trained)} classes, and {directory} has {what}: its answers would be counted "
+        f"against other names. {advice}"
     )

@@ -1,0 +1,17 @@
+import json
+import pathlib
+
+from examples import quickstart
+
+
+def test_folders_of_the_same_name_have_different_names():
+    first, second = (quickstart.own_name(pathlib.Path(f"/{person}/images")) for person in ("ann", "bob"))
+    assert first != second
+    assert first.startswith("finetune-images-") and second.startswith("finetune-images-")
+    assert quickstart.own_name(pathlib.Path("/ann/images")) == first
+
+
+def test_what_is_held_out_is_said(tmp_path):
+    splits = {"train": {"written": 1200}, "validation": {"written": 800}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"splits": splits}))
+    assert "Held out: 800 of 2,000 images" in quickstart.held_out(tmp_path)
