@@ -18,11 +18,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
 import matplotlib
 import matplotlib.pyplot as plt
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+
+from beam import splits
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -51,9 +55,10 @@ def main() -> int:
     run(
         "Records for fine-tuning",
         "beam/build_tfrecords.py",
-        *(f"--input={task_images}", f"--output_dir={task_records}", "--name=finetune", "--validation_fraction=0.4"),
+        *(f"--input={task_images}", f"--output_dir={task_records}", "--name=finetune"),
+        *([] if has_validation(task_images) else ["--validation_fraction=0.4"]),
     )
-    print(held_out(task_records))
+    print(held_out(task_records, "the folder's own" if has_validation(task_images) else "by a hash of their names"))
     pretrain, finetune, scratch = out / "pretrain", out / task, out / f"{task}-from-scratch"
     train("Pre-training", "quickstart_pretrain", pretrain, DATA_DIR=pretrain_records)
     train("Fine-tuning", "quickstart_finetune", finetune, DATA_DIR=task_records, INITIAL_CHECKPOINT=pretrain)
@@ -76,13 +81,18 @@ def own_name(images: pathlib.Path) -> str:
     return f"finetune-{images.name}-{hashlib.sha256(str(images).encode()).hexdigest()[:6]}"
 
 
-def held_out(records: pathlib.Path) -> str:
-    """What a record set keeps from training, in a sentence."""
-    splits = json.loads((records / "manifest.json").read_text())["splits"]
-    kept, trained = splits["validation"]["written"], splits["train"]["written"]
+def has_validation(images: pathlib.Path) -> bool:
+    """Whether a folder of images has a folder for validation, which the records then take as such."""
+    return any(splits.named(path.name) == splits.VALIDATION for path in images.iterdir() if path.is_dir())
+
+
+def held_out(records: pathlib.Path, choice: str) -> str:
+    """What a record set keeps from training, and by what choice, in a sentence."""
+    made = json.loads((records / "manifest.json").read_text())["splits"]
+    kept, trained = made["validation"]["written"], made["train"]["written"]
     return (
-        f"Held out: {kept:,} of {kept + trained:,} images, chosen by a hash of their names; training never sees them, "
-        "and accuracy is measured on them."
+        f"Held out: {kept:,} of {kept + trained:,} images ({choice}); training never sees them, and accuracy is "
+        "measured on them."
     )
 
 

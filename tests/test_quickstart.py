@@ -14,4 +14,11 @@ def test_folders_of_the_same_name_have_different_names():
 def test_what_is_held_out_is_said(tmp_path):
     splits = {"train": {"written": 1200}, "validation": {"written": 800}}
     (tmp_path / "manifest.json").write_text(json.dumps({"splits": splits}))
-    assert "Held out: 800 of 2,000 images" in quickstart.held_out(tmp_path)
+    assert "Held out: 800 of 2,000 images (the folder's own)" in quickstart.held_out(tmp_path, "the folder's own")
+
+
+def test_a_validation_folder_is_found(tmp_path):
+    (tmp_path / "cats").mkdir()
+    assert not quickstart.has_validation(tmp_path)
+    (tmp_path / "Val").mkdir()
+    assert quickstart.has_validation(tmp_path)

@@ -53,8 +53,8 @@ def check_classes(saved: Saved, manifest: Manifest, directory: str) -> None:
         missing = sorted(set(trained) - set(have))
         what = f"{len(have)} of them, without {missing[0]!r}" if missing else "the same in another order"
         advice = (
-            "Build the records again with --classes=FILE, where FILE names the run's classes in its order, one on each "
-            f"line: class_names in {saved.path}/checkpoint.json."
+            "Build the records again with --classes_of=SET, the record set that it was trained on, or with "
+            f"--classes=FILE, a file of its classes, one on each line: class_names in {saved.path}/checkpoint.json."
         )
     raise ValueError(
         f"{saved.path} was trained on {len(trained)} classes, and {directory} has {what}: its answers would be counted "
