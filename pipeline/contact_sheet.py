@@ -11,6 +11,7 @@ from pipeline.data import rgb
 TILE = 128  # pixels, the longer side of a thumbnail
 _COLUMNS = 8
 _MARGIN, _LINE = 4, 15  # pixels
+_LONGEST = 200  # characters of a line that are measured
 
 Tile = tuple[Image.Image | None, Sequence[str]]  # a thumbnail, None where there is none, and the lines under it
 
@@ -60,6 +61,8 @@ def draw(tiles: Sequence[Tile]) -> Image.Image:
 def _fitted(line: str, font: ImageFont.FreeTypeFont) -> str:
     """The line in the width of a tile: what is too long loses its middle."""
     line = line.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
+    if len(line) > _LONGEST:  # a key may have any length
+        line = f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 2 :]}"
     short = line
     while font.getlength(short) > TILE and len(line) > 2:
         kept = len(short) - 2
