@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import tensorflow as tf
 from tqdm import tqdm
@@ -75,31 +75,71 @@ class Metrics:
 
     def __init__(self, directory: str, resume_step: int, write: bool = True):
         self.lines = [line for line in read_metrics(directory) if line["step"] <= resume_step]
-        self._path = os.path.join(directory, METRICS_FILE) if write else None
-        if self._path:
-            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._directory = directory if write else None
+        if self._directory is not None:
+            _write_metrics(self._directory, self.lines)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
         self.lines.append({"step": step, **metrics})
-        if self._path:
-            with tf.io.gfile.GFile(self._path, "a") as file:
-                file.write(json.dumps(self.lines[-1]) + "\n")
+        if self._directory is not None:
+            _append_metrics(self._directory, self.lines[-1])
+
+
+def add_evaluation(directory: str, step: int, split: str, metrics: Mapping[str, float]) -> list[dict]:
+    """Adds the metrics of a split, named `SPLIT_METRIC`, to `metrics.jsonl`: once, however often a step is evaluated.
+
+    Where a line of the step has such metrics, it takes the new values; otherwise a line is added at the end, as the
+    run, which may still be training, does itself.
+
+    Returns:
+      All lines that hold metrics of the split.
+    """
+    named = {f"{split}_{name}": value for name, value in metrics.items()}
+    text = _metrics_text(directory)
+    lines = _parse_metrics(text)
+    same = [line for line in lines if line["step"] == step and line.keys() & named.keys()]
+    if same:
+        same[0].update(named)
+    else:
+        lines.append({"step": step, **named})
+    if same or not text.endswith("\n"):
+        _write_metrics(directory, lines)
+    else:
+        _append_metrics(directory, lines[-1])
+    return [line for line in lines if line.keys() & named.keys()]
 
 
 def read_metrics(directory: str) -> list[dict]:
     """The metrics of the run in `directory`, oldest first; a half-written last line is left out."""
+    return _parse_metrics(_metrics_text(directory))
+
+
+def _metrics_text(directory: str) -> str:
     path = os.path.join(directory, METRICS_FILE)
     if not tf.io.gfile.exists(path):
-        return []
-    lines = []
+        return ""
     with tf.io.gfile.GFile(path) as file:
-        for line in file.read().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        return file.read()
+
+
+def _parse_metrics(text: str) -> list[dict]:
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
     return lines
+
+
+def _write_metrics(directory: str, lines: Iterable[Mapping]) -> None:
+    write_atomically(os.path.join(directory, METRICS_FILE), (json.dumps(line) + "\n" for line in lines))
+
+
+def _append_metrics(directory: str, line: Mapping) -> None:
+    with tf.io.gfile.GFile(os.path.join(directory, METRICS_FILE), "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def write_summary(directory: str, summary: Mapping[str, object]) -> str:

@@ -1,0 +1,89 @@
+"""The worst mistakes of a model: which they are, and their images, read from the records."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline import contact_sheet
+from pipeline.data.reader import RecordSet
+from pipeline.evaluation.metrics import Confusion
+from pipeline.evaluation.predictions import Predictions
+
+WORST = 40  # on the contact sheet
+PAIRS, OF_A_PAIR = 6, 8  # pairs of classes with a contact sheet each, and its images
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """An example that was classified wrong, and what it takes to look at it.
+
+    Attributes:
+      key: the example's name in its source.
+      image: encoded, as the record holds it.
+      labels: true class or classes, with the probability that the model gives each.
+      predicted: the most probable class, with its probability.
+    """
+
+    key: str
+    image: bytes
+    labels: tuple[tuple[int, float], ...]
+    predicted: tuple[int, float]
+
+
+def worst(predictions: Predictions, count: int = WORST) -> np.ndarray:
+    """Indices of the examples whose most probable class is no label, the most confident predictions first."""
+    return _most_confident(predictions, np.flatnonzero(~predictions.top1), count)
+
+
+def of_pair(predictions: Predictions, label: int, predicted: int, count: int = OF_A_PAIR) -> np.ndarray:
+    """Indices of examples of the class `label` that were taken for `predicted`, the most confident ones first."""
+    here = (predictions.label == label) & (predictions.predicted == predicted)
+    return _most_confident(predictions, np.flatnonzero(here), count)
+
+
+def confused_pairs(confusion: Confusion, count: int = PAIRS) -> list[tuple[int, int, int]]:
+    """(label, predicted class, number of examples) of the largest cells off the diagonal."""
+    return list(zip(*(array[:count].tolist() for array in confusion.mistakes()), strict=True))
+
+
+def _most_confident(predictions: Predictions, indices: np.ndarray, count: int) -> np.ndarray:
+    return indices[np.argsort(-predictions.confidence[indices], kind="stable")][:count]
+
+
+def read(records: RecordSet, predictions: Predictions, indices: np.ndarray) -> list[Mistake]:
+    """The examples at `indices`, with key and image from the split's records."""
+    if not len(indices):
+        return []
+    fields = next(iter(records.lookup().read(tf.constant(predictions.position[indices], tf.int64))))
+    keys, images = fields["key"].numpy(), fields["image"].numpy()
+    return [
+        Mistake(
+            key.decode("utf-8", "surrogateescape"),
+            image,
+            _labels(predictions, index),
+            (int(predictions.predicted[index]), float(predictions.confidence[index])),
+        )
+        for key, image, index in zip(keys, images, indices, strict=True)
+    ]
+
+
+def _labels(predictions: Predictions, index: int) -> tuple[tuple[int, float], ...]:
+    real = predictions.label_weights[index] > 0
+    labels, probabilities = predictions.labels[index], predictions.label_probabilities[index]
+    return tuple(zip(labels[real].tolist(), probabilities[real].tolist(), strict=True))
+
+
+def sheet(mistakes: Sequence[Mistake], names: Sequence[str]) -> bytes:
+    """The contact sheet of mistakes, as JPEG: under each, the true class, the predicted one and the key."""
+    tiles: list[contact_sheet.Tile] = []
+    for number, mistake in enumerate(mistakes):
+        true = [f"true {probability:.0%} {names[label]}" for label, probability in mistake.labels[:1]]
+        label, probability = mistake.predicted
+        lines = [*(true or ["no label"]), f"said {probability:.0%} {names[label]}", f"{number + 1}: {mistake.key}"]
+        tiles.append((contact_sheet.thumbnail(mistake.image), lines))
+    buffer = io.BytesIO()
+    contact_sheet.draw(tiles).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
