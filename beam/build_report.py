@@ -18,6 +18,7 @@ from pipeline.data import manifest, record, shard
 from pipeline.files import write_atomically
 
 FILE = "report.md"
+PICTURES = r"report_\w+\.(png|jpg)"
 _SAMPLE = 24  # tiles of a sheet
 _NAMED = 40  # up to so many classes, each gets a bar with its name
 

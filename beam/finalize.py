@@ -171,13 +171,9 @@ def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> 
     }
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
-    shard = (
-        rf"{re.escape(spec.name)}-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}"
-        rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
-    )
     others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE, summary.FILE)))
-    partial = r"\.partial(-[0-9a-f]{32}(\.index)?)?"
-    ours = re.compile(rf"({shard}|{others})({partial})?|report_\w+\.(png|jpg){partial}")
+    written = rf"({shards.file_pattern([spec.name])}|{others})({files.PARTIAL})?"
+    ours = re.compile(rf"{written}|{build_report.PICTURES}{files.PARTIAL}")
     for file in tf.io.gfile.listdir(spec.output_dir):
         if ours.fullmatch(file) and file not in current:
             tf.io.gfile.remove(os.path.join(spec.output_dir, file))

@@ -63,6 +63,10 @@ class Data:
         images = self.batch if images is None else images
         return BatchShape(images, self.augmentation.repeats, self.augmentation.group, **divisors)
 
+    def evaluation_batch_shape(self, images: int | None = None, **divisors: int) -> BatchShape:
+        """How an evaluation batch divides; arguments as in `batch_shape`."""
+        return BatchShape(self.batch if images is None else images, **divisors)
+
     @property
     def shuffle_sizes(self) -> tuple[int, int]:
         """`block` and `window` of the training order, in records."""

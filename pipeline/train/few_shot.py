@@ -14,11 +14,9 @@ import tensorflow as tf
 from pipeline import files, report
 from pipeline.data import reader
 from pipeline.data.augment import normalize
-from pipeline.data.batch_shape import BatchShape
-from pipeline.data.input import distributed_batches
-from pipeline.data.order import EpochBudget
 from pipeline.model.classifier import Classifier
 from pipeline.train import checkpoint, distribution
+from pipeline.train.evaluator import evaluation_batches
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.step import Batch
@@ -92,16 +90,14 @@ def extract(
     Raises:
       ValueError: the examples have several labels, or the batch does not divide over hosts and replicas.
     """
-    batch = batch or experiment.data.batch
-    BatchShape(batch, hosts=distribution.hosts(strategy), replicas=strategy.num_replicas_in_sync)
-    budget = EpochBudget(records.order(batch, seed=0, shuffle=False), batch, 1)
-    view = experiment.data.evaluation_view(experiment.objective)
     compute = features_step(strategy, model)
-    iterator = iter(distributed_batches(strategy, records, budget, view, batch))
-    batches = [tf.nest.map_structure(lambda each: each.numpy(), compute(iterator)) for _ in range(budget.steps)]
+    dataset, steps = evaluation_batches(strategy, experiment, records, batch)
+    iterator, batches = iter(dataset), []
+    for _ in range(steps):
+        batches.append({name: values.numpy() for name, values in compute(iterator).items()})
+        if np.count_nonzero(batches[-1]["label_weights"], axis=1).max() > 1:
+            raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
     joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
-    if np.count_nonzero(joined["label_weights"], axis=1).max() > 1:
-        raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
     real = np.flatnonzero(joined["weight"])
     real = real[np.argsort(joined["id"][real])]  # on every number of hosts the same
     return joined["features"][real], joined["labels"][real, 0]
