@@ -17,8 +17,7 @@ SHOWN_CLASSES = 30  # of the confusion matrix
 _NUMBERED = 15  # up to so many classes, each cell shows its count
 _NAME = 24  # characters of a class name
 _POINTS = 2000  # of a curve
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by the colour-blind
-_COLOURS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _RC = {
     "font.size": 9,
     "axes.grid": True,
@@ -46,10 +45,10 @@ def confusion_matrix(confusion: Confusion, names: Sequence[str]) -> bytes:
         counts[index[label], index[predicted]] = count
     totals = np.array([confusion.count[confusion.label == label].sum() for label in shown])
     shares = counts / np.maximum(totals, 1)[:, None]
-    title = "Rows: true classes; columns: predicted. Colour: share of the row."
+    title = ""
     if len(shown) < len(names):
-        what = "most confused" if len(shown) < len(present) else "with an example or a prediction"
-        title = f"{len(shown)} of {len(names):,} classes, the {what}.\n{title}"
+        which = "the most confused" if len(shown) < len(present) else "with any example"
+        title = f"{len(shown)} of {len(names):,} classes, {which}"
     with rc_context({**_RC, "axes.grid": False, "text.parse_math": False}):  # a class name may hold dollar signs
         side = 2.2 + 0.3 * max(len(shown), 5)
         figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -58,8 +57,9 @@ def confusion_matrix(confusion: Confusion, names: Sequence[str]) -> bytes:
         labels = [f"{label}: {short(names[label], _NAME)}" for label in shown]
         axes.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8)
         axes.set_yticks(range(len(shown)), labels, fontsize=8)
-        axes.set_title(title, fontsize=9, loc="left")
-        figure.colorbar(picture, ax=axes, shrink=0.6)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.set_title(title, fontsize=9)
+        figure.colorbar(picture, ax=axes, shrink=0.6, label="share of the true class")
         if len(shown) <= _NUMBERED:
             for (row, column), count in np.ndenumerate(counts):
                 if count:
@@ -89,8 +89,7 @@ def reliability(calibration: Calibration) -> bytes:
         figure = Figure(figsize=(5, 4.6), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         centres, width = (np.arange(BINS) + 0.5) / BINS, 1 / BINS
-        above.bar(centres, np.nan_to_num(calibration.accuracy), 0.94 * width, color=_BLUE, label="accuracy")
-        above.plot(calibration.confidence, calibration.accuracy, "o", ms=4, color=_ORANGE, label="mean confidence")
+        above.bar(centres, np.nan_to_num(calibration.accuracy), 0.94 * width, color=_COLOURS[0], label="accuracy")
         above.plot([0, 1], [0, 1], color="#555555", lw=1, ls="--", label="perfect calibration")
         above.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
         above.legend(loc="upper left", fontsize=8)
@@ -100,7 +99,7 @@ def reliability(calibration: Calibration) -> bytes:
 
 
 def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """A panel by step for each title, with a curve for each name in it; values that span decades are on a log axis."""
+    """A panel by step for each title, with a curve for each name in it."""
     with rc_context(_RC):
         columns = min(2, len(panels))
         rows = math.ceil(len(panels) / columns)
@@ -113,15 +112,17 @@ def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
                 axes.plot(steps[::every], values[::every], lw=1.3, color=_COLOURS[place % 6], label=name, **style)
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("step")
-            _log_where_it_spans_decades(axes, [value for _, values in lines.values() for value in values])
+            if title == "loss":
+                _set_scale(axes, [value for _, values in lines.values() for value in values])
             if len(lines) > 1:
                 axes.legend(fontsize=8)
         return _png(figure)
 
 
-def _log_where_it_spans_decades(axes: Axes, values: Sequence[float]) -> None:
+def _set_scale(axes: Axes, values: Sequence[float]) -> None:
+    """Takes a logarithmic axis for values that span a decade: the first ones would hide the others."""
     finite = [value for value in values if math.isfinite(value)]
-    if finite and min(finite) > 0 and max(finite) / min(finite) > 100:
+    if finite and min(finite) > 0 and max(finite) / min(finite) > 10:
         axes.set_yscale("log")
 
 

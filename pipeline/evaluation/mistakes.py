@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -38,36 +39,44 @@ def worst(predictions: Predictions, count: int = WORST) -> np.ndarray:
     return _most_confident(predictions, np.flatnonzero(~predictions.top1), count)
 
 
-def of_pair(predictions: Predictions, label: int, predicted: int, count: int = OF_A_PAIR) -> np.ndarray:
-    """Indices of examples of the class `label` that were taken for `predicted`, the most confident ones first."""
-    here = (predictions.label == label) & (predictions.predicted == predicted)
-    return _most_confident(predictions, np.flatnonzero(here), count)
+class Pair(NamedTuple):
+    """A class, the class that it is taken for, how often, and the indices of the most confident of these examples."""
+
+    label: int
+    predicted: int
+    count: int
+    examples: np.ndarray
 
 
-def confused_pairs(confusion: Confusion, count: int = PAIRS) -> list[tuple[int, int, int]]:
-    """(label, predicted class, number of examples) of the largest cells off the diagonal."""
-    return list(zip(*(array[:count].tolist() for array in confusion.mistakes()), strict=True))
+def confused_pairs(predictions: Predictions, confusion: Confusion) -> list[Pair]:
+    """The largest cells of the confusion matrix off the diagonal."""
+    pairs = []
+    for label, predicted, count in zip(*(array[:PAIRS].tolist() for array in confusion.mistakes()), strict=True):
+        here = (predictions.label == label) & (predictions.predicted == predicted)
+        pairs.append(Pair(label, predicted, count, _most_confident(predictions, np.flatnonzero(here), OF_A_PAIR)))
+    return pairs
 
 
 def _most_confident(predictions: Predictions, indices: np.ndarray, count: int) -> np.ndarray:
     return indices[np.argsort(-predictions.confidence[indices], kind="stable")][:count]
 
 
-def read(records: RecordSet, predictions: Predictions, indices: np.ndarray) -> list[Mistake]:
-    """The examples at `indices`, with key and image from the split's records."""
+def read(records: RecordSet, predictions: Predictions, indices: np.ndarray) -> dict[int, Mistake]:
+    """The examples at `indices`, by index, with key and image from the split's records."""
     if not len(indices):
-        return []
-    fields = next(iter(records.lookup().read(tf.constant(predictions.position[indices], tf.int64))))
+        return {}
+    positions = tf.data.Dataset.from_tensors(predictions.position[indices])
+    fields = next(iter(positions.flat_map(records.lookup().read)))
     keys, images = fields["key"].numpy(), fields["image"].numpy()
-    return [
-        Mistake(
+    return {
+        index: Mistake(
             key.decode("utf-8", "surrogateescape"),
             image,
             _labels(predictions, index),
             (int(predictions.predicted[index]), float(predictions.confidence[index])),
         )
-        for key, image, index in zip(keys, images, indices, strict=True)
-    ]
+        for key, image, index in zip(keys, images, indices.tolist(), strict=True)
+    }
 
 
 def _labels(predictions: Predictions, index: int) -> tuple[tuple[int, float], ...]:
@@ -82,7 +91,7 @@ def sheet(mistakes: Sequence[Mistake], names: Sequence[str]) -> bytes:
     for number, mistake in enumerate(mistakes):
         true = [f"true {probability:.0%} {names[label]}" for label, probability in mistake.labels[:1]]
         label, probability = mistake.predicted
-        lines = [*(true or ["no label"]), f"said {probability:.0%} {names[label]}", f"{number + 1}: {mistake.key}"]
+        lines = [*(true or ["no label"]), f"pred {probability:.0%} {names[label]}", f"{number + 1}: {mistake.key}"]
         tiles.append((contact_sheet.thumbnail(mistake.image), lines))
     buffer = io.BytesIO()
     contact_sheet.draw(tiles).save(buffer, "JPEG", quality=85)

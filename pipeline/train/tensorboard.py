@@ -26,8 +26,7 @@ class Summaries(orbit.utils.SummaryManagerInterface):
         self._step = step
         self._writer = tf.summary.create_noop_writer()
         if directory:
-            if tf.io.gfile.exists(directory):
-                _forget_steps_after(directory, int(step.numpy()))
+            _start_after(directory, int(step.numpy()))
             self._writer = tf.summary.create_file_writer(directory, max_queue=_QUEUE)
 
     def summary_writer(self, relative_path: str = "") -> tf.summary.SummaryWriter:
@@ -44,8 +43,8 @@ class Summaries(orbit.utils.SummaryManagerInterface):
         """Does nothing: `write_summaries` has flushed."""
 
 
-def _forget_steps_after(directory: str, step: int) -> None:
-    """Writes that the run starts again after `step`: TensorBoard drops what it has read of later steps."""
+def _start_after(directory: str, step: int) -> None:
+    """Writes that the run starts after `step`: at a second start, TensorBoard drops what it has read of later steps."""
     start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     with tf.Graph().as_default(), tf.compat.v1.summary.FileWriter(directory) as writer:  # it refuses eager execution
         writer.add_session_log(start, step + 1)
