@@ -22,10 +22,10 @@ def test_the_confusion_matrix_counts_every_example_once(examples):
     labels, predicted, _, _ = examples
     expected = collections.Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
     cells = metrics.confusion(labels, predicted)
-    assert dict(zip(zip(*(a.tolist() for a in cells[:2]), strict=True), cells.count.tolist(), strict=True)) == expected
+    assert dict(zip(zip(*(a.tolist() for a in cells[:2]), strict=True), cells.counts.tolist(), strict=True)) == expected
     mistakes = metrics.confusion(labels, predicted).mistakes()
-    assert mistakes.count.sum() == np.sum(labels != predicted)
-    assert sorted(mistakes.count.tolist(), reverse=True) == mistakes.count.tolist()
+    assert mistakes.counts.sum() == np.sum(labels != predicted)
+    assert sorted(mistakes.counts.tolist(), reverse=True) == mistakes.counts.tolist()
 
 
 def test_precision_recall_and_f1_of_each_class(examples):

@@ -43,7 +43,7 @@ def confusion_matrix(confusion: Confusion, names: Sequence[str]) -> bytes:
     inside = np.isin(confusion.label, shown) & np.isin(confusion.predicted, shown)
     for label, predicted, count in np.stack(confusion, 1)[inside].tolist():
         counts[index[label], index[predicted]] = count
-    totals = np.array([confusion.count[confusion.label == label].sum() for label in shown])
+    totals = np.array([confusion.counts[confusion.label == label].sum() for label in shown])
     shares = counts / np.maximum(totals, 1)[:, None]
     title = ""
     if len(shown) < len(names):
@@ -64,7 +64,7 @@ def confusion_matrix(confusion: Confusion, names: Sequence[str]) -> bytes:
             for (row, column), count in np.ndenumerate(counts):
                 if count:
                     colour = "white" if shares[row, column] > 0.55 else "black"
-                    axes.text(column, row, _compact(count), ha="center", va="center", color=colour, fontsize=7)
+                    axes.text(column, row, _compact(int(count)), ha="center", va="center", color=colour, fontsize=7)
         return _png(figure)
 
 
@@ -108,8 +108,9 @@ def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
             axes = figure.add_subplot(rows, columns, number + 1)
             for place, (name, (steps, values)) in enumerate(lines.items()):
                 every = max(1, len(steps) // _POINTS)
-                style = {"marker": "o", "ms": 3.5} if len(steps) < 40 else {}
-                axes.plot(steps[::every], values[::every], lw=1.3, color=_COLOURS[place % 6], label=name, **style)
+                marker = "o" if len(steps) < 40 else ""
+                colour = _COLOURS[place % len(_COLOURS)]
+                axes.plot(steps[::every], values[::every], color=colour, lw=1.3, marker=marker, ms=3.5, label=name)
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xlabel("step")
             if title == "loss":

@@ -48,12 +48,12 @@ class Confusion(NamedTuple):
 
     label: np.ndarray
     predicted: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
 
     def mistakes(self) -> "Confusion":
         """The cells off the diagonal, the largest first."""
         off = np.flatnonzero(self.label != self.predicted)
-        off = off[np.argsort(-self.count[off], kind="stable")]
+        off = off[np.argsort(-self.counts[off], kind="stable")]
         return Confusion(*(array[off] for array in self))
 
 

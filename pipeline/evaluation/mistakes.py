@@ -44,16 +44,16 @@ class Pair(NamedTuple):
 
     label: int
     predicted: int
-    count: int
+    times: int
     examples: np.ndarray
 
 
 def confused_pairs(predictions: Predictions, confusion: Confusion) -> list[Pair]:
     """The largest cells of the confusion matrix off the diagonal."""
     pairs = []
-    for label, predicted, count in zip(*(array[:PAIRS].tolist() for array in confusion.mistakes()), strict=True):
+    for label, predicted, times in zip(*(array[:PAIRS].tolist() for array in confusion.mistakes()), strict=True):
         here = (predictions.label == label) & (predictions.predicted == predicted)
-        pairs.append(Pair(label, predicted, count, _most_confident(predictions, np.flatnonzero(here), OF_A_PAIR)))
+        pairs.append(Pair(label, predicted, times, _most_confident(predictions, np.flatnonzero(here), OF_A_PAIR)))
     return pairs
 
 

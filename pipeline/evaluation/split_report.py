@@ -25,8 +25,8 @@ from pipeline.evaluation.predictions import Predictions
 PAGE = "report.html"
 METRICS = "metrics.json"
 _PAIR_SHEETS = [f"confused_{number + 1}.jpg" for number in range(mistakes.PAIRS)]
-_FILES = (METRICS, "classes.csv", "confusion.csv", "confusion.png", "calibration.csv", "calibration.png")
-_FILES += ("mistakes.csv", "mistakes.jpg", *_PAIR_SHEETS, PAGE)
+_TABLES = ["classes.csv", "confusion.csv", "calibration.csv", "mistakes.csv"]
+_PICTURES = ["confusion.png", "calibration.png", "mistakes.jpg", *_PAIR_SHEETS]
 _ROWS = 1000  # of the table of classes on the page; the file has all
 _JPEG = "image/jpeg"
 
@@ -104,7 +104,7 @@ def write(evaluation: Evaluation, predictions: Predictions, names: Sequence[str]
     files.make_folder(evaluation.directory)
     for name, data in content.items():
         files.write_atomically(os.path.join(evaluation.directory, name), data)
-    for name in set(_FILES) - set(content):
+    for name in {*_TABLES, *_PICTURES} - set(content):
         if tf.io.gfile.exists(path := os.path.join(evaluation.directory, name)):
             tf.io.gfile.remove(path)
     return os.path.join(evaluation.directory, PAGE)
@@ -178,7 +178,7 @@ def _pairs(
     for sheet, pair in zip(sheets, pairs, strict=True):
         of_class = np.count_nonzero(predictions.label == pair.label)
         names_of_pair = f"{short(names[pair.label])} taken for {short(names[pair.predicted])}"
-        pictures.append(Picture(sheet, f"{names_of_pair}: {pair.count:,} of {of_class:,} examples.", _JPEG))
+        pictures.append(Picture(sheet, f"{names_of_pair}: {pair.times:,} of {of_class:,} examples.", _JPEG))
     section = Section("Most confused pairs", pictures=pictures)
     return _Part([section], dict(zip(_PAIR_SHEETS, sheets, strict=False)))
 

@@ -1,5 +1,7 @@
 """Evaluation of a run's newest checkpoint."""
 
+import os
+
 import orbit
 import tensorflow as tf
 
@@ -67,7 +69,8 @@ def evaluate(
         print(f"Report: {split_report.write(evaluation, predictions, manifest.classes, records)}")
         lines = report.add_evaluation(context.model_dir, saved.step, split, metrics)
         tensorboard.write_evaluations(context.model_dir, split, lines)
-        run_page.write_or_warn(context.model_dir, experiment.data.directory)
+        if tf.io.gfile.exists(os.path.join(context.model_dir, report.CONFIG_FILE)):  # a run, no imported weights
+            run_page.write_or_warn(context.model_dir, experiment.data.directory)
     return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
