@@ -99,10 +99,10 @@ def test_its_files_are_what_the_model_says_of_each_record(evaluated, model_dir):
         assert int(row["predicted"]) == np.sum(predicted == label)
         assert int(row["correct"]) == np.sum((labels == label) & (predicted == label))
     scores = [float(row["F1"]) for row in classes if row["F1"]]
-    assert metrics["train_macro_f1"] == pytest.approx(np.mean(scores), abs=1e-5)
-    assert metrics["train_top1"] == np.mean(labels == predicted)
+    assert metrics["macro_f1"] == pytest.approx(np.mean(scores), abs=1e-5)
+    assert metrics["top1"] == np.mean(labels == predicted)
     losses = -np.log(probabilities[np.arange(37), labels])
-    assert metrics["train_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-4)
 
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")]
@@ -118,10 +118,10 @@ def test_its_files_are_what_the_model_says_of_each_record(evaluated, model_dir):
     gaps = [
         int(row["examples"]) * abs(float(row["accuracy"]) - float(row["confidence"])) for row in bins if row["accuracy"]
     ]
-    assert metrics["train_calibration_error"] == pytest.approx(sum(gaps) / 37)
+    assert metrics["calibration_error"] == pytest.approx(sum(gaps) / 37)
     values = json.loads((folder / "metrics.json").read_text())
     assert (values["split"], values["step"], values["examples"]) == ("train", 0, 37)
-    assert values["top5"] == metrics["train_top5"]
+    assert values["top5"] == metrics["top5"]
 
 
 def test_its_pictures_show_something(evaluated, model_dir):
@@ -152,7 +152,7 @@ def test_its_numbers_are_those_of_the_evaluator_alone(records, model_dir, evalua
     evaluator = Evaluator(strategy, what, what.data.training_records(), model)
     values = evaluator.evaluate(tf.constant(evaluator.steps))
     for name in ("loss", "top1", "top5"):
-        assert metrics[f"train_{name}"] == values[f"validation_{name}"]
+        assert metrics[name] == values[f"validation_{name}"]
 
 
 def scalars(folder):
@@ -166,11 +166,12 @@ def scalars(folder):
 
 def test_evaluating_a_checkpoint_again_replaces_its_metrics(records, model_dir, evaluated):
     what, metrics = evaluated
+    named = {f"train_{name}": value for name, value in metrics.items()}
     before = report.read_metrics(str(model_dir))
     again = evaluate(RunContext(str(model_dir)), what, LOOP, split="train")
     assert again == metrics
-    assert report.read_metrics(str(model_dir)) == before == [{"step": 0, **metrics}]
-    assert sorted(scalars(model_dir / "tensorboard" / "train")) == sorted((name, 0) for name in metrics)
+    assert report.read_metrics(str(model_dir)) == before == [{"step": 0, **named}]
+    assert sorted(scalars(model_dir / "tensorboard" / "train")) == sorted((name, 0) for name in named)
 
 
 def collected(strategy, what, model_dir, several_labels, objective="softmax", batch=16):
@@ -216,11 +217,11 @@ def test_of_several_labels_each_class_is_counted_by_itself(records, model_dir, t
     assert all("; " in row["true"] for row in rows(folder / "mistakes.csv"))
     precision, recall = ((labelled & likely).sum(0) / np.maximum(each.sum(0), 1) for each in (likely, labelled))
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    assert metrics["train_macro_f1"] == pytest.approx(f1[(labelled | likely).any(0)].mean())
+    assert metrics["macro_f1"] == pytest.approx(f1[(labelled | likely).any(0)].mean())
 
     # Under softmax they share a probability, and no class is predicted or not: nothing is said of it.
     metrics = evaluate(context, dataclasses.replace(what, loss="softmax"), LOOP, split="train")
-    assert metrics.keys() == {"train_loss", "train_top1", "train_top5"}
+    assert metrics.keys() == {"loss", "top1", "top5"}
     assert {path.name for path in folder.iterdir()} == {"metrics.json", "mistakes.csv", "mistakes.jpg", "report.html"}
 
 

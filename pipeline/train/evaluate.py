@@ -38,7 +38,7 @@ def evaluate(
       split: name of the split; `Data.validation_split` if ''.
 
     Returns:
-      The metrics, each named `SPLIT_METRIC`: `test_top1`.
+      `loss`, `top1`, `top5`, and where they are defined `macro_f1` and `calibration_error`.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is of another model.
@@ -71,7 +71,7 @@ def evaluate(
         tensorboard.write_evaluations(context.model_dir, split, lines)
         if tf.io.gfile.exists(os.path.join(context.model_dir, report.CONFIG_FILE)):  # a run, no imported weights
             run_page.write_or_warn(context.model_dir, experiment.data.directory)
-    return {f"{split}_{name}": value for name, value in metrics.items()}
+    return metrics
 
 
 def check_classes(saved: Saved, manifest: Manifest, directory: str) -> None:
