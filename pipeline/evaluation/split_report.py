@@ -88,11 +88,11 @@ def write(evaluation: Evaluation, predictions: Predictions, names: Sequence[str]
     shown = np.unique(np.concatenate([worst, *(pair.examples for pair in pairs)]))
     examples = mistakes.read(records, predictions, shown)
     parts = [
-        _calibration(predictions),
         _mistakes([examples[index] for index in worst.tolist()], predictions, names),
-        _pairs(pairs, examples, predictions, names),
         _confusion(confusion, names),
+        _pairs(pairs, examples, predictions, names),
         _classes(predictions, confusion, names),
+        _calibration(predictions),
     ]
     page = _page(evaluation, predictions, [section for part in parts for section in part.sections])
     summary = {**dataclasses.asdict(evaluation), "examples": predictions.examples, **evaluation.values}
