@@ -41,7 +41,7 @@ class Table:
     def text(cell: Cell) -> str:
         """A cell as a person reads it."""
         if isinstance(cell, float):
-            return "–" if math.isnan(cell) else f"{cell:.4g}"
+            return "–" if math.isnan(cell) else f"{cell:,.4f}"
         return f"{cell:,}" if isinstance(cell, int) else cell
 
 

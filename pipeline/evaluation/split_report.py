@@ -133,7 +133,7 @@ def _calibration(predictions: Predictions) -> _Part:
     caption = (
         f"Expected calibration error {calibration.error:.4f}: how far accuracy and confidence are apart on average, in "
         f"{BINS} bins of equal width (Guo et al., On Calibration of Modern Neural Networks, 2017). Where a bar ends "
-        "below the dashed line, the model is right less often than it says. calibration.csv has the numbers."
+        "below the dashed line, the model is overconfident. calibration.csv has the numbers."
     )
     return _Part(
         [Section("Calibration", pictures=[Picture(picture, caption)])],
