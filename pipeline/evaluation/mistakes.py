@@ -86,12 +86,12 @@ def _labels(predictions: Predictions, index: int) -> tuple[tuple[int, float], ..
 
 
 def sheet(mistakes: Sequence[Mistake], names: Sequence[str]) -> bytes:
-    """The contact sheet of mistakes, as JPEG: under each, the true class, the predicted one and the key."""
+    """The contact sheet of mistakes, as JPEG: under each, the true class, the predicted one, and the key."""
     tiles: list[contact_sheet.Tile] = []
     for number, mistake in enumerate(mistakes):
-        true = [f"true {probability:.0%} {names[label]}" for label, probability in mistake.labels[:1]]
+        true = [f"{names[label]} {probability:.0%}" for label, probability in mistake.labels[:1]] or ["no label"]
         label, probability = mistake.predicted
-        lines = [*(true or ["no label"]), f"pred {probability:.0%} {names[label]}", f"{number + 1}: {mistake.key}"]
+        lines = [*true, f"→ {names[label]} {probability:.0%}", f"{number + 1}: {mistake.key}"]
         tiles.append((contact_sheet.thumbnail(mistake.image), lines))
     buffer = io.BytesIO()
     contact_sheet.draw(tiles).save(buffer, "JPEG", quality=85)

@@ -153,7 +153,10 @@ def _mistakes(worst: Sequence[Mistake], predictions: Predictions, names: Sequenc
         return _Part([Section("Worst mistakes", [line])], {"mistakes.csv": table})
     sheet = mistakes.sheet(worst, names)
     wrong = predictions.examples - int(np.count_nonzero(predictions.top1))
-    caption = f"Of {wrong:,} mistakes, those of the highest confidence. mistakes.csv has their keys."
+    caption = (
+        f"Of {wrong:,} mistakes, those of the highest confidence: true class → predicted class, each with the model's "
+        "probability, and the image's key."
+    )
     section = Section(
         "Worst mistakes", pictures=[Picture(sheet, caption, _JPEG)], tables=[Table(head, _shortened(rows))]
     )
