@@ -13,17 +13,17 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from beam import build_report, finalize, shards, summary
+from beam import build_report, finalize, shards
 from beam.errors import BuildError
 from beam.options import LIMITS, BuildOptions
 from pipeline import files
-from pipeline.data import manifest
+from pipeline.data import manifest, statistics
 
 SETTINGS = "build.json"  # the flags of a build that decide what it writes
 _NOT_OF_THE_SET = ("output_dir", "replace", "retry_rejected", "dry_run_images")
 _PATHS = ("input", "validation_input", "test_input", "classes", "classes_of", "remove_duplicates_of")
 # Written at the end of a build, some of them in place: they must not be links to the files of another set.
-_NAMES = (manifest.FILE, SETTINGS, finalize.REJECTED, finalize.DUPLICATES, summary.FILE, build_report.FILE)
+_NAMES = (manifest.FILE, SETTINGS, finalize.REJECTED, finalize.DUPLICATES, statistics.FILE, build_report.FILE)
 _TFDS_FILES = r"dataset_info\.json|features\.json|\w+\.labels\.txt"
 _OF_EVERY_SET = "|".join([*map(re.escape, _NAMES), build_report.PICTURES, _TFDS_FILES])
 _CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)

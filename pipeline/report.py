@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pipeline.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+SPLIT = "split"  # in the lines of metrics that --task=evaluate added: which split they are of
 SUMMARY_FILE = "run.json"
 CONFIG_FILE = "config.gin"
 
@@ -80,34 +81,43 @@ class Metrics:
             _write_metrics(self._directory, self.lines)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a line."""
+        """Appends a line; an evaluation by hand of the same step leaves its metrics of these names to it."""
+        repeated = [
+            line for line in self.lines if line["step"] == step and SPLIT in line and line.keys() & metrics.keys()
+        ]
+        for line in repeated:
+            for name in line.keys() & metrics.keys():
+                del line[name]
         self.lines.append({"step": step, **metrics})
-        if self._directory is not None:
+        if self._directory is None:
+            return
+        if repeated:
+            _write_metrics(self._directory, self.lines)
+        else:
             _append_metrics(self._directory, self.lines[-1])
 
 
 def add_evaluation(directory: str, step: int, split: str, metrics: Mapping[str, float]) -> list[dict]:
-    """Adds the metrics of a split, named `SPLIT_METRIC`, to `metrics.jsonl`: once, however often a step is evaluated.
+    """Adds the metrics of a split, named `SPLIT_METRIC`, to `metrics.jsonl`, in place of those of an earlier evaluation.
 
-    Where a line of the step has such metrics, it takes the new values; otherwise a line is added at the end, as the
-    run, which may still be training, does itself.
+    Training never reads the line, which `SPLIT` marks: an evaluation by hand does not change what a run does. It leaves
+    out the metrics that training itself has logged at this step. Where there is no earlier one, a line is appended,
+    since the run may still be training.
 
     Returns:
       All lines that hold metrics of the split.
     """
-    named = {f"{split}_{name}": value for name, value in metrics.items()}
     text = _metrics_text(directory)
     lines = _parse_metrics(text)
-    same = [line for line in lines if line["step"] == step and line.keys() & named.keys()]
-    if same:
-        same[0].update(named)
+    named = {f"{split}_{name}": value for name, value in metrics.items()}
+    logged = {name for line in lines if line["step"] == step and SPLIT not in line for name in line}
+    added = {"step": step, SPLIT: split, **{name: value for name, value in named.items() if name not in logged}}
+    kept = [line for line in lines if (line["step"], line.get(SPLIT)) != (step, split)]
+    if len(kept) == len(lines) and text.endswith("\n"):
+        _append_metrics(directory, added)
     else:
-        lines.append({"step": step, **named})
-    if same or not text.endswith("\n"):
-        _write_metrics(directory, lines)
-    else:
-        _append_metrics(directory, lines[-1])
-    return [line for line in lines if line.keys() & named.keys()]
+        _write_metrics(directory, [*kept, added])
+    return [line for line in [*kept, added] if line.keys() & named.keys()]
 
 
 def read_metrics(directory: str) -> list[dict]:

@@ -177,7 +177,11 @@ def test_a_split_is_evaluated_to_a_page_and_the_run_has_one(finetuned):
         assert f"{folder / 'report.html'}" in done.stdout and f"top1 {values['top1']:.4g}" in done.stdout
     with open(folder / "confusion.csv", newline="") as file:
         assert sum(int(row["count"]) for row in csv.DictReader(file)) == values["examples"] == 90
-    added = {"step": before["step"], **{f"train_{name}": values[name] for name in ("loss", "top1", "top5")}}
+    added = {
+        "step": before["step"],
+        "split": "train",
+        **{f"train_{name}": values[name] for name in ("loss", "top1", "top5")},
+    }
     *rest, last = report.read_metrics(str(finetuned))
     assert rest == lines and last.items() >= added.items()
     assert report.find_summary(str(finetuned)) == before

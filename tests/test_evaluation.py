@@ -170,7 +170,7 @@ def test_evaluating_a_checkpoint_again_replaces_its_metrics(records, model_dir, 
     before = report.read_metrics(str(model_dir))
     again = evaluate(RunContext(str(model_dir)), what, LOOP, split="train")
     assert again == metrics
-    assert report.read_metrics(str(model_dir)) == before == [{"step": 0, **named}]
+    assert report.read_metrics(str(model_dir)) == before == [{"step": 0, "split": "train", **named}]
     assert sorted(scalars(model_dir / "tensorboard" / "train")) == sorted((name, 0) for name in named)
 
 

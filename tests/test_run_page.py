@@ -4,16 +4,18 @@ import json
 import re
 import shutil
 import time
+import types
 
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from pipeline import report
+from pipeline.data import statistics
 from pipeline.evaluation import run_page
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.tensorboard import Summaries
-from pipeline.train.train import train
+from pipeline.train.train import stops_early, train
 from tests import record_sets, tiny_runs
 
 
@@ -53,7 +55,7 @@ def test_a_finished_run_has_a_page(finished):
         (lambda path: (path / "run" / "metrics.jsonl").unlink(), "2 of 2 epochs"),
         (lambda path: (path / "records" / "report_images.jpg").write_bytes(b"picture"), "A sample of its images"),
         (
-            lambda path: (path / "records" / "summary.json").write_text('{"images_per_class": {"train": [3, 0, 61]}}'),
+            lambda path: statistics.write(str(path / "records"), statistics.Statistics({"train": [3, 0, 61]}, {}, {})),
             "smallest class",
         ),
     ],
@@ -103,3 +105,11 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path):
             summaries.write_summaries({"loss": float(start + 1)})
         time.sleep(1.1)  # a new process starts later: TensorBoard's files are named, and read, by the second
     assert scalars(tmp_path) == {"loss": [*((s, 1.0) for s in (1, 2, 3)), *((s, 4.0) for s in range(4, 10))]}
+
+
+def test_an_evaluation_by_hand_does_not_stop_a_run():
+    budget = types.SimpleNamespace(epoch_of_step=lambda step: step / 10)
+    run, experiment = types.SimpleNamespace(budget=budget), types.SimpleNamespace(patience=1.0)
+    own = [{"step": 10, "validation_loss": 1.0}]
+    assert not stops_early(experiment, run, [*own, {"step": 20, "split": "validation", "validation_loss": 2.0}])
+    assert stops_early(experiment, run, [*own, {"step": 20, "validation_loss": 2.0}])

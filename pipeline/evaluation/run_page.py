@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from pipeline import files, report
-from pipeline.data import manifest
+from pipeline.data import manifest, statistics
 from pipeline.evaluation import figures, split_report
 from pipeline.evaluation.names import short
 from pipeline.evaluation.page import Page, Picture, Section, Table, render
@@ -163,15 +163,12 @@ def _data(data: str, summary: Mapping) -> list[Section]:
 
 
 def _images_per_class(data: str) -> list[Table]:
-    """From the summary that the build leaves: how many images the classes of each split have."""
-    path = os.path.join(data, "summary.json")
-    if not tf.io.gfile.exists(path):
+    """How many images the classes of each split have, where the build left its statistics."""
+    if not tf.io.gfile.exists(os.path.join(data, statistics.FILE)):
         return []
-    with files.opened(path, "r") as file:
-        counts = {split: np.array(of_split) for split, of_split in json.load(file)["images_per_class"].items()}
     rows = [
-        (split, int(np.count_nonzero(each)), int(each.min()), float(np.median(each)), int(each.max()))
-        for split, each in counts.items()
+        (split, sum(count > 0 for count in counts), min(counts), float(np.median(counts)), max(counts))
+        for split, counts in statistics.read(data).images_per_class.items()
     ]
     return [Table(("split", "classes with images", "smallest class", "median", "largest class"), rows)]
 

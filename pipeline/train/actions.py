@@ -39,7 +39,7 @@ class MetricsLog:
     @property
     def evaluations(self) -> list[dict]:
         """The lines of all evaluations, oldest first."""
-        return [line for line in self._file.lines if BEST_METRIC in line]
+        return [line for line in self._file.lines if BEST_METRIC in line and report.SPLIT not in line]
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation after `step` is done."""
@@ -160,10 +160,14 @@ class Checkpoints:
 
 
 class BestCheckpoint:
-    """After an evaluation with the lowest validation loss so far, copies the step's checkpoint to `model_dir/best`."""
+    """Copies the checkpoint of an evaluation with the lowest validation loss so far to `best` in the run's folder."""
 
     def __init__(self, model_dir: str, checkpoints: Checkpoints, metrics: MetricsLog):
-        self._directory, self._checkpoints, self._metrics = os.path.join(model_dir, "best"), checkpoints, metrics
+        self._directory, self._checkpoints, self._metrics = (
+            os.path.join(model_dir, checkpoint.BEST),
+            checkpoints,
+            metrics,
+        )
 
     def __call__(self, output: Output) -> None:
         """Keeps the checkpoint if it is the best."""

@@ -25,8 +25,9 @@ def evaluate(
     experiment: Experiment,
     loop: Loop = Loop(),  # noqa: B008 (frozen)
     split: str = "",
+    which_checkpoint: str = checkpoint.NEWEST,
 ) -> dict[str, float]:
-    """Evaluates the newest checkpoint in `context.model_dir`.
+    """Evaluates a checkpoint in `context.model_dir`.
 
     Prints the metrics, adds them to `metrics.jsonl` and TensorBoard, and writes tables, pictures and a page that shows
     them to `evaluation/SPLIT` in the run's folder.
@@ -36,6 +37,7 @@ def evaluate(
       experiment: the run's experiment.
       loop: where to evaluate.
       split: name of the split; `Data.validation_split` if ''.
+      which_checkpoint: as of `checkpoint.find`.
 
     Returns:
       `loss`, `top1`, `top5`, and where they are defined `macro_f1` and `calibration_error`.
@@ -46,7 +48,7 @@ def evaluate(
     """
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
-    saved, manifest = checkpoint.find(context.model_dir), experiment.data.read_manifest()
+    saved, manifest = checkpoint.find(context.model_dir, which_checkpoint), experiment.data.read_manifest()
     check_classes(saved, manifest, experiment.data.directory)
     split = split or experiment.data.validation_split
     records = experiment.data.split_records(split, manifest)

@@ -31,8 +31,9 @@ def few_shot(
     loop: Loop = Loop(),  # noqa: B008 (frozen)
     shots: Sequence[int] = (1, 5, 10),
     seed: int = 0,
+    which_checkpoint: str = checkpoint.NEWEST,
 ) -> dict:
-    """Evaluates the newest checkpoint in `context.model_dir` on the record set of `experiment.data`.
+    """Evaluates a checkpoint in `context.model_dir` on the record set of `experiment.data`.
 
     The classes may be others than those that the network was trained on. Prints the results and writes them to
     `few_shot.json` in the run's folder.
@@ -43,6 +44,7 @@ def few_shot(
       loop: where to compute the features.
       shots: numbers of examples a class.
       seed: chooses the examples.
+      which_checkpoint: see `checkpoint.find`.
 
     Returns:
       `few_shot_K`: share of the validation split classified right from K examples a class.
@@ -52,7 +54,7 @@ def few_shot(
       ValueError: a class has too few examples, or the examples have several labels.
     """
     strategy = loop.create_strategy()
-    saved, made = checkpoint.find(context.model_dir), experiment.data.read_manifest()
+    saved, made = checkpoint.find(context.model_dir, which_checkpoint), experiment.data.read_manifest()
     with strategy.scope():
         model = load_model(
             saved, lambda num_classes: experiment.create_evaluation_model(num_classes, target_device=None)

@@ -1,6 +1,7 @@
 """Training, from the first step to the summary."""
 
 import os
+from collections.abc import Sequence
 
 import orbit
 
@@ -35,7 +36,8 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
     run = components.assemble(context, experiment, loop)
     strategy, state = run.strategy, run.state
     resumed = starting_point.restore(context, experiment, run)
-    if state.step >= run.last_step and (summary := report.find_summary(context.model_dir)):
+    ended = state.step >= run.last_step or stops_early(experiment, run, report.read_metrics(context.model_dir))
+    if ended and (summary := report.find_summary(context.model_dir)):
         print(f"{context.model_dir} is finished: step {state.step} of {run.last_step}.")
         return summary
     if distribution.is_chief():
@@ -81,6 +83,9 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
             if state.step == end and not metrics.has_evaluation(end):
                 checkpoints.save()
                 controller.evaluate(evaluator.steps)
+            if end < run.last_step and stops_early(experiment, run, metrics.evaluations):
+                progress.say(f"No lower validation loss for {experiment.patience:g} epochs: stopped after step {end}.")
+                break
         ledger()
         checkpoints.save()
         checkpoints.prune()
@@ -92,6 +97,16 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
         run_page.write_or_warn(context.model_dir, experiment.data.directory)
     print(f"{context.model_dir}: step {summary['step']}, {report.describe(actions.validation_metrics(summary))}")
     return summary
+
+
+def stops_early(experiment: Experiment, run: components.RunComponents, metrics: Sequence[dict]) -> bool:
+    """Whether the validation loss, in lines of `metrics.jsonl`, has not fallen for `Experiment.patience` epochs."""
+    own = [line for line in metrics if actions.BEST_METRIC in line and report.SPLIT not in line]
+    losses = {line["step"]: line[actions.BEST_METRIC] for line in own}
+    if experiment.patience is None or not losses:
+        return False
+    best = min(losses, key=losses.__getitem__)
+    return run.budget.epoch_of_step(max(losses)) - run.budget.epoch_of_step(best) >= experiment.patience
 
 
 def evaluation_steps(budget: EpochBudget, last_step: int, every_epochs: float | None) -> list[int]:
