@@ -98,7 +98,7 @@ class Metrics:
 
 
 def add_evaluation(directory: str, step: int, split: str, metrics: Mapping[str, float]) -> list[dict]:
-    """Adds the metrics of a split, named `SPLIT_METRIC`, to `metrics.jsonl`, in place of those of an earlier evaluation.
+    """Adds the metrics of a split, named `SPLIT_METRIC`, to `metrics.jsonl`, in place of earlier ones of the same step.
 
     Training never reads the line, which `SPLIT` marks: an evaluation by hand does not change what a run does. It leaves
     out the metrics that training itself has logged at this step. Where there is no earlier one, a line is appended,

@@ -164,11 +164,13 @@ def _data(data: str, summary: Mapping) -> list[Section]:
 
 def _images_per_class(data: str) -> list[Table]:
     """How many images the classes of each split have, where the build left its statistics."""
-    if not tf.io.gfile.exists(os.path.join(data, statistics.FILE)):
+    try:
+        counts_of = statistics.read(data).images_per_class
+    except manifest.ManifestError:  # none, or of an older version
         return []
     rows = [
         (split, sum(count > 0 for count in counts), min(counts), float(np.median(counts)), max(counts))
-        for split, counts in statistics.read(data).images_per_class.items()
+        for split, counts in counts_of.items()
     ]
     return [Table(("split", "classes with images", "smallest class", "median", "largest class"), rows)]
 
