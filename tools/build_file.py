@@ -25,6 +25,8 @@ REPOSITORY_TESTS = (
     "test_build_file",
     "test_fidelity",
     "test_imports",
+    "test_lock",
+    "test_notebook",
     "test_public_accuracy",
     "test_readme",
     "test_recipes",
