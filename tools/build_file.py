@@ -30,6 +30,7 @@ REPOSITORY_TESTS = (
     "test_public_accuracy",
     "test_readme",
     "test_recipes",
+    "test_troubleshooting",
     "test_types",
 )
 # Modules whose distribution has another name.
