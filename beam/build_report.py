@@ -15,9 +15,11 @@ from beam import files, images, shards
 from beam.examples import name_bytes, text
 from pipeline import contact_sheet
 from pipeline.data import manifest, record, shard
+from pipeline.data.statistics import Statistics
 from pipeline.files import write_atomically
 
 FILE = "report.md"
+PICTURES = r"report_\w+\.(png|jpg)"
 _SAMPLE = 24  # tiles of a sheet
 _NAMED = 40  # up to so many classes, each gets a bar with its name
 
@@ -27,22 +29,18 @@ def write(
     classes: list[str],
     results: list[shards.ShardResult],
     splits: dict[str, manifest.Split],
+    counted: Statistics,
     facts: list[str],
     rejected: str,
     pairs: str | None,
 ) -> None:
     """Writes the report of a build into its folder.
 
-    `classes` are in label order; `facts` are the lines of its summary; `rejected` and `pairs` are the paths of
-    `rejected.jsonl` and `duplicates.jsonl`.
+    `classes` are in label order; `counted` and `facts` are its counts and the lines of its summary; `rejected` and
+    `pairs` are the paths of `rejected.jsonl` and `duplicates.jsonl`.
     """
-    counts = np.zeros(len(classes), np.int64)
-    sides: dict[int, int] = {}
-    for _, _, stats in results:
-        for label, count in stats["classes"].items():
-            counts[int(label)] += count
-        for bucket, count in stats["sides"].items():
-            sides[int(bucket)] = sides.get(int(bucket), 0) + count
+    counts = np.sum(list(counted.images_per_class.values()), axis=0)
+    sides = {int(bucket): count for bucket, count in counted.sides.items()}
     pictures = {
         "report_classes.png": _class_figure(classes, counts),
         "report_sizes.png": _size_figure(sides),

@@ -14,7 +14,7 @@ import tensorflow as tf
 from beam import build_report, duplicates, shards, summary
 from beam.errors import BuildError
 from pipeline import files
-from pipeline.data import manifest, record
+from pipeline.data import manifest, record, statistics
 
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
@@ -48,9 +48,9 @@ def finalize(
     splits = {name: _split([stats for _, _, stats in group]) for name, group in by_split}
     _check(spec, classes, classes_given, results, splits, sum(count for count, _, _ in sizes.values()))
     record_set = manifest.Manifest(spec.name, tuple(classes), spec.label_kind, splits)
-    counts = summary.Summary.of(len(classes), results, shared)
-    summary.write(spec.output_dir, counts)
-    build_report.write(spec, classes, results, splits, summary.lines(record_set, counts), rejected, pairs)
+    counts = summary.statistics_of(len(classes), results, shared)
+    statistics.write(spec.output_dir, counts)
+    build_report.write(spec, classes, results, splits, counts, summary.lines(record_set, counts), rejected, pairs)
     _write_tfds(spec, classes, splits)
     _remove_stale(spec, results)
     manifest.write(record_set, spec.output_dir)
@@ -167,17 +167,13 @@ def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> 
     current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {
         REJECTED,
         build_report.FILE,
-        summary.FILE,
+        statistics.FILE,
     }
     if any(stats["pairs"] for _, _, stats in results):
         current.add(DUPLICATES)
-    shard = (
-        rf"{re.escape(spec.name)}-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}"
-        rf"(\.index|\.json|{re.escape(duplicates.SUFFIX)})?"
-    )
-    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE, summary.FILE)))
-    partial = r"\.partial(-[0-9a-f]{32}(\.index)?)?"
-    ours = re.compile(rf"({shard}|{others})({partial})?|report_\w+\.(png|jpg){partial}")
+    others = "|".join(map(re.escape, (REJECTED, DUPLICATES, build_report.FILE, statistics.FILE)))
+    written = rf"({shards.file_pattern([spec.name])}|{others})({files.PARTIAL})?"
+    ours = re.compile(rf"{written}|{build_report.PICTURES}{files.PARTIAL}")
     for file in tf.io.gfile.listdir(spec.output_dir):
         if ours.fullmatch(file) and file not in current:
             tf.io.gfile.remove(os.path.join(spec.output_dir, file))

@@ -19,7 +19,7 @@ from beam.errors import BuildError
 from beam.options import BuildOptions
 from beam.sources import registry
 from beam.sources.source import Source
-from pipeline.data import manifest
+from pipeline.data import manifest, statistics
 
 
 def main(argv: list[str]) -> int:
@@ -40,9 +40,11 @@ def main(argv: list[str]) -> int:
     except BuildError as error:
         print(f"build_tfrecords.py: {error}", file=sys.stderr)
         return 1
-    for line in summary.lines(manifest.read(build.output_dir), summary.read(build.output_dir)):
+    made = manifest.read(build.output_dir)
+    for line in summary.lines(made, statistics.read(build.output_dir)):
         print(line)
     print(f"{build.output_dir}/manifest.json is written; {time.monotonic() - start:.1f} s.")
+    print(summary.next_step(made, build.output_dir))
     return 0
 
 

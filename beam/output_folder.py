@@ -13,19 +13,19 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from beam import build_report, finalize, shards
 from beam.errors import BuildError
 from beam.options import LIMITS, BuildOptions
 from pipeline import files
-from pipeline.data import manifest
+from pipeline.data import manifest, statistics
 
 SETTINGS = "build.json"  # the flags of a build that decide what it writes
 _NOT_OF_THE_SET = ("output_dir", "replace", "retry_rejected", "dry_run_images")
 _PATHS = ("input", "validation_input", "test_input", "classes", "classes_of", "remove_duplicates_of")
 # Written at the end of a build, some of them in place: they must not be links to the files of another set.
-_OF_EVERY_SET = (
-    rf"{re.escape(manifest.FILE)}|{re.escape(SETTINGS)}|dataset_info\.json|features\.json|\w+\.labels\.txt"
-    r"|summary\.json|rejected\.jsonl|duplicates\.jsonl|report\.md|report_\w+\.(png|jpg)"
-)
+_NAMES = (manifest.FILE, SETTINGS, finalize.REJECTED, finalize.DUPLICATES, statistics.FILE, build_report.FILE)
+_TFDS_FILES = r"dataset_info\.json|features\.json|\w+\.labels\.txt"
+_OF_EVERY_SET = "|".join([*map(re.escape, _NAMES), build_report.PICTURES, _TFDS_FILES])
 _CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
@@ -182,8 +182,7 @@ def _changed(old: tuple[str, ...], new: tuple[str, ...]) -> str:
 
 def _files_of(names: set[str]) -> re.Pattern:
     """Matches the files that builds of these names leave: shards, what is beside them, and what describes the set."""
-    shards = rf"({'|'.join(map(re.escape, sorted(names)))})-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}(\.\w+)?"
-    return re.compile(rf"({shards}|{_OF_EVERY_SET})(\.partial(-[0-9a-f]{{32}}(\.index)?)?)?")
+    return re.compile(rf"({shards.file_pattern(names)}|{_OF_EVERY_SET})({files.PARTIAL})?")
 
 
 def _link_shards(output: str, folder: str, settings: dict) -> None:
@@ -198,7 +197,7 @@ def _link_shards(output: str, folder: str, settings: dict) -> None:
     except (OSError, ValueError):
         pass
     shutil.rmtree(folder, ignore_errors=True)
-    kept = re.compile(rf"{re.escape(settings['name'])}-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}(\.\w+)?")
+    kept = re.compile(shards.file_pattern([settings["name"]]))
     _link_tree(output, folder, lambda name: kept.fullmatch(name) is not None)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 
 import tensorflow as tf
@@ -86,6 +87,12 @@ def path_of(spec: BuildSpec, split: str, index: int) -> str:
 def stats_path(path: str) -> str:
     """The path of the statistics of the shard at `path`."""
     return f"{path}.json"
+
+
+def file_pattern(names: Iterable[str]) -> str:
+    """Regular expression of the files of shards, as builds of record sets of these names leave them."""
+    suffixes = "|".join(map(re.escape, (shard.index_path(""), stats_path(""), duplicates.SUFFIX)))
+    return rf"({'|'.join(map(re.escape, sorted(names)))})-\w+\.tfrecord-\d{{5,}}-of-\d{{5,}}({suffixes})?"
 
 
 def fingerprint(

@@ -1,62 +1,40 @@
 """What a build says at its end: images and classes of each split, and what a person should know before training."""
 
-import dataclasses
-import json
+import collections
 import os
 from collections.abc import Iterable
 
 import numpy as np
 
 from beam import shards, splits
-from pipeline import files
 from pipeline.data.manifest import Manifest, Split
+from pipeline.data.statistics import Statistics
 
-FILE = "summary.json"
 _NAMED = 5  # names in a line
 _REASONS = 3  # of refusals, the most frequent ones
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Counts that the manifest does not have.
-
-    Attributes:
-      images_per_class: split to the number of images of each class, in label order.
-      shared: `SPLIT and SPLIT` to the number of images, by their bytes, that are in both.
-    """
-
-    images_per_class: dict[str, list[int]]
-    shared: dict[str, int]
-
-    @classmethod
-    def of(cls, classes: int, results: Iterable[shards.ShardResult], shared: dict[tuple[str, str], int]) -> "Summary":
-        """The counts of a build from those of its shards."""
-        counts: dict[str, np.ndarray] = {}
-        for split, _, stats in results:
-            of_split = counts.setdefault(split, np.zeros(classes, np.int64))
-            for label, count in stats["classes"].items():
-                of_split[int(label)] += count
-        return cls(
-            {split: of_split.tolist() for split, of_split in counts.items()},
-            {f"{one} and {other}": count for (one, other), count in sorted(shared.items())},
-        )
+def statistics_of(
+    classes: int, results: Iterable[shards.ShardResult], shared: dict[tuple[str, str], int]
+) -> Statistics:
+    """The counts of a build from those of its shards."""
+    counts: dict[str, np.ndarray] = {}
+    sides: collections.Counter[str] = collections.Counter()
+    for split, _, stats in results:
+        of_split = counts.setdefault(split, np.zeros(classes, np.int64))
+        for label, count in stats["classes"].items():
+            of_split[int(label)] += count
+        sides.update(stats["sides"])
+    return Statistics(
+        {split: of_split.tolist() for split, of_split in counts.items()},
+        {f"{one} and {other}": count for (one, other), count in sorted(shared.items())},
+        dict(sides),
+    )
 
 
-def write(folder: str, summary: Summary) -> None:
-    """Writes `summary.json` into the folder of a record set."""
-    content = json.dumps(dataclasses.asdict(summary), sort_keys=True) + "\n"
-    files.write_atomically(os.path.join(folder, FILE), content, several_writers=True)
-
-
-def read(folder: str) -> Summary:
-    """Reads what `write` wrote."""
-    with files.opened(os.path.join(folder, FILE), "r") as file:
-        return Summary(**json.load(file))
-
-
-def lines(record_set: Manifest, summary: Summary) -> list[str]:
-    """The summary for a person to read, a fact per line."""
-    counts = {name: np.array(summary.images_per_class[name]) for name in splits.in_order(record_set.splits)}
+def lines(record_set: Manifest, statistics: Statistics) -> list[str]:
+    """The end of a build for a person to read, a fact per line."""
+    counts = {name: np.array(statistics.images_per_class[name]) for name in splits.in_order(record_set.splits)}
     main = next(iter(counts))
     text = [_split_line(name, record_set.splits[name], of_split) for name, of_split in counts.items()]
     text += _rare_classes(main, counts[main], record_set.classes)
@@ -68,13 +46,26 @@ def lines(record_set: Manifest, summary: Summary) -> list[str]:
             if missing.size:
                 names = _some([record_set.classes[label] for label in missing])
                 text.append(f"Classes differ: {_number(missing.size, 'class')} of {one} not in {other} ({names}).")
-    for pair, count in summary.shared.items():
+    for pair, count in statistics.shared.items():
         text.append(
             f"{_number(count, 'image')} with the same bytes in {pair}: --duplicates=report names them. To leave them "
             f"out of {pair.split()[0]}, build {pair.split()[-1]} as a set of its own, and the rest with "
             "--remove_duplicates_of=THAT_SET."
         )
     return text
+
+
+def next_step(record_set: Manifest, folder: str) -> str:
+    """What to do with a record set that was built."""
+    if splits.TRAIN not in record_set.splits:
+        return f"Next: evaluate a run on it: --task=evaluate --gin_param='DATA_DIR=\"{folder}\"'"
+    if splits.VALIDATION not in record_set.splits:
+        return "Next: training needs a validation split too; --validation_fraction=0.1 holds a tenth of the images out."
+    run = os.path.join("runs", os.path.basename(os.path.normpath(folder)))
+    return (
+        "Next: python pipeline/main.py --gin_file=gin/finetune_own.gin "
+        f"--gin_param='DATA_DIR=\"{folder}\"' --model_dir={run}"
+    )
 
 
 def _split_line(name: str, split: Split, counts: np.ndarray) -> str:

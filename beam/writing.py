@@ -14,7 +14,7 @@ from beam.examples import SourceExample, name_bytes, text, to_record
 from beam.options import ImageSettings
 from beam.shards import BuildSpec
 from pipeline import files
-from pipeline.data import manifest, record, shard
+from pipeline.data import manifest, record, shard, statistics
 
 
 def commit_shard(
@@ -31,7 +31,7 @@ def commit_shard(
 
     Returns:
       file, listed, examples, bytes, sha256, id_checksum, passed (images whose bytes were kept), classes (class
-      index to count), sides (see `side_bucket`), rejected (rows of `rejected.jsonl`), pairs (duplicates found), in
+      index to count), sides (see `statistics.py`), rejected (rows of `rejected.jsonl`), pairs (duplicates found), in
       a set of several splits contents (hashes of the images, 8 bytes each, in base64), and what it was written from:
       fingerprint, kept (the fingerprint of what was not refused) and settings.
     """
@@ -128,7 +128,7 @@ def _write(
                 contents.append(hashlib.blake2b(result.data, digest_size=8).digest())
             ids.append(record.record_id(text(example.key)))
             classes.update(example.labels)
-            sides[side_bucket(min(result.width, result.height))] += 1
+            sides[statistics.side_bucket(min(result.width, result.height))] += 1
             passed += result.passed
             yield to_record(example, result.data, spec.label_kind)
 
@@ -166,8 +166,3 @@ def _rejection(example: SourceExample, refused: images.Refused) -> dict:
         "offset": example.offset,
         "size": example.size,
     }
-
-
-def side_bucket(side: int) -> int:
-    """The bucket of a shorter side in pixels: b for sides from 2**(b/2) up to 2**((b+1)/2)."""
-    return (side * side).bit_length() - 1

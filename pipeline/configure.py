@@ -24,6 +24,8 @@ from pipeline.files import is_remote, opened
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MACRO, _CONSTANT = "gin.macro", "gin.constant"
+_REQUIRED, _AUTO = "gin.REQUIRED", "AUTO"  # constants: of gin, and of ours
+gin.constant(_AUTO, _AUTO)
 _Key = tuple[str, str, str]
 
 
@@ -95,6 +97,16 @@ def get(name: str) -> collections.abc.Callable:
 def message(error: Exception) -> str:
     """The text of an error without the chain of configurables that gin appends to it."""
     return re.sub(r"\n\s*In call to configurable .*", "", str(error))
+
+
+def automatic() -> list[str]:
+    """The macros set to `%AUTO`: what follows from the data, and is to be bound before anything is called."""
+    return [s.scope for s in _bindings.values() if s.selector == _MACRO and _is_constant(s.value, _AUTO)]
+
+
+def macro(name: str) -> typing.Any:
+    """The value of a macro, None where it is not set."""
+    return _fill_in(_macro_value(name))
 
 
 def text() -> str:
@@ -194,7 +206,7 @@ def _problems(entry: str, tasks: Sequence[str]) -> Iterator[str]:
         if s.selector == _MACRO:
             if s.scope not in macros:
                 yield f"{s.place}: macro {s.scope} is used nowhere{_suggest(s.scope, macros)}"
-            elif _is_required(s.value):
+            elif _is_constant(s.value, _REQUIRED):
                 yield (
                     f"{s.place}: {s.scope} must be set, by a gin file that includes this one or with "
                     f"--gin_param='{s.scope}=VALUE'"
@@ -243,8 +255,8 @@ def _macro_value(name: str) -> object:
     return statement.value if statement else None
 
 
-def _is_required(value: object) -> bool:
-    return isinstance(value, gin_config.ConfigurableReference) and value.config_key == ("gin.REQUIRED", _CONSTANT)
+def _is_constant(value: object, name: str) -> bool:
+    return isinstance(value, gin_config.ConfigurableReference) and value.config_key == (name, _CONSTANT)
 
 
 def _fill_in(value: object) -> object:
@@ -261,7 +273,7 @@ def _type_problem(statement: Statement) -> str | None:
     function = _configurable(statement.selector).wrapped
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     hint, value = hints.get(statement.parameter, typing.Any), _fill_in(statement.value)
-    if _is_required(value) or _fits(value, hint):
+    if _is_constant(value, _REQUIRED) or _is_constant(value, _AUTO) or _fits(value, hint):
         return None
     return f"must be {_describe(hint)}, found {value!r}"
 

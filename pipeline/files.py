@@ -69,6 +69,9 @@ def remove_folder(path: str) -> None:
                 raise
 
 
+PARTIAL = r"\.partial(-[0-9a-f]{32}(\.index)?)?"  # what a killed writer may leave behind a name, also of a shard
+
+
 def write_atomically(path: str, content: str | bytes | Iterable[str | bytes], several_writers: bool = False) -> None:
     """Writes a file, whole or not at all: what stood at `path` before stays until all of `content` is written.
 

@@ -13,7 +13,7 @@ from pipeline.errors import RemoteFileError, remote_file_error
 from pipeline.model import garden, nfnet
 from pipeline.objective import SIGMOID
 from pipeline.serve import export as serving
-from pipeline.train import checkpoint, ledger, optimizer, sam, schedule, trainer
+from pipeline.train import auto_settings, checkpoint, ledger, optimizer, sam, schedule, trainer
 from pipeline.train.distribution import PeerLostError
 from pipeline.train.evaluate import evaluate
 from pipeline.train.experiment import Experiment
@@ -50,9 +50,9 @@ def run_configured(
       task: one of `TASKS`; what `main.run` names where None.
 
     Returns:
-      What the task returns.
+      What `task` returns; None where the configuration names it.
     """
-    resolved = bindings(files or [saved_config(model_dir)], params)
+    resolved = bindings(files or [saved_config(model_dir)], params, say=print)
     context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
     try:
         return configure.get(task or "main")(context)
@@ -62,10 +62,14 @@ def run_configured(
         raise problem from error
 
 
-def bindings(files: Sequence[str], params: Sequence[str]) -> dict[str, str]:
-    """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value."""
-    register()
-    configure.load(files, params, entry="main", tasks=TASKS)
+def bindings(
+    files: Sequence[str], params: Sequence[str], say: Callable[[str], None] = lambda text: None
+) -> dict[str, str]:
+    """Parses and checks the configuration; returns what decides a run's result, `configurable.parameter` to value.
+
+    `say` is told which settings were chosen for the data.
+    """
+    _load(files, params, say)
     resolved = configure.resolved(ignore=("main", "Loop", *TASKS))
     # It was the mean over classes once, and a run must not continue under another loss.
     if resolved.get("Experiment.loss") == repr(SIGMOID.name):
@@ -99,9 +103,21 @@ def saved_config(model_dir: str) -> str:
 
 def configured(files: Sequence[str], params: Sequence[str]) -> Experiment:
     """Parses and checks the configuration, and makes its experiment without running it."""
+    _load(files, params)
+    return configure.get("Experiment")()
+
+
+def _load(files: Sequence[str], params: Sequence[str], say: Callable[[str], None] = lambda text: None) -> None:
     register()
     configure.load(files, params, entry="main", tasks=TASKS)
-    return configure.get("Experiment")()
+    if automatic := configure.automatic():
+        names = {"directory": "DATA_DIR", "initial_checkpoint": "INITIAL_CHECKPOINT"}
+        names |= {"batch": "GLOBAL_BATCH", "epochs": "EPOCHS"}
+        given = {name: configure.macro(macro) for name, macro in names.items() if macro not in automatic}
+        chosen = auto_settings.choose(**given)
+        settings = [f"{name} = {chosen.values[name]!r}" for name in automatic]
+        say(f"{chosen.reason}: {', '.join(settings)}.")
+        configure.load(files, [*params, *settings], entry="main", tasks=TASKS)
 
 
 def register() -> None:
@@ -131,21 +147,29 @@ def register() -> None:
     )
 
 
-def main(context: RunContext, run: Callable) -> Any:
-    """Calls the task that the configuration names; returns what that returns."""
-    return run(context)
+def main(context: RunContext, run: Callable | Sequence[Callable]) -> None:
+    """Calls the task that the configuration names, or several in turn."""
+    for task in [run] if callable(run) else run:
+        task(context)
 
 
-def export(context: RunContext, experiment: Experiment, directory: str = "", top: int = 5) -> str:
-    """Exports the newest checkpoint of the run as a SavedModel; returns its version folder.
+def export(
+    context: RunContext,
+    experiment: Experiment,
+    directory: str = "",
+    top: int = 5,
+    which_checkpoint: str = checkpoint.NEWEST,
+) -> str:
+    """Exports a checkpoint of the run as a SavedModel; returns its version folder.
 
     Args:
       context: where the run is.
       experiment: the run's experiment.
       directory: where the version folders go; `saved_model` in the run's folder where ''.
       top: how many class names an answer holds for each image.
+      which_checkpoint: see `checkpoint.find`.
     """
-    saved = checkpoint.find(context.model_dir)
+    saved = checkpoint.find(context.model_dir, which_checkpoint)
     model = load_model(saved, experiment.create_evaluation_model)
     # Imported weights come without names: they are the records'.
     classes = saved.facts.get("class_names") or experiment.data.read_manifest().classes

@@ -54,6 +54,7 @@ ARROWS = {
         "pipeline/data/shard.py",
         "pipeline/data/manifest.py",
         "pipeline/data/rgb.py",
+        "pipeline/data/statistics.py",
     ),
 }
 LIBRARY = [path for path in build_file.python_files() if path.startswith(("pipeline/", "beam/"))]

@@ -98,20 +98,8 @@ def test_one_process_is_the_chief(monkeypatch, config, process):
     assert distribution.is_chief() == (process == 0)
 
 
-GIN = """
-include 'gin/model/nano.gin'
-include 'gin/run/pretrain.gin'
-DATA_DIR = "{records}"
-GLOBAL_BATCH = 16
-TRAIN_SIZE = 32
-EVAL_SIZE = 32
-EPOCHS = 2.5
-PRECISION = "float32"
-LEARNING_RATE = 0.2
-Experiment.ema_decay = 0.9
+GIN = f"""{tiny_runs.GIN}
 Loop.steps_per_loop = 1
-Loop.checkpoint_every = 4
-Loop.evaluate_every_epochs = 1
 Data.on_damage = "mask"
 """
 
@@ -119,7 +107,7 @@ Data.on_damage = "mask"
 @pytest.fixture(scope="module")
 def gin_file(records, tmp_path_factory):
     path = tmp_path_factory.mktemp("gin") / "small.gin"
-    path.write_text(GIN.format(records=records))
+    path.write_text(f'{GIN}DATA_DIR = "{records}"\n')
     return path
 
 

@@ -15,26 +15,15 @@ import time
 import numpy as np
 import pytest
 
-from tests import gcs_server, namespaces, record_sets
+from tests import gcs_server, namespaces, record_sets, tiny_runs
 from tests.run_results import assert_same
 
 pytestmark = pytest.mark.slow
 FAULTS = 0.03  # of all requests
-GIN = """
-include 'gin/model/nano.gin'
-include 'gin/run/pretrain.gin'
-GLOBAL_BATCH = 16
-TRAIN_SIZE = 32
-EVAL_SIZE = 32
-EPOCHS = 2.5
-PRECISION = "float32"
-LEARNING_RATE = 0.2
-Experiment.ema_decay = 0.9
+GIN = f"""{tiny_runs.GIN}
 Data.block = 4
 Data.window = 8
 Loop.steps_per_loop = 2
-Loop.checkpoint_every = 4
-Loop.evaluate_every_epochs = 1
 """
 
 

@@ -11,6 +11,19 @@ from pipeline.train import optimizer, schedule
 from pipeline.train.experiment import Experiment
 
 BATCH = 16
+GIN = """
+include 'gin/model/nano.gin'
+include 'gin/run/pretrain.gin'
+GLOBAL_BATCH = 16
+TRAIN_SIZE = 32
+EVAL_SIZE = 32
+EPOCHS = 2.5
+PRECISION = "float32"
+LEARNING_RATE = 0.2
+Experiment.ema_decay = 0.9
+Loop.checkpoint_every = 4
+Loop.evaluate_every_epochs = 1
+"""
 
 
 class TinyTrunk(tf_keras.Model):

@@ -36,7 +36,7 @@ def open_source(path: str, flags: Mapping[str, str] | None = None) -> Source:
     """
     given = {flag: value for flag, value in (flags or {}).items() if value}
     try:
-        kind = next((source for source in SOURCES if source.recognizes(path)), None)
+        kind = _kind(path)
         if kind is None:
             raise BuildError(f"--input={path} {_state(path)}: expected {expected()}.")
         for flag in given.keys() - kind.flags.keys():
@@ -81,7 +81,7 @@ def open_inputs(inputs: Mapping[str, str], flags: Mapping[str, str] | None = Non
 def _members(path: str, flags: Mapping[str, str] | None, auto: bool) -> list[Member]:
     """`--input`, whole or in the splits that it has."""
     try:
-        kind = next((source for source in SOURCES if source.recognizes(path)), None)
+        kind = _kind(path)
         found = kind.splits_of(path) if kind and auto else []
     except OSError as error:
         raise BuildError(f"--input={path} is out of reach: {error}") from error
@@ -93,6 +93,10 @@ def _members(path: str, flags: Mapping[str, str] | None, auto: bool) -> list[Mem
     members += [Member(source, members[0].split, "") for source in kind.beside_splits(path)] if kind else []
     first = members[0]
     return [first._replace(source=dataclasses.replace(first.source, notes=(note,))), *members[1:]]
+
+
+def _kind(path: str) -> type[Source] | None:
+    return next((source for source in SOURCES if source.recognizes(path)), None)
 
 
 def _state(path: str) -> str:

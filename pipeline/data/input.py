@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
-from pipeline.data import augment, manifest, reader, record
+from pipeline.data import augment, manifest, reader, record, statistics
 from pipeline.data.batch_shape import BatchShape
 from pipeline.data.order import EpochBudget, Order
 from pipeline.objective import Objective
@@ -30,6 +31,7 @@ class Data:
         shard where the records are remote. None checks only records on this machine's disk.
       block, window: sizes of the shuffle, in records (see `order.py`). None takes those of `Order`, and longer ones for
         records in an object store, where each read takes long.
+      balance_classes: in training, weigh an example by how rare its class is, so that all classes count the same.
       max_labels: labels kept of a multi-label record, its first ones.
       images: about how many images the training split has, for estimates before the records exist.
     """
@@ -46,6 +48,7 @@ class Data:
     check_shards: bool | None = None
     block: int | None = None
     window: int | None = None
+    balance_classes: bool = False
     max_labels: int = 16
     images: int | None = None
 
@@ -62,6 +65,10 @@ class Data:
         """
         images = self.batch if images is None else images
         return BatchShape(images, self.augmentation.repeats, self.augmentation.group, **divisors)
+
+    def evaluation_batch_shape(self, images: int | None = None, **divisors: int) -> BatchShape:
+        """How an evaluation batch divides; arguments as in `batch_shape`."""
+        return BatchShape(self.batch if images is None else images, **divisors)
 
     @property
     def shuffle_sizes(self) -> tuple[int, int]:
@@ -105,13 +112,17 @@ class Data:
 
     def training_view(self, seed: int, objective: Objective) -> View:
         """Maps records to varied training examples; the variation depends on (seed, epoch, record id) alone."""
+        class_weights = self._class_weights() if self.balance_classes else None
 
         def prepare(example):
             key = tf.constant([seed, 1], tf.int64)
             for number in (tf.cast(example["epoch"], tf.int64), example["id"]):
                 key = tf.random.experimental.stateless_fold_in(key, number)
             seeds = tf.random.stateless_uniform([2], key, None, None, tf.int32)
-            return {**self._example(example, objective), "seed": seeds}
+            prepared = {**self._example(example, objective), "seed": seeds}
+            if class_weights is not None:
+                prepared["label_weights"] *= tf.gather(class_weights, prepared["labels"])
+            return prepared
 
         def view(records):
             prepared = records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -136,8 +147,12 @@ class Data:
         """
         placeholder = tf.constant([record.placeholder(label_kind)])
         example = {**record.parse(placeholder, tf.constant([""]), label_kind), **reader.slot_fields([0], [0.0])}
-        view = self.training_view(0, objective)(tf.data.Dataset.from_tensor_slices(example))
+        unweighted = dataclasses.replace(self, balance_classes=False)  # the same shapes, without the records
+        view = unweighted.training_view(0, objective)(tf.data.Dataset.from_tensor_slices(example))
         return view.batch(images, drop_remainder=True).element_spec
+
+    def _class_weights(self) -> np.ndarray:
+        return statistics.read(self.directory).class_weights(self.train_split)
 
     def _example(self, example: dict[str, tf.Tensor], objective: Objective) -> dict[str, tf.Tensor]:
         """The fields that training needs, with `labels` int64 [k] and `label_weights` float32 [k]."""

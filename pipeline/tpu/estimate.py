@@ -41,6 +41,11 @@ class Fit:
     needed_bytes: int | None
     refusal: str
 
+    @property
+    def reason(self) -> str:
+        """The first line of `refusal`."""
+        return self.refusal.strip().splitlines()[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class LargestBatch:

@@ -30,9 +30,7 @@ def stage(title: str, console: Console | None = None) -> Iterator[None]:
 
 def show_rehearsal(rehearsal: Rehearsal, console: Console | None = None) -> None:
     """Prints what each check found, what the input must deliver, and whether the run would start."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = _wide(console)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(style="bold")
@@ -51,6 +49,13 @@ def show_rehearsal(rehearsal: Rehearsal, console: Console | None = None) -> None
     console.print("The first step would be taken." if rehearsal.starts else "The run would end before its first step.")
 
 
+def _wide(console: Console | None) -> Console:
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
+
+
 def show_report(numbers: Mapping[str, float | str], console: Console | None = None) -> None:
     """Prints the numbers of a run beside its estimate, as Markdown that can be sent."""
     console = console or Console()
@@ -62,9 +67,7 @@ def show_report(numbers: Mapping[str, float | str], console: Console | None = No
 
 def show(estimate: Estimate, advice: list[str], console: Console | None = None) -> None:
     """Prints the estimate, and what to change where the step does not fit."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = _wide(console)
     if other := compiler.untested(estimate.provenance.versions):
         console.print(f"Untested versions: {other}.", style="yellow")
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -96,7 +99,7 @@ def _rows(estimate: Estimate) -> list[tuple[str, str]]:
         ("Largest batch", _largest(estimate)),
     ]
     if time is None or cost is None:
-        return [*rows, ("Compiler", estimate.fit.refusal.strip().splitlines()[0])]
+        return [*rows, ("Compiler", estimate.fit.reason)]
     return [
         *rows,
         (

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from pipeline import files
-from pipeline.data.batch_shape import BatchShape
 from pipeline.errors import cause
 from pipeline.tpu import check, made_up_devices, program
 from pipeline.tpu.chips import Topology
@@ -116,7 +115,7 @@ def rehearse(
             nonlocal estimate, hlo
             estimate, hlo = check.check(experiment, configure, topology, images=images, progress=progress)
             if not estimate.fit.fits:
-                raise ValueError(f"does not fit: {estimate.fit.refusal.strip().splitlines()[0]}")
+                raise ValueError(f"does not fit: {estimate.fit.reason}")
             return "fits"
 
         findings.append(_attempt("Memory", compile_step))
@@ -145,9 +144,8 @@ def _batch(experiment: Experiment, topology: Topology) -> str:
 
 
 def _evaluation_batch(experiment: Experiment, loop: Loop, topology: Topology) -> str:
-    images = loop.eval_batch or experiment.data.batch
-    shape = BatchShape(images, hosts=topology.hosts, replicas=topology.replicas)
-    return f"{images:,} images, {shape.replica_images} a replica"
+    shape = experiment.data.evaluation_batch_shape(loop.eval_batch, hosts=topology.hosts, replicas=topology.replicas)
+    return f"{shape.images:,} images, {shape.replica_images} a replica"
 
 
 def _records(experiment: Experiment, shared: Callable[..., None]) -> str:

@@ -159,10 +159,14 @@ class Checkpoints:
 
 
 class BestCheckpoint:
-    """After an evaluation with the lowest validation loss so far, copies the step's checkpoint to `model_dir/best`."""
+    """Copies the checkpoint of an evaluation with the lowest validation loss so far to `best` in the run's folder."""
 
     def __init__(self, model_dir: str, checkpoints: Checkpoints, metrics: MetricsLog):
-        self._directory, self._checkpoints, self._metrics = os.path.join(model_dir, "best"), checkpoints, metrics
+        self._directory, self._checkpoints, self._metrics = (
+            os.path.join(model_dir, checkpoint.BEST),
+            checkpoints,
+            metrics,
+        )
 
     def __call__(self, output: Output) -> None:
         """Keeps the checkpoint if it is the best."""

@@ -25,6 +25,7 @@ from pipeline import files
 from pipeline.errors import cause
 
 FORMAT = 1
+NEWEST, BEST = "newest", "best"  # the best one is in a folder of this name in the run's
 COMMIT_FILE = "checkpoint.json"
 _PREFIX = "variables"
 _KEY_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -197,12 +198,20 @@ def latest(directory: str) -> Saved | None:
     return None
 
 
-def find(path: str) -> Saved:
-    """The checkpoint at `path`: a checkpoint's own folder, or a run's or an import's folder (its newest one).
+def find(path: str, which: str = NEWEST) -> Saved:
+    """The checkpoint at `path`: a checkpoint's own folder, or a run's or an import's folder.
+
+    Args:
+      path: of the folder.
+      which: of a run's checkpoints, 'newest', or 'best': that with the lowest validation loss, if the run keeps it.
 
     Raises:
       CheckpointError: there is none.
     """
+    if which not in (NEWEST, BEST):
+        raise ValueError(f"which_checkpoint is {which!r}; expected {NEWEST!r} or {BEST!r}.")
+    if which == BEST and (saved := latest(os.path.join(path, BEST))):
+        return saved
     if tf.io.gfile.exists(os.path.join(path, COMMIT_FILE)):
         return open_checkpoint(path)
     saved = latest(os.path.join(path, "checkpoints")) or latest(path)

@@ -15,8 +15,15 @@ from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.trained_model import load_model
 
 
-def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> dict:  # noqa: B008 (frozen)
-    """Evaluates the newest checkpoint in `context.model_dir` on the validation split; returns and prints its metrics.
+def evaluate(
+    context: RunContext,
+    experiment: Experiment,
+    loop: Loop = Loop(),  # noqa: B008 (frozen)
+    which_checkpoint: str = checkpoint.NEWEST,
+) -> dict:
+    """Evaluates a checkpoint in `context.model_dir` on the validation split; returns and prints its metrics.
+
+    `which_checkpoint` is as of `checkpoint.find`.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is of another model.
@@ -24,7 +31,7 @@ def evaluate(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -
     """
     distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
-    saved, manifest = checkpoint.find(context.model_dir), experiment.data.read_manifest()
+    saved, manifest = checkpoint.find(context.model_dir, which_checkpoint), experiment.data.read_manifest()
     check_classes(saved, manifest, experiment.data.directory)
     records = experiment.data.validation_records(manifest)
     with strategy.scope():

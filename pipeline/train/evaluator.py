@@ -9,7 +9,6 @@ import tf_keras
 
 from pipeline import objective
 from pipeline.data.augment import normalize
-from pipeline.data.batch_shape import BatchShape
 from pipeline.data.input import distributed_batches
 from pipeline.data.order import EpochBudget
 from pipeline.data.reader import RecordSet
@@ -19,6 +18,27 @@ from pipeline.train.step import Batch
 
 # Nothing here is Python that depends on tensors; converting it all the same would take most of the start.
 _plain = tf.autograph.experimental.do_not_convert
+
+
+def evaluation_batches(
+    strategy: tf.distribute.Strategy, experiment: Experiment, records: RecordSet, images: int | None = None
+) -> tuple[tf.distribute.DistributedDataset, int]:
+    """Returns one pass over a split as evaluation sees it, in the order of the records, and its number of steps.
+
+    Args:
+      strategy: where to evaluate.
+      experiment: says how the images are seen.
+      records: the split.
+      images: global batch, the training batch where None. The last batch is padded with examples of weight 0.
+
+    Raises:
+      ValueError: the batch does not divide over hosts and replicas.
+    """
+    hosts, replicas = distribution.hosts(strategy), strategy.num_replicas_in_sync
+    images = experiment.data.evaluation_batch_shape(images, hosts=hosts, replicas=replicas).images
+    budget = EpochBudget(records.order(images, seed=0, shuffle=False), images, 1)
+    view = experiment.data.evaluation_view(experiment.objective)
+    return distributed_batches(strategy, records, budget, view, images), budget.steps
 
 
 class Evaluator(orbit.StandardEvaluator):
@@ -35,6 +55,9 @@ class Evaluator(orbit.StandardEvaluator):
       batch: global batch, the training batch where None.
       after_step: called after each step.
 
+    Attributes:
+      steps: of a whole evaluation.
+
     Raises:
       ValueError: the batch does not divide over hosts and replicas.
     """
@@ -48,23 +71,13 @@ class Evaluator(orbit.StandardEvaluator):
         batch: int | None = None,
         after_step: Callable[[], None] = lambda: None,
     ):
-        batch = batch or experiment.data.batch
-        BatchShape(batch, hosts=distribution.hosts(strategy), replicas=strategy.num_replicas_in_sync)
         self.strategy = strategy
         self._records = records
         self._after_step = after_step
-        order = records.order(batch, seed=0, shuffle=False)
-        self._budget = EpochBudget(order, batch, 1)
         self._objective = experiment.objective
         self._model = model
-        view = experiment.data.evaluation_view(experiment.objective)
-        dataset = distributed_batches(strategy, records, self._budget, view, batch)
+        dataset, self.steps = evaluation_batches(strategy, experiment, records, batch)
         super().__init__(eval_dataset=dataset)
-
-    @property
-    def steps(self) -> int:
-        """Steps of a whole evaluation."""
-        return self._budget.steps
 
     def eval_begin(self) -> np.ndarray:
         """The sums so far: loss, top-1 hits, top-5 hits, examples."""

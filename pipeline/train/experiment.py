@@ -25,6 +25,7 @@ class Experiment:
       schedule: called with (steps, steps an epoch), returns the learning rate schedule.
       epochs: the epoch budget; a fraction is allowed.
       max_steps: stop after this many steps, as if interrupted; for trying things out.
+      patience: stop early, after this many epochs without a better validation loss; see `Loop.evaluate_every_epochs`.
       num_classes: width of the last layer; the record set's number of classes where None.
       loss: 'softmax' or 'sigmoid'.
       label_smoothing: share of the target that is spread over all classes.
@@ -44,6 +45,7 @@ class Experiment:
     schedule: Callable[..., tf_keras.optimizers.schedules.LearningRateSchedule]
     epochs: float
     max_steps: int | None = None
+    patience: float | None = None
     num_classes: int | None = None
     loss: str = "softmax"
     label_smoothing: float = 0.0

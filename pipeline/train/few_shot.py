@@ -14,11 +14,9 @@ import tensorflow as tf
 from pipeline import files, report
 from pipeline.data import reader
 from pipeline.data.augment import normalize
-from pipeline.data.batch_shape import BatchShape
-from pipeline.data.input import distributed_batches
-from pipeline.data.order import EpochBudget
 from pipeline.model.classifier import Classifier
 from pipeline.train import checkpoint, distribution
+from pipeline.train.evaluator import evaluation_batches
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.step import Batch
@@ -33,8 +31,9 @@ def few_shot(
     loop: Loop = Loop(),  # noqa: B008 (frozen)
     shots: Sequence[int] = (1, 5, 10),
     seed: int = 0,
+    which_checkpoint: str = checkpoint.NEWEST,
 ) -> dict:
-    """Evaluates the newest checkpoint in `context.model_dir` on the record set of `experiment.data`.
+    """Evaluates a checkpoint in `context.model_dir` on the record set of `experiment.data`.
 
     The classes may be others than those that the network was trained on. Prints the results and writes them to
     `few_shot.json` in the run's folder.
@@ -45,6 +44,7 @@ def few_shot(
       loop: where to compute the features.
       shots: numbers of examples a class.
       seed: chooses the examples.
+      which_checkpoint: see `checkpoint.find`.
 
     Returns:
       `few_shot_K`: share of the validation split classified right from K examples a class.
@@ -54,7 +54,7 @@ def few_shot(
       ValueError: a class has too few examples, or the examples have several labels.
     """
     strategy = loop.create_strategy()
-    saved, made = checkpoint.find(context.model_dir), experiment.data.read_manifest()
+    saved, made = checkpoint.find(context.model_dir, which_checkpoint), experiment.data.read_manifest()
     with strategy.scope():
         model = load_model(
             saved, lambda num_classes: experiment.create_evaluation_model(num_classes, target_device=None)
@@ -92,16 +92,14 @@ def extract(
     Raises:
       ValueError: the examples have several labels, or the batch does not divide over hosts and replicas.
     """
-    batch = batch or experiment.data.batch
-    BatchShape(batch, hosts=distribution.hosts(strategy), replicas=strategy.num_replicas_in_sync)
-    budget = EpochBudget(records.order(batch, seed=0, shuffle=False), batch, 1)
-    view = experiment.data.evaluation_view(experiment.objective)
     compute = features_step(strategy, model)
-    iterator = iter(distributed_batches(strategy, records, budget, view, batch))
-    batches = [tf.nest.map_structure(lambda each: each.numpy(), compute(iterator)) for _ in range(budget.steps)]
+    dataset, steps = evaluation_batches(strategy, experiment, records, batch)
+    iterator, batches = iter(dataset), []
+    for _ in range(steps):
+        batches.append({name: values.numpy() for name, values in compute(iterator).items()})
+        if np.count_nonzero(batches[-1]["label_weights"], axis=1).max() > 1:
+            raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
     joined = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
-    if np.count_nonzero(joined["label_weights"], axis=1).max() > 1:
-        raise ValueError(f"{records.directory} has several labels an example; few-shot evaluation needs one.")
     real = np.flatnonzero(joined["weight"])
     real = real[np.argsort(joined["id"][real])]  # on every number of hosts the same
     return joined["features"][real], joined["labels"][real, 0]

@@ -1,6 +1,7 @@
 """Training, from the first step to the summary."""
 
 import os
+from collections.abc import Sequence
 
 import orbit
 
@@ -33,7 +34,8 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
     run = components.assemble(context, experiment, loop)
     strategy, state = run.strategy, run.state
     resumed = starting_point.restore(context, experiment, run)
-    if state.step >= run.last_step and (summary := report.find_summary(context.model_dir)):
+    ended = state.step >= run.last_step or stops_early(experiment, run, report.read_metrics(context.model_dir))
+    if ended and (summary := report.find_summary(context.model_dir)):
         print(f"{context.model_dir} is finished: step {state.step} of {run.last_step}.")
         return summary
     if distribution.is_chief():
@@ -79,6 +81,9 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
             if state.step == end and not metrics.has_evaluation(end):
                 checkpoints.save()
                 controller.evaluate(evaluator.steps)
+            if end < run.last_step and stops_early(experiment, run, metrics.evaluations):
+                progress.say(f"No lower validation loss for {experiment.patience:g} epochs: stopped after step {end}.")
+                break
         ledger()
         checkpoints.save()
         checkpoints.prune()
@@ -89,6 +94,15 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
         report.write_summary(context.model_dir, summary)
     print(f"{context.model_dir}: step {summary['step']}, {report.describe(actions.validation_metrics(summary))}")
     return summary
+
+
+def stops_early(experiment: Experiment, run: components.RunComponents, metrics: Sequence[dict]) -> bool:
+    """Whether the validation loss, in lines of `metrics.jsonl`, has not fallen for `Experiment.patience` epochs."""
+    losses = {line["step"]: line[actions.BEST_METRIC] for line in metrics if actions.BEST_METRIC in line}
+    if experiment.patience is None or not losses:
+        return False
+    best = min(losses, key=losses.__getitem__)
+    return run.budget.epoch_of_step(max(losses)) - run.budget.epoch_of_step(best) >= experiment.patience
 
 
 def evaluation_steps(budget: EpochBudget, last_step: int, every_epochs: float | None) -> list[int]:
