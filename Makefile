@@ -1,5 +1,8 @@
 # `make` alone lists the commands. Each one sets up what it needs first.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+# Names that pyenv and the like offer for every Python need not start one: so each is tried.
+PYTHON ?= $(or $(shell for name in python3 python3.11 python3.12 python3.13 python3.10; do \
+  $$name -c '$(SUPPORTED)' 2> /dev/null && echo $$name && break; done),python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
@@ -13,28 +16,41 @@ export TF_CPP_MIN_LOG_LEVEL ?= $(if $(wildcard /proc/driver/nvidia/version),2,3)
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv and install requirements.txt into it
+# Makes the environment $(1), with the uv of the lock in it.
+define environment
+@"$(PYTHON)" -c '$(SUPPORTED)' 2> /dev/null || { \
+  version=$$("$(PYTHON)" -c 'import sys; print(sys.version.split()[0])' 2> /dev/null); \
+  echo "Found $${version:+Python }$${version:-no Python} as '$(PYTHON)', and TensorFlow 2.20 takes Python 3.10 to 3.13:" \
+  "install one of them, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+"$(PYTHON)" -m venv $(1)
+$(1)/bin/python -m pip install --disable-pip-version-check --quiet --constraint requirements.txt uv
+endef
+INSTALL = $(1)/bin/uv pip install --quiet --python $(1)/bin/python
+
+setup: $(READY) $(if $(GPU),$(VENV)/gpu) ## make .venv and install requirements.txt into it; GPU=1 adds CUDA's libraries
 
 $(READY): requirements.txt
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-	  echo "Found '$(PYTHON)', which is no Python 3.11; install it or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(call environment,$(VENV))
+	$(call INSTALL,$(VENV)) -r requirements.txt
+	@touch $@
+
+$(VENV)/gpu: requirements-gpu.txt $(READY)
+	$(call INSTALL,$(VENV)) -r requirements-gpu.txt
 	@touch $@
 
 setup-tpu: $(VENV)/tpu ## also install the TPU compiler, for pipeline/tpu_check.py
 
 $(VENV)/tpu: requirements-tpu.txt $(READY)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements-tpu.txt
+	$(call INSTALL,$(VENV)) -r requirements-tpu.txt
 	@touch $@
 
 setup-tpu-vm: $(VENV)-tpu-vm/ready ## on a TPU VM: make .venv-tpu-vm, whose TensorFlow has a TPU's kernels
 
 # The lock is complete, and packages that ask for tensorflow must not get it: so without dependencies.
 $(VENV)-tpu-vm/ready: requirements.txt requirements-tpu-vm.txt
-	"$(PYTHON)" -m venv $(VENV)-tpu-vm
+	$(call environment,$(VENV)-tpu-vm)
 	sed 's/^tensorflow==/tensorflow-tpu==/' requirements.txt | cat - requirements-tpu-vm.txt > $(VENV)-tpu-vm/requirements.txt
-	$(VENV)-tpu-vm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r $(VENV)-tpu-vm/requirements.txt
+	$(call INSTALL,$(VENV)-tpu-vm) --no-deps -r $(VENV)-tpu-vm/requirements.txt
 	@touch $@
 
 quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER for your own
@@ -101,14 +117,16 @@ bench-gpu: setup ## speed of a full training step on what JAX has; JAX=PYTHON na
 tpu-table: setup-tpu ## speeds of the study's variants on TPU v4, compiled: pipeline/model/tpu_v4_speeds.json
 	$(RUN) tools/tpu_table.py
 
-lock: ## rewrite requirements.txt from requirements.in, with the newest versions that fit
-	rm -rf $(VENV)-lock
-	"$(PYTHON)" -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --disable-pip-version-check --quiet -r requirements.in
-	{ sed -n '1,/^#$$/p' requirements.txt; sed -n '/^[^#]/s/^/#   /p' requirements.in; echo '#'; \
-	  $(VENV)-lock/bin/python -m pip freeze --all --exclude pip; } > requirements.new
-	mv requirements.new requirements.txt
-	rm -rf $(VENV)-lock
+# One lock for every Python. The environments that pyproject.toml states need not stand on each line.
+COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
+  $(if $(UPGRADE),--upgrade)
+PLAIN := sed -i -e "s/ and sys_platform == 'linux'//; s/ and python_full_version < '3.14'//; s/ ; python_full_version < '3.14'$$//"
+
+lock: setup ## rewrite requirements.txt and requirements-gpu.txt from their .in files; UPGRADE=1 takes the newest versions
+	$(COMPILE) requirements.in --output-file requirements.txt
+	$(PLAIN) -e '1i # Every package of the environment, pinned for Python 3.10 to 3.13. Made by `make lock` from requirements.in.' requirements.txt
+	$(COMPILE) requirements-gpu.in --no-strip-extras --constraint requirements.txt --output-file requirements-gpu.txt
+	$(PLAIN) -e '/^tensorflow\[\|^nvidia-/!d' requirements-gpu.txt
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-lock .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,8 @@
 """A listed image: its key, where its bytes are stored, and its labels."""
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+from typing_extensions import NamedTuple  # of Python 3.10, the one in typing cannot be generic
 
 from beam.splits import TRAIN
 from pipeline.data import record

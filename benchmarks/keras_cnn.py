@@ -2,8 +2,8 @@
 
     python benchmarks/keras_cnn.py FOLDER --size=48 --rate=1e-3 --seconds=200 [--mirror]
 
-Four convolutions with batch normalisation, Adam whose rate falls linearly, light augmentation; the epoch with the highest
-validation accuracy is tested. It trains until the process has taken so many processor seconds, and prints JSON.
+Four convolutions with batch normalisation, Adam whose rate falls linearly, light augmentation; the epoch with the
+highest validation accuracy is tested. It trains until the process has taken so many processor seconds, and prints JSON.
 """
 
 import argparse

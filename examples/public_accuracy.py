@@ -13,7 +13,6 @@ Exit code 0 where top-1 is within 0.1 points of what the authors published, 1 wh
 import argparse
 import base64
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -99,7 +98,7 @@ def fetch(arguments: argparse.Namespace, work: pathlib.Path) -> pathlib.Path:
             shutil.copyfileobj(answer, file, 1 << 20)
             sent = answer.headers.get_all("x-goog-hash") or []
         sums = dict(part.strip().split("=", 1) for line in sent for part in line.split(","))
-        if "md5" in sums and (found := _digest(partial, "md5")) != base64.b64decode(sums["md5"]).hex():
+        if "md5" in sums and (found := files.digest(partial, "md5")) != base64.b64decode(sums["md5"]).hex():
             raise ComparisonError(f"{address} did not arrive whole: its MD5 is {found}. Fetch it again.")
         check(partial, f"deepmind-{variant}", work, arguments.sha256, **expected)
         partial.rename(path)
@@ -131,7 +130,7 @@ def check(path: pathlib.Path, name: str, work: pathlib.Path, sha256: str | None,
     """
     record = work / "checksums.json"
     known = json.loads(record.read_text()) if record.exists() else {}
-    found = {"sha256": _digest(path, "sha256"), "md5": _digest(path, "md5")}
+    found = {"sha256": files.digest(path), "md5": files.digest(path, "md5")}
     expected = {"sha256": sha256 or known.get(name, {}).get("sha256"), "md5": md5}
     for kind, value in expected.items():
         if value and value != found[kind]:
@@ -144,16 +143,11 @@ def check(path: pathlib.Path, name: str, work: pathlib.Path, sha256: str | None,
         files.write_atomically(str(record), json.dumps({**known, name: found}, indent=1) + "\n")
 
 
-def _digest(path: pathlib.Path, kind: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
-
-
 def import_weights(path: pathlib.Path, source: str, variant: str, work: pathlib.Path) -> pathlib.Path:
     """The folder of a run with the weights of the file, imported where they are not yet."""
     model_dir = work / f"{source}-{variant}"
     saved = checkpoint.latest(str(model_dir / "checkpoints"))
-    if saved is None or saved.facts.get("imported_sha256") != _digest(path, "sha256"):
+    if saved is None or saved.facts.get("imported_sha256") != files.digest(path):
         model = public_weights.from_file(str(path), source, variant)
         print(f"Imported {path} to {public_weights.save(model, str(model_dir), str(path))}")
     return model_dir
@@ -198,7 +192,7 @@ def compare(
     result = {
         "source": arguments.source,
         "variant": arguments.variant,
-        "sha256": _digest(weights, "sha256"),
+        "sha256": files.digest(weights),
         "examples": examples,
         "top1": top1,
         "top5": 100 * metrics["top5"],

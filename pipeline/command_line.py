@@ -18,13 +18,18 @@ def run(main: Callable[[list[str]], int]) -> None:
     moment, and a KeyboardInterrupt would wait for TensorFlow, or be lost in a library that catches everything.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Of errors in its C++, TensorFlow raises those that matter; without a GPU it reports as one that there is none.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists(_GPU_DRIVER) else "3")
+    quiet_tensorflow()
     try:
         app.run(main, flags_parser=_parse)
     except BrokenPipeError:  # the reader of the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at the end
         sys.exit(1)
+
+
+def quiet_tensorflow() -> None:
+    """Lets TensorFlow, when it is imported, log what matters alone, unless the environment says otherwise."""
+    # Of errors in its C++, it raises those that matter; without a GPU it reports as one that there is none.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists(_GPU_DRIVER) else "3")
 
 
 def _parse(argv: list[str]) -> list[str]:

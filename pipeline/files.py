@@ -1,5 +1,6 @@
 """Files on this machine's disk or on a file system of TensorFlow's (`gs://`), written whole or not at all."""
 
+import hashlib
 import os
 import typing
 import uuid
@@ -29,6 +30,15 @@ def opened(path: str, mode: str) -> typing.IO:
     import tensorflow as tf
 
     return tf.io.gfile.GFile(path, mode)
+
+
+def digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """The digest of a file on this machine's disk, in hexadecimal."""
+    result = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            result.update(block)
+    return result.hexdigest()
 
 
 def make_folder(path: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -38,7 +39,7 @@ EXPECTED_ERRORS = (
 
 def run_configured(
     files: Sequence[str], params: Sequence[str], model_dir: str, force_resume: bool = False, task: str | None = None
-) -> None:
+) -> Any:
     """Parses and checks the configuration, then does a task in `model_dir`.
 
     Args:
@@ -47,11 +48,14 @@ def run_configured(
       model_dir: folder of the run.
       force_resume: continue although configuration or data changed.
       task: one of `TASKS`; what `main.run` names where None.
+
+    Returns:
+      What `task` returns; None where the configuration names it.
     """
     resolved = bindings(files or [saved_config(model_dir)], params, say=print)
     context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
     try:
-        configure.get(task or "main")(context)
+        return configure.get(task or "main")(context)
     except tf.errors.OpError as error:
         if (problem := remote_file_error(error)) is None:
             raise

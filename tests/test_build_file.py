@@ -7,7 +7,7 @@ import pytest
 from tools import build_file
 
 # In requirements.in for another reason than an import.
-COMMANDS = {"mypy", "pytest-xdist", "ruff"}
+COMMANDS = {"jinja2", "mypy", "pytest-xdist", "ruff", "tensorflow-metadata", "uv"}
 
 
 @pytest.fixture

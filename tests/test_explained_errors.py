@@ -9,6 +9,7 @@ from pipeline.tpu import made_up_devices
 from pipeline.train import distribution
 from pipeline.train.controller import explained_errors
 from pipeline.train.distribution import HostLostError
+from pipeline.train.memory import OutOfMemoryError
 
 ONE_DEVICE = tf.distribute.OneDeviceStrategy("/cpu:0")
 RESET = (
@@ -60,6 +61,14 @@ def test_a_lost_host_of_a_tpu_slice_is_named(kind):
         explained_errors(strategy),
     ):
         raise kind(None, None, RESET)
+
+
+def test_a_device_without_enough_memory_is_told_from_a_full_disk():
+    message = r"too little memory \(OOM when allocating.*Data\.batch.*accumulation_steps.*smaller variant"
+    with pytest.raises(OutOfMemoryError, match=message), explained_errors(ONE_DEVICE):
+        tf.zeros([1 << 45])
+    with pytest.raises(tf.errors.ResourceExhaustedError, match="space"), explained_errors(ONE_DEVICE):
+        raise tf.errors.ResourceExhaustedError(None, None, "/run/metrics.jsonl; No space left on device")
 
 
 def test_other_errors_stay_what_they_are():

@@ -16,6 +16,8 @@ import sys
 ROOT = pathlib.Path(__file__).absolute().parent.parent
 FOLDERS = ("beam", "benchmarks", "examples", "pipeline", "tests", "tools")
 TEST_RUNNER = "tools/run_tests.py"
+# Loaded by each import from the package, and imports nothing itself.
+PACKAGE = "pipeline/__init__.py"
 # What pytest loads for every test.
 TEST_SUPPORT = ("tests/conftest.py", TEST_RUNNER)
 # Tests of the repository as a whole: they read its files and run its programs.
@@ -23,9 +25,12 @@ REPOSITORY_TESTS = (
     "test_build_file",
     "test_fidelity",
     "test_imports",
+    "test_lock",
+    "test_notebook",
     "test_public_accuracy",
     "test_readme",
     "test_recipes",
+    "test_troubleshooting",
     "test_types",
 )
 # Modules whose distribution has another name.
@@ -123,7 +128,7 @@ def dependencies(path: str, root: pathlib.Path = ROOT) -> set[str]:
     used = {file for stem in stems for file in (f"{stem}.py", f"{stem}/__init__.py")} & files
     if path.startswith("tests/"):
         used |= files & _strings(path, root)
-    return used - {path}
+    return used - {path, PACKAGE}
 
 
 def packages(path: str, root: pathlib.Path = ROOT) -> set[str]:

@@ -45,40 +45,47 @@ def load(directory: str) -> Any:
     return tf.saved_model.load(path)
 
 
-def predict(saved_model: Any, paths: Sequence[str], top: int | None = None, batch: int = 32) -> Iterator[Prediction]:
-    """Classifies the image files `paths` in their order; one that cannot be read or decoded yields an `error`.
+def classes(saved_model: Any) -> list[str]:
+    """The class names of what `load` returns, in label order."""
+    return [name.decode() for name in saved_model.signatures["classes"]()["classes"].numpy()]
+
+
+def predict(
+    saved_model: Any, images: Sequence[str | bytes], top: int | None = None, batch: int = 32
+) -> Iterator[Prediction]:
+    """Classifies images in their order; one that cannot be read or decoded yields an `error`.
 
     Args:
       saved_model: what `load` returns.
-      paths: local or remote.
+      images: paths of files, local or remote, or files that have been read; these are called "image 0" by their place.
       top: how many classes each prediction has, at most all; as many as were exported if None.
       batch: images per call of the model.
     """
     serve = saved_model.signatures["serving_default"]
-    classes = [name.decode() for name in saved_model.signatures["classes"]()["classes"].numpy()]
-    for start in range(0, len(paths), batch):
-        chunk = paths[start : start + batch]
-        encoded, errors = zip(*(read(path) for path in chunk), strict=True)
+    names = classes(saved_model)
+    for start in range(0, len(images), batch):
+        chunk = images[start : start + batch]
+        encoded, errors = zip(*(read(image) for image in chunk), strict=True)
         output = {name: value.numpy() for name, value in serve(image_bytes=tf.constant(encoded)).items()}
-        for i, path in enumerate(chunk):
+        for i, image in enumerate(chunk):
+            shown = image if isinstance(image, str) else f"image {start + i}"
             if not output["valid"][i]:
-                yield Prediction(path, [], [], errors[i] or "not a JPEG, PNG, GIF or BMP image")
+                yield Prediction(shown, [], [], errors[i] or "not a JPEG, PNG, GIF or BMP image")
                 continue
             probabilities = output["probabilities"][i]
             best = np.argsort(-probabilities, kind="stable")[: top or output["top_classes"].shape[1]]
-            yield Prediction(path, [classes[label] for label in best], probabilities[best].tolist())
+            yield Prediction(shown, [names[label] for label in best], probabilities[best].tolist())
 
 
-def read(path: str) -> tuple[bytes, str | None]:
+def read(image: str | bytes) -> tuple[bytes, str | None]:
     """The bytes of an image file as the model takes them, as a record would hold them; and what went wrong."""
     try:
-        with opened(path, "rb") as file:
-            data = file.read()
-        image = Image.open(io.BytesIO(data))
-        if rgb.fits(image, data):
+        data = image if isinstance(image, bytes) else _contents(image)
+        decoded = Image.open(io.BytesIO(data))
+        if rgb.fits(decoded, data):
             return data, None
         buffer = io.BytesIO()
-        rgb.convert(image).save(buffer, "PNG")
+        rgb.convert(decoded).save(buffer, "PNG")
         return buffer.getvalue(), None
     except tf.errors.OpError as error:
         return b"", cause(error)
@@ -88,3 +95,8 @@ def read(path: str) -> tuple[bytes, str | None]:
         return b"", error.strerror or str(error)
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes
         return b"", f"{type(error).__name__}: {error}"
+
+
+def _contents(path: str) -> bytes:
+    with opened(path, "rb") as file:
+        return file.read()

@@ -5,7 +5,6 @@ Orbit calls an action with the output of the loop: name to value of each metric.
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Self
 
 from absl import logging
 
@@ -52,7 +51,7 @@ class ProgressLine:
     def __init__(self, run: RunComponents):
         self._run = run
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressLine":
         budget, last_step = self._run.budget, self._run.last_step
         images = min(budget.examples, last_step * budget.batch)
         self._line = report.Progress("training", images, self._images(), show=distribution.is_chief())

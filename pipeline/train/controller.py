@@ -1,6 +1,7 @@
 """What Orbit's controller is given: the length of its loops, silence, and errors in the words of this project."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from unittest import mock
 
@@ -12,11 +13,13 @@ from pipeline.data import reader
 from pipeline.errors import cause, remote_file_error
 from pipeline.train import distribution
 from pipeline.train.components import RunComponents
+from pipeline.train.memory import OutOfMemoryError
 from pipeline.train.run_config import Loop
 from pipeline.train.trainer import Trainer
 
 _LOOP_SECONDS = 20.0
 _LOOPS = 100  # that a run has at least
+_ALLOCATION = re.compile("OOM|out of memory|allocat", re.IGNORECASE)  # files have the same class of error
 _LOST_HOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
@@ -60,6 +63,7 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
       DamagedRecordError: the input stopped at a damaged record.
       ManifestError: a host cannot open a shard.
       RemoteFileError: a file in an object store cannot be read or written.
+      OutOfMemoryError: a device has too little memory.
       PeerLostError: another process is gone.
       HostLostError: a host of the TPU slice is gone.
     """
@@ -69,6 +73,12 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
         for explain in (reader.damage, reader.unreadable, remote_file_error):
             if (problem := explain(error)) is not None:
                 raise problem from error
+        if isinstance(error, tf.errors.ResourceExhaustedError) and _ALLOCATION.search(str(error)):
+            raise OutOfMemoryError(
+                f"A device has too little memory ({cause(error)[:200]}): lower the batch (Data.batch, or "
+                "Loop.eval_batch in evaluation), or keep it and raise Experiment.accumulation_steps, or lower the "
+                "resolution (Data.train_size), or take a smaller variant."
+            ) from error
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
                 f"Working together failed ({cause(error)}): very likely another process is gone. "

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 from pipeline.train import distribution
 from pipeline.train.actions import Checkpoints
@@ -41,7 +41,7 @@ class Preemption:
         self._run, self._checkpoints = run, checkpoints
         self._signal = 0  # the one that was sent
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Preemption":
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._request) for number in _SIGNALS}

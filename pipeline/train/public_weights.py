@@ -1,12 +1,12 @@
 """Public weights as a checkpoint that fine-tunes, evaluates and exports like one of ours."""
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline import files
 from pipeline.model import nfnet, public_files, variants, weights
 from pipeline.model.classifier import HEAD, Classifier
 from pipeline.train import checkpoint
@@ -67,8 +67,7 @@ def save(model: Classifier, directory: str, origin: str) -> str:
             raise checkpoint.CheckpointError(f"{directory} holds a run ({path}): give another folder.")
     facts = {"variant": model.variant, "imported_from": os.path.basename(origin)}
     if os.path.isfile(origin):
-        with open(origin, "rb") as file:
-            facts["imported_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        facts["imported_sha256"] = files.digest(origin)
     return checkpoint.Writer(folder, {"model": weights.named(model)}).save(0, facts)
 
 

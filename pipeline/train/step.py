@@ -10,7 +10,7 @@ import tf_keras
 from pipeline.data.augment import normalize
 from pipeline.model.classifier import Classifier
 from pipeline.objective import SOFTMAX, Objective, metrics
-from pipeline.train import accumulation
+from pipeline.train import accumulation, memory
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
 from pipeline.train.sam import SAM
@@ -34,6 +34,7 @@ class TrainingStep:
     The gradient is summed over `accumulation_steps` parts of the batch, one after the other, and found by `sam` where
     there is one. The batch holds `repeats` views of each example, which follow each other.
     `jit_compile` compiles the forward and backward pass with XLA (on a TPU everything is, regardless).
+    `kept_bytes` gets a number each time that the step is traced: bytes of activations, of one part (see `memory.py`).
     """
 
     model: Classifier
@@ -47,6 +48,7 @@ class TrainingStep:
     sam: SAM | None = None
     repeats: int = 1
     jit_compile: bool = False
+    kept_bytes: list[int] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of(cls, experiment: Experiment, state: TrainState, jit_compile: bool = False) -> "TrainingStep":
@@ -104,7 +106,9 @@ class TrainingStep:
             # Gradients are summed over replicas, so each takes its share of the global mean.
             total = tf.reduce_sum(of_each["loss"] * batch["weight"])
             share = total / tf.maximum(images, 1.0)
+        forward = memory.operations()
         gradients = tape.gradient(share, self.model.trainable_variables)
+        self.kept_bytes.append(memory.kept_bytes(forward, gradients) if forward else 0)
         return gradients, total, tf.reduce_sum(of_each["top1"] * batch["weight"])
 
 

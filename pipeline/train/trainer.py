@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import orbit
 import tensorflow as tf
 import tf_keras
 
 from pipeline.data.input import distributed_batches
+from pipeline.train import distribution, memory
 from pipeline.train.components import RunComponents
 from pipeline.train.experiment import Experiment
 from pipeline.train.step import Batch, TrainingStep
@@ -60,6 +61,31 @@ class Trainer(orbit.StandardTrainer):
             self.train_dataset = distributed_batches(
                 run.strategy, run.records, run.budget, view, data.batch, first_step=run.state.step
             )
+
+    def create_train_loop_fn(self) -> Callable[[Iterator[Batch], tf.Tensor], None]:
+        """Orbit's loop; before its first step it is traced, and refused where it cannot fit into memory."""
+        loop = super().create_train_loop_fn()
+
+        def checked_loop(iterator, num_steps):
+            if not self._step.kept_bytes:
+                loop.get_concrete_function(iterator, num_steps)  # what the call below would do
+                self._check_memory()
+            loop(iterator, num_steps)
+
+        return checked_loop
+
+    def _check_memory(self) -> None:
+        strategy, experiment = self._run.strategy, self._experiment
+        if distribution.device(strategy) != "cpu":
+            return  # there XLA decides what is kept and what is computed again
+        variables = [variable for group in self._run.state.groups.values() for variable in group.values()]
+        memory.check(
+            images=experiment.data.batch // strategy.num_replicas_in_sync,
+            parts=experiment.accumulation_steps,
+            kept=max(self._step.kept_bytes),
+            state=memory.state_bytes(variables),
+            available=memory.machine_bytes(),
+        )
 
     @_plain
     def train_step(self, iterator: Iterator[Batch]) -> None:

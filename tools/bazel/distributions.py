@@ -32,9 +32,10 @@ def requirement(name):
 
 
 def pinned(lock: str) -> dict[str, str]:
-    """Name as PEP 503 compares it -> version of every line of a requirements.txt."""
-    lines = re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)
-    return {canonicalize_name(name): version for name, version in lines}
+    """Name as PEP 503 compares it -> version of every line of a requirements.txt that is for this Python."""
+    lines = (Requirement(line) for line in re.findall(r"^[\w.-]+==.+", lock, re.MULTILINE))
+    lines = (line for line in lines if line.marker is None or line.marker.evaluate())
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in lines}
 
 
 def installed(pins: dict[str, str]) -> dict[str, importlib.metadata.Distribution]:
