@@ -3,9 +3,9 @@
     python benchmarks/own.py [--sets=emoji,letters] [--folder=runs/bench-own]
 
 Downloads public packages (see own_images.py), builds records of each set, trains from random weights with nothing
-set but DATA_DIR and, where a set may be mirrored, MIRROR, and tests the best checkpoint. Then `keras_cnn.py` trains for as many
-processor seconds as the whole training took, from start to end of the process, with its settings tuned for each set by
-hand. The rules of `auto_settings.py` were chosen on emoji and letters alone.
+set but DATA_DIR and, where a set may be mirrored, MIRROR, and tests the best checkpoint. Then `keras_cnn.py` trains for
+as many processor seconds as the whole training took, from start to end of the process, with its settings tuned for
+each set by hand. The rules of `auto_settings.py` were chosen on emoji and letters alone.
 """
 
 import argparse

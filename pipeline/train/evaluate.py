@@ -1,4 +1,4 @@
-"""Evaluation of a run's newest checkpoint."""
+"""Evaluation of a checkpoint of a run."""
 
 import os
 
