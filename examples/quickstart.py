@@ -192,7 +192,7 @@ def show(
         ("predictions, as a picture", picture),
         ("SavedModel", finetune / "saved_model"),
         ("pre-trained run: checkpoints, metrics, TensorBoard", out / "pretrain"),
-        ("fine-tuned run", finetune),
+        ("fine-tuned run, as a page", finetune / "report.html"),
         ("records, with a report of what was refused", out / "records"),
     ):
         where.add_row(what, str(place))

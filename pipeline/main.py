@@ -2,6 +2,7 @@
 
 python pipeline/main.py --gin_file=gin/f7_jft.gin                trains, or does what RUN in the configuration says
 python pipeline/main.py --model_dir=runs/f7_jft --task=export    needs nothing but the run's folder
+python pipeline/main.py --model_dir=runs/f7_jft --task=evaluate --split=test
 """
 
 import os
@@ -21,6 +22,7 @@ _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run; runs/NAM
 _TASK = flags.DEFINE_enum(
     "task", None, ["train", "evaluate", "few_shot", "export"], "What to do; RUN of the configuration if not given."
 )
+_SPLIT = flags.DEFINE_string("split", None, "Split that --task=evaluate evaluates; Data.validation_split if not given.")
 _FORCE_RESUME = flags.DEFINE_bool("force_resume", False, "Continue although configuration or data changed.")
 
 
@@ -30,6 +32,9 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     if not (_GIN_FILE.value or _MODEL_DIR.value):
         raise app.UsageError("Give --gin_file=FILE, or --model_dir=RUN of a run that has been started.")
+    if _SPLIT.value is not None and _TASK.value != "evaluate":
+        raise app.UsageError("--split says what --task=evaluate evaluates: give both.")
+    params = [*_GIN_PARAM.value, *([f"evaluate.split={_SPLIT.value!r}"] if _SPLIT.value else [])]
     logging.set_verbosity(logging.WARNING)
     from pipeline.train import tpu_machine
 
@@ -39,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     model_dir = _MODEL_DIR.value or registry.default_model_dir(_GIN_FILE.value)
     try:
-        registry.run_configured(_GIN_FILE.value, _GIN_PARAM.value, model_dir, _FORCE_RESUME.value, _TASK.value)
+        registry.run_configured(_GIN_FILE.value, params, model_dir, _FORCE_RESUME.value, _TASK.value)
     except registry.EXPECTED_ERRORS as error:
         print(f"\n{type(error).__name__}: {configure.message(error)}", file=sys.stderr, flush=True)
         if isinstance(error, distribution.HostLostError):

@@ -47,6 +47,13 @@ def test_a_wrong_flag_is_an_error():
     assert "gin_file" in done.stderr
 
 
+@pytest.mark.parametrize("flags", [["--split=test"], ["--task=train", "--split=test"]])
+def test_a_split_without_evaluation_is_refused(flags):
+    done = run("pipeline/main.py", "--model_dir=runs/mine", *flags)
+    assert done.returncode == 1
+    assert "--task=evaluate" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [

@@ -1,5 +1,6 @@
 """The whole line with its real commands, in small: images -> records -> two trainings -> export -> predictions."""
 
+import csv
 import json
 import pathlib
 import re
@@ -162,6 +163,34 @@ def test_predict_prints_a_table_and_json(finetuned, images):
     table = command("pipeline/predict.py", saved, good[0])
     assert table.returncode == 0
     assert first["classes"][0] in table.stdout
+
+
+def test_a_split_is_evaluated_to_a_page_and_the_run_has_one(finetuned):
+    before = report.find_summary(str(finetuned))
+    lines = report.read_metrics(str(finetuned))
+    words = ("pipeline/main.py", f"--model_dir={finetuned}", "--task=evaluate", "--split=train")
+    for _ in range(2):
+        done = command(*words)
+        assert done.returncode == 0, done.stderr
+        folder = finetuned / "evaluation" / "train"
+        values = json.loads((folder / "metrics.json").read_text())
+        assert f"{folder / 'report.html'}" in done.stdout and f"top1 {values['top1']:.4g}" in done.stdout
+    with open(folder / "confusion.csv", newline="") as file:
+        assert sum(int(row["count"]) for row in csv.DictReader(file)) == values["examples"] == 90
+    added = {
+        "step": before["step"],
+        "split": "train",
+        **{f"train_{name}": values[name] for name in ("loss", "top1", "top5")},
+    }
+    *rest, last = report.read_metrics(str(finetuned))
+    assert rest == lines and last.items() >= added.items()
+    assert report.find_summary(str(finetuned)) == before
+
+    page = (finetuned / "report.html").read_text()
+    for text in ("Experiment.epochs", "exactly once", "evaluation/train/report.html", "data:image/png", "finetune, in"):
+        assert text in page
+    done = command(*words[:-1], "--split=test")
+    assert done.returncode == 1 and "No split 'test'" in done.stderr and "train, validation" in done.stderr
 
 
 def test_evaluate_gives_the_numbers_of_the_summary(finetuned, pretrained, records, capsys):

@@ -37,7 +37,7 @@ def parsed(*label_sets):
 
     def examples():
         for i, labels in enumerate(label_sets):
-            common = {"image": images[i], "id": i, "epoch": 0, "weight": 1.0}
+            common = {"image": images[i], "id": i, "position": i, "epoch": 0, "weight": 1.0}
             if isinstance(labels, int):
                 yield {**common, "label": labels}
             else:
@@ -47,6 +47,7 @@ def parsed(*label_sets):
     spec = {
         "image": tf.TensorSpec([], tf.string),
         "id": tf.TensorSpec([], tf.int64),
+        "position": tf.TensorSpec([], tf.int64),
         "epoch": tf.TensorSpec([], tf.int32),
         "weight": tf.TensorSpec([], tf.float32),
         **({"label": tf.TensorSpec([], tf.int64)} if single else {}),

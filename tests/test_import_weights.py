@@ -204,7 +204,7 @@ def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
     whole = run_config.RunContext(str(tmp_path / "imported"), "", {}, "")
     served = load_model(checkpoint.find(whole.model_dir), setup.create_model)
     np.testing.assert_allclose(served(images), model(images), rtol=1e-5, atol=1e-6)
-    assert evaluate(whole, setup)["validation_loss"] == pytest.approx(math.log(5), rel=0.5)
+    assert evaluate(whole, setup)["loss"] == pytest.approx(math.log(5), rel=0.5)
 
     tuned = dataclasses.replace(setup, initial_checkpoint=str(tmp_path / "imported"))
     summary = train(run_config.RunContext(str(tmp_path / "tuned"), "", {}, ""), tuned)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,6 +166,22 @@ def test_workers_train_what_one_process_trains(gin_file, alone, tmp_path, worker
     assert wait(start(gin_file, tmp_path / "run", workers)) == [0] * workers
     assert_same_metrics(tmp_path / "run", alone)
     assert_exactly_once(tmp_path / "run", [100, 100, 50])
+
+
+@pytest.mark.slow
+def test_workers_evaluate_what_one_process_evaluates(gin_file, alone, tmp_path):
+    folders = {workers: tmp_path / f"run{workers}" for workers in (0, 2)}
+    for workers, model_dir in folders.items():
+        shutil.copytree(alone, model_dir)
+        assert wait(start(gin_file, model_dir, workers, "RUN=@evaluate", 'evaluate.split="train"')) == [0] * max(
+            workers, 1
+        )
+    one, two = (model_dir / "evaluation" / "train" for model_dir in folders.values())
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    for name in ("classes.csv", "confusion.csv"):
+        assert (one / name).read_text() == (two / name).read_text()
+    lines = [report.read_metrics(str(model_dir))[-1] for model_dir in folders.values()]
+    assert lines[0] == pytest.approx(lines[1], rel=1e-4) and "train_macro_f1" in lines[0]
 
 
 @pytest.mark.slow

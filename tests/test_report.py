@@ -21,6 +21,46 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
     assert report.read_metrics(str(tmp_path)) == [{"step": 1, "loss": 2.0}]
 
 
+def test_an_evaluation_adds_a_line_once(tmp_path):
+    metrics = report.Metrics(str(tmp_path), resume_step=0)
+    metrics.add(10, {"loss": 1.0})
+    metrics.add(10, {"validation_loss": 2.0})
+    before = (tmp_path / "metrics.jsonl").read_text()
+    report.add_evaluation(str(tmp_path), 10, "test", {"loss": 3.0})
+    metrics.add(20, {"loss": 0.5})  # the run goes on meanwhile
+    after = '{"step": 10, "split": "test", "test_loss": 3.0}\n{"step": 20, "loss": 0.5}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == before + after
+    again = {"step": 10, "split": "test", "test_loss": 4.0, "test_top1": 0.5}
+    assert report.add_evaluation(str(tmp_path), 10, "test", {"loss": 4.0, "top1": 0.5}) == [again]
+    later = {"step": 20, "split": "test", "test_loss": 1.0}
+    assert report.add_evaluation(str(tmp_path), 20, "test", {"loss": 1.0}) == [again, later]
+    expected = [json.loads(line) for line in before.splitlines()] + [{"step": 20, "loss": 0.5}, again, later]
+    assert report.read_metrics(str(tmp_path)) == expected
+
+
+def test_training_and_an_evaluation_by_hand_do_not_log_a_metric_twice(tmp_path):
+    metrics = report.Metrics(str(tmp_path), resume_step=0)
+    metrics.add(10, {"validation_loss": 2.0})
+    by_hand = {"loss": 2.1, "macro_f1": 0.5}
+    first = {"step": 10, "validation_loss": 2.0}
+    second = {"step": 10, "split": "validation", "validation_macro_f1": 0.5}
+    assert report.add_evaluation(str(tmp_path), 10, "validation", by_hand) == [first, second]
+    report.add_evaluation(str(tmp_path), 20, "validation", by_hand)
+    resumed = report.Metrics(str(tmp_path), resume_step=20)
+    resumed.add(20, {"validation_loss": 1.0})
+    third = {"step": 20, "split": "validation", "validation_macro_f1": 0.5}
+    assert report.read_metrics(str(tmp_path)) == [first, second, third, {"step": 20, "validation_loss": 1.0}]
+
+
+def test_an_evaluation_after_a_half_written_line_is_read_back(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    report.add_evaluation(str(tmp_path), 1, "test", {"loss": 3.0})
+    assert report.read_metrics(str(tmp_path)) == [
+        {"step": 1, "loss": 2.0},
+        {"step": 1, "split": "test", "test_loss": 3.0},
+    ]
+
+
 def test_one_that_does_not_write_leaves_the_file_alone(tmp_path):
     metrics = report.Metrics(str(tmp_path), resume_step=0, write=False)
     metrics.add(1, {"loss": 1.0})

@@ -19,6 +19,7 @@ from pipeline.serve import export as serving
 from pipeline.tpu import made_up_devices
 from pipeline.train import checkpoint, components, distribution, few_shot, optimizer, starting_point
 from pipeline.train.evaluator import Evaluator
+from pipeline.train.predictions import Collector
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.sam import SAM
 from pipeline.train.state import weights_digest
@@ -106,6 +107,20 @@ def test_the_evaluation_step_is_what_a_tpu_can_run(records, made_up_tpu, ema_dec
     assert check_what_the_tpu_runs(
         tf.function(evaluator.eval_step, autograph=False).get_concrete_function(iterator).graph
     )
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_what_an_evaluation_keeps_of_each_example_is_what_a_tpu_can_run(records, made_up_tpu, loss):
+    made_up_tpu(replicas=4, hosts=2)
+    what = experiment(records, model=PICO, precision="mixed_bfloat16", **({"loss": loss} if loss == "sigmoid" else {}))
+    run = components.assemble(HERE, what, TPU)
+    collector = Collector(what.objective, several_labels=loss == "sigmoid")
+    evaluator = Evaluator(run.strategy, what, run.validation, run.state.evaluated, batch=8, collector=collector)
+    step = tf.function(evaluator.eval_step, autograph=False).get_concrete_function(iter(evaluator.eval_dataset))
+    check_what_the_tpu_runs(step.graph)
+    _, fields = step.structured_outputs
+    assert {"position", "predicted", "confidence", "label_probabilities"} <= fields.keys()
+    assert ("class_counts" in fields) == (loss == "sigmoid")
 
 
 def test_few_shot_features_are_what_a_tpu_can_run(records, made_up_tpu):

@@ -88,6 +88,15 @@ class Data:
         """The held-out split; arguments as in `training_records`."""
         return self._records(self.validation_split, made, damaged_folder)
 
+    def split_records(self, split: str, made: manifest.Manifest | None = None) -> reader.RecordSet:
+        """The split `split`, to be evaluated; raises ManifestError naming the splits there are."""
+        made = made or self.read_manifest()
+        if split not in (*made.splits, self.validation_split):
+            raise manifest.ManifestError(
+                f"No split {split!r} in {self.directory}: it has {', '.join(sorted(made.splits))}."
+            )
+        return self._records(split, made, "")
+
     def _records(self, split: str, made: manifest.Manifest | None, damaged_folder: str) -> reader.RecordSet:
         made = made or self.read_manifest()
         self._check_split(split, made)
@@ -131,11 +140,11 @@ class Data:
         return view
 
     def evaluation_view(self, objective: Objective) -> View:
-        """Maps records to the examples that evaluation sees."""
+        """Maps records to the examples that evaluation sees, with the `position` of each record in its split."""
 
         def prepare(example):
             image = augment.evaluation_view(example["image"], self.eval_size, self.eval_view)
-            return {**self._example(example, objective), "image": image}
+            return {**self._example(example, objective), "image": image, "position": example["position"]}
 
         return lambda records: records.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -146,7 +155,7 @@ class Data:
         [b], `epoch` int32 [b].
         """
         placeholder = tf.constant([record.placeholder(label_kind)])
-        example = {**record.parse(placeholder, tf.constant([""]), label_kind), **reader.slot_fields([0], [0.0])}
+        example = {**record.parse(placeholder, tf.constant([""]), label_kind), **reader.slot_fields([0], [0], [0.0])}
         unweighted = dataclasses.replace(self, balance_classes=False)  # the same shapes, without the records
         view = unweighted.training_view(0, objective)(tf.data.Dataset.from_tensor_slices(example))
         return view.batch(images, drop_remainder=True).element_spec

@@ -113,9 +113,18 @@ def unreadable(error: tf.errors.OpError) -> manifests.ManifestError | None:
     )
 
 
-def slot_fields(epochs: tf.Tensor | Sequence[int], weights: tf.Tensor | Sequence[float]) -> dict[str, tf.Tensor]:
-    """What the slots of a batch add to the fields of their records: `epoch` int32 [n] and `weight` float32 [n]."""
-    return {"epoch": tf.cast(epochs, tf.int32), "weight": tf.cast(weights, tf.float32)}
+def slot_fields(
+    positions: tf.Tensor | Sequence[int], epochs: tf.Tensor | Sequence[int], weights: tf.Tensor | Sequence[float]
+) -> dict[str, tf.Tensor]:
+    """What the slots of a batch add to the fields of their records.
+
+    `position` int64 [n], where the record is stored in its split, `epoch` int32 [n] and `weight` float32 [n].
+    """
+    return {
+        "position": tf.cast(positions, tf.int64),
+        "epoch": tf.cast(epochs, tf.int32),
+        "weight": tf.cast(weights, tf.float32),
+    }
 
 
 def dataset(
@@ -135,7 +144,7 @@ def dataset(
     Args:
       records: where to read.
       budget: order, global batch and length.
-      view: maps the examples, in order (the fields of `record.py` with `epoch` int32 [] and `weight` float32 []), to
+      view: maps the examples, in order (the fields of `record.py` and of `slot_fields`), to
         the elements that are batched, `replica_batch` of them for every replica and step.
       first_step: the first step to produce; what lies before it is not touched.
       last_step: the end, the budget's last step where None.
@@ -168,7 +177,8 @@ def dataset(
     @_plain
     def read(positions, epoch):
         def add_epoch(examples):
-            return {**examples, **slot_fields(tf.fill(tf.shape(positions), epoch), examples["weight"])}
+            epochs = tf.fill(tf.shape(positions), epoch)
+            return {**examples, **slot_fields(positions, epochs, examples["weight"])}
 
         return lookup.read(positions).map(add_epoch)
 

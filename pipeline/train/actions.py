@@ -38,7 +38,7 @@ class MetricsLog:
     @property
     def evaluations(self) -> list[dict]:
         """The lines of all evaluations, oldest first."""
-        return [line for line in self._file.lines if BEST_METRIC in line]
+        return [line for line in self._file.lines if BEST_METRIC in line and report.SPLIT not in line]
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the evaluation after `step` is done."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import orbit
@@ -53,36 +53,6 @@ def quiet_orbit() -> Iterator[None]:
     """
     with mock.patch.object(orbit.controller, "_log", logging.info):
         yield
-
-
-class Summaries(orbit.utils.SummaryManagerInterface):
-    """TensorBoard's scalars, all those of a loop written at once.
-
-    Orbit's own class flushes the file after each scalar, and in an object store every flush uploads the whole file.
-
-    Args:
-      directory: of TensorBoard's files; None writes nothing.
-      step: the variable that counts steps.
-    """
-
-    def __init__(self, directory: str | None, step: tf.Variable):
-        self._step = step
-        self._writer = tf.summary.create_noop_writer()
-        if directory:
-            self._writer = tf.summary.create_file_writer(directory, max_queue=1000)
-
-    def summary_writer(self, relative_path: str = "") -> tf.summary.SummaryWriter:
-        """What Orbit opens around a loop, and so flushes after it: nothing is written there."""
-        return tf.summary.create_noop_writer()
-
-    def write_summaries(self, summary_dict: Mapping[str, float]) -> None:
-        """Writes the scalars of a loop or of an evaluation."""
-        with self._writer.as_default():
-            for name, value in summary_dict.items():
-                tf.summary.scalar(name, value, self._step)
-
-    def flush(self) -> None:
-        """Does nothing: `write_summaries` has flushed."""
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pipeline.data.order import EpochBudget
 from pipeline.data.reader import RecordSet
 from pipeline.train import distribution
 from pipeline.train.experiment import Experiment
+from pipeline.train.predictions import Collector
 from pipeline.train.step import Batch
 
 # Nothing here is Python that depends on tensors; converting it all the same would take most of the start.
@@ -54,6 +55,7 @@ class Evaluator(orbit.StandardEvaluator):
       model: from images to logits.
       batch: global batch, the training batch where None.
       after_step: called after each step.
+      collector: keeps what the model says of each example; None computes sums alone.
 
     Attributes:
       steps: of a whole evaluation.
@@ -70,10 +72,11 @@ class Evaluator(orbit.StandardEvaluator):
         model: tf_keras.Model,
         batch: int | None = None,
         after_step: Callable[[], None] = lambda: None,
+        collector: Collector | None = None,
     ):
         self.strategy = strategy
         self._records = records
-        self._after_step = after_step
+        self._after_step, self._collector = after_step, collector
         self._objective = experiment.objective
         self._model = model
         dataset, self.steps = evaluation_batches(strategy, experiment, records, batch)
@@ -84,21 +87,26 @@ class Evaluator(orbit.StandardEvaluator):
         return np.zeros(4, np.float64)
 
     @_plain
-    def eval_step(self, iterator: Iterator[Batch]) -> tf.Tensor:
-        """Sums over one global batch, float32 [4]."""
-        sums = self.strategy.run(self._replica_step, args=(next(iterator),))
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+    def eval_step(self, iterator: Iterator[Batch]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Sums over one global batch, float32 [4], and what the collector keeps of it."""
+        sums, fields = self.strategy.run(self._replica_step, args=(next(iterator),))
+        gathered = {name: self.strategy.gather(values, axis=0) for name, values in fields.items()}
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None), gathered
 
     def _replica_step(self, batch):
         logits = tf.cast(self._model(normalize(batch["image"]), training=False), tf.float32)
         metrics = objective.metrics(self._objective, batch["labels"], batch["label_weights"], logits)
         columns = tf.stack([*metrics.values(), tf.ones_like(metrics["loss"])])
-        return tf.reduce_sum(columns * batch["weight"], 1)
+        fields = self._collector.fields(batch, logits, metrics) if self._collector else {}
+        return tf.reduce_sum(columns * batch["weight"], 1), fields
 
-    def eval_reduce(self, state: np.ndarray, step_outputs: tf.Tensor) -> np.ndarray:
+    def eval_reduce(self, state: np.ndarray, step_outputs: tuple[tf.Tensor, dict[str, tf.Tensor]]) -> np.ndarray:
         """Adds in float64."""
+        sums, fields = step_outputs
         self._after_step()
-        return state + step_outputs.numpy()
+        if self._collector:
+            self._collector.add(fields)
+        return state + sums.numpy()
 
     def eval_end(self, state: np.ndarray) -> dict[str, float]:
         """Means over the split."""

@@ -7,14 +7,16 @@ import orbit
 
 from pipeline import files, report
 from pipeline.data.order import EpochBudget
-from pipeline.train import actions, components, distribution, starting_point
-from pipeline.train.controller import Summaries, explained_errors, inner_loop, quiet_orbit
+from pipeline.evaluation import run_page
+from pipeline.train import actions, components, distribution, starting_point, tensorboard
+from pipeline.train.controller import explained_errors, inner_loop, quiet_orbit
 from pipeline.train.evaluator import Evaluator
 from pipeline.train.experiment import Experiment
 from pipeline.train.preemption import Preemption
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.step import TrainingStep
 from pipeline.train.summary import summarize
+from pipeline.train.tensorboard import Summaries
 from pipeline.train.trainer import Trainer
 
 
@@ -63,7 +65,7 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
     preemption = Preemption(run, checkpoints)
     best = [actions.BestCheckpoint(context.model_dir, checkpoints, metrics)] if loop.evaluate_every_epochs else []
     evaluator = Evaluator(strategy, experiment, run.validation, state.evaluated, loop.eval_batch, after_step=preemption)
-    tensorboard = os.path.join(context.model_dir, "tensorboard") if distribution.is_chief() else None
+    scalars = os.path.join(context.model_dir, tensorboard.FOLDER) if distribution.is_chief() else None
     with preemption, progress, quiet_orbit(), explained_errors(strategy):
         controller = orbit.Controller(
             global_step=state.optimizer.iterations,
@@ -73,7 +75,7 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
             steps_per_loop=inner_loop(loop, run, trainer),
             train_actions=[metrics, progress, ledger, checkpoints, preemption],
             eval_actions=[*best, metrics.after_evaluation, progress.after_evaluation],
-            summary_manager=Summaries(tensorboard, state.optimizer.iterations),
+            summary_manager=Summaries(scalars, state.optimizer.iterations),
         )
         for end in evaluation_steps(run.budget, run.last_step, loop.evaluate_every_epochs):
             if state.step < end:
@@ -92,13 +94,15 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
     summary = summarize(context, experiment, run, last_evaluation, trainer.seconds, run.damaged_records())
     if distribution.is_chief():
         report.write_summary(context.model_dir, summary)
+        run_page.write_or_warn(context.model_dir, experiment.data.directory)
     print(f"{context.model_dir}: step {summary['step']}, {report.describe(actions.validation_metrics(summary))}")
     return summary
 
 
 def stops_early(experiment: Experiment, run: components.RunComponents, metrics: Sequence[dict]) -> bool:
     """Whether the validation loss, in lines of `metrics.jsonl`, has not fallen for `Experiment.patience` epochs."""
-    losses = {line["step"]: line[actions.BEST_METRIC] for line in metrics if actions.BEST_METRIC in line}
+    own = [line for line in metrics if actions.BEST_METRIC in line and report.SPLIT not in line]
+    losses = {line["step"]: line[actions.BEST_METRIC] for line in own}
     if experiment.patience is None or not losses:
         return False
     best = min(losses, key=losses.__getitem__)
