@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import re
+import tokenize
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,7 +154,7 @@ def _parse(source: str, name: str) -> None:
     """Binds what a gin file or text says, included files in their place."""
     try:
         statements = list(config_parser.ConfigParser(source, gin_config.ParserDelegate()))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:  # the last from Python 3.12 on
         raise ValueError(f"{name}: {error}") from error
     for statement in statements:
         place = f"{name}:{statement.location.line_num}"
