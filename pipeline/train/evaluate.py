@@ -65,7 +65,7 @@ def evaluate(
     predictions = collector.result(num_classes)
     metrics = {name.removeprefix("validation_"): value for name, value in sums.items()}
     metrics |= split_report.of_predictions(predictions)
-    print(f"step {saved.step} of {context.model_dir}, {split}: {report.describe(metrics)}")
+    print(f"{split}, step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     if distribution.is_chief():
         evaluation = split_report.Evaluation(context.model_dir, saved.step, split, experiment.data.directory, metrics)
         print(f"Report: {split_report.write(evaluation, predictions, manifest.classes, records)}")
