@@ -35,10 +35,10 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {
-    "emoji": Settings(False, 48, 1e-3),
+    "emoji": Settings(False, 32, 1e-3),
     "letters": Settings(False, 48, 1e-3),
     "clothes": Settings(True, 32, 1e-3),
-    "icons": Settings(False, 48, 1e-3),
+    "icons": Settings(False, 32, 1e-3),
     "photographs": Settings(True, 64, 1e-3),
 }
 
@@ -57,7 +57,7 @@ def ours(name: str, images: pathlib.Path, folder: pathlib.Path) -> Result:
     settings = [f'--gin_param=DATA_DIR="{records}"', f"--gin_param=MIRROR={SETTINGS[name].mirror}"]
     command = ["pipeline/main.py", "--gin_file=gin/finetune_own.gin", f"--model_dir={run_folder}", *settings]
     _, seconds = run(*command, "--task=train")
-    printed, _ = run(*command, "--task=evaluate", "--gin_param=Data.validation_split='test'")
+    printed, _ = run(*command, "--task=evaluate", "--split=test")
     return Result(float(printed.split("top1 ")[1].split()[0]), seconds)
 
 

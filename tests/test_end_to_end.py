@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -147,6 +148,19 @@ def test_the_exported_model_agrees_with_the_evaluator_to_the_last_example(finetu
     assert hits == round(summary["validation_top1"] * len(labels))
     loss = -np.log(output["probabilities"].numpy()[np.arange(len(labels)), labels]).mean()
     assert loss == pytest.approx(summary["validation_loss"], rel=1e-4)
+
+
+def test_the_readmes_python_classifies_an_image(finetuned, images, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(finetuned)
+    shutil.copy(images / "finetune" / "angle1" / "001.jpg", tmp_path / "photo.jpg")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # as if installed
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for code in snippets:
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert re.fullmatch(r"angle\d [01]\.\d+\n", done.stdout), done.stderr
 
 
 def test_predict_prints_a_table_and_json(finetuned, images):

@@ -22,9 +22,9 @@ STDDEV_RGB = np.array([0.229, 0.224, 0.225], np.float32) * 255
 CROP_PADDING = 32
 MAX_CROP_PADDING = 1 / 7
 # The geometry of the evaluation view, as the authors name it: the central square of the image, resized; or all of the
-# image, resized to a square whatever its shape, of which the centre is taken. And ours: all of that square.
-CROP_RESIZE, RESIZE_CROP, RESIZE = "crop_resize", "resize_crop", "resize"
-EVAL_VIEWS = (CROP_RESIZE, RESIZE_CROP, RESIZE)
+# image, resized to a square whatever its shape, of which the centre is taken.
+CROP_RESIZE, RESIZE_CROP = "crop_resize", "resize_crop"
+EVAL_VIEWS = (CROP_RESIZE, RESIZE_CROP)
 
 
 def normalize(images: tf.Tensor) -> tf.Tensor:
@@ -42,15 +42,12 @@ def evaluation_view(encoded: tf.Tensor, size: int, view: str = CROP_RESIZE) -> t
       encoded: string [], a JPEG, PNG, GIF (its first frame) or BMP.
       size: pixels a side.
       view: one of `EVAL_VIEWS`. 'crop_resize' resizes the central square that holds size / (size + padding) of the
-        shorter side; 'resize_crop' resizes the image to a square of size + padding and takes its centre;
-        'resize' resizes the image to a square and leaves nothing out.
+        shorter side; 'resize_crop' resizes the image to a square of size + padding and takes its centre.
 
     Returns:
       The view, bicubic: uint8 [size, size, 3].
     """
     image = _decode(encoded)
-    if view == RESIZE:
-        return _resize(image, size)
     padding = min(CROP_PADDING, MAX_CROP_PADDING * size)
     if view == RESIZE_CROP:
         padded = int(size + padding)

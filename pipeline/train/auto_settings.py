@@ -15,7 +15,7 @@ from pipeline.data import manifest, statistics
 # Between two rows in proportion, on logarithmic scales; beyond the first and the last as there.
 _EPOCHS = {300: 100, 5_000: 20, 50_000: 12, 500_000: 6}  # training images to epochs from random weights
 _SHARE_FROM_WEIGHTS = 0.5  # of these epochs, where training starts from trained weights
-_MIN_AREA = {300: 0.35, 5_000: 0.5, 500_000: 0.25}  # least share of an image in a crop
+_MIN_AREA = {5_000: 0.7, 500_000: 0.25}  # least share of an image in a crop
 _SIZES = (64, 96, 128)  # pixels, of networks that start from random weights
 _SIZE_FROM_WEIGHTS = 224
 
