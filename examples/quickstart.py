@@ -69,6 +69,7 @@ def main() -> int:
     if not any(version.stat().st_mtime > trained for version in saved_model.glob("[0-9]*")):
         settings = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
         train("Export", "quickstart_finetune", finetune, RUN="@export", **settings)
+    print(run("Evaluation", "pipeline/main.py", f"--model_dir={finetune}", "--task=evaluate"), end="")
     examples = held_out_images(task_images, task_records, 8)
     predictions = predict(saved_model, examples)
     picture = draw(predictions, finetune / "predictions.png")
@@ -189,6 +190,8 @@ def show(
     console.print(guesses)
     where = Table("what", "where")
     for what, place in (
+        ("evaluation, as a page", finetune / "evaluation" / "validation" / "report.html"),
+        ("the fine-tuned run, as a page", finetune / "report.html"),
         ("predictions, as a picture", picture),
         ("SavedModel", finetune / "saved_model"),
         ("pre-trained run: checkpoints, metrics, TensorBoard", out / "pretrain"),
@@ -200,7 +203,7 @@ def show(
     console.print("[bold]Next:", highlight=False)
     for command in (
         f"python pipeline/predict.py --saved_model={finetune / 'saved_model'} YOUR_IMAGE.jpg",
-        "make quickstart INPUT=FOLDER_WITH_A_FOLDER_A_CLASS",
+        "python beam/build_tfrecords.py --input=MY_IMAGES --output_dir=data/mine --validation_fraction=0.1",
         f"tensorboard --logdir={out}",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
