@@ -191,7 +191,6 @@ def show(
     where = Table("what", "where")
     for what, place in (
         ("evaluation, as a page", finetune / "evaluation" / "validation" / "report.html"),
-        ("the fine-tuned run, as a page", finetune / "report.html"),
         ("predictions, as a picture", picture),
         ("SavedModel", finetune / "saved_model"),
         ("pre-trained run: checkpoints, metrics, TensorBoard", out / "pretrain"),
