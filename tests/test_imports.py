@@ -19,6 +19,7 @@ ARROWS = {
     "pipeline/evaluation/": (
         "pipeline/data/",
         "pipeline/contact_sheet.py",
+        "pipeline/figure_style.py",
         "pipeline/files.py",
         "pipeline/report.py",
     ),
@@ -43,6 +44,7 @@ ARROWS = {
         "pipeline/model/cost.py",
         "pipeline/model/speeds.py",
         "pipeline/model/variants.py",
+        "pipeline/figure_style.py",
         "pipeline/files.py",
     ),
     "pipeline/tpu/": (

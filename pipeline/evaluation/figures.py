@@ -12,21 +12,14 @@ from matplotlib.figure import Figure
 
 from pipeline.evaluation.metrics import BINS, Calibration, Confusion
 from pipeline.evaluation.names import short
+from pipeline.figure_style import STYLE
 
 SHOWN_CLASSES = 30  # of the confusion matrix
 _NUMBERED = 15  # up to so many classes, each cell shows its count
 _NAME = 24  # characters of a class name
 _POINTS = 2000  # of a curve
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
-_RC = {
-    "font.size": 9,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+_RC = {**STYLE, "font.size": 9}
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps and values
 

@@ -14,6 +14,7 @@ from matplotlib import ticker
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from pipeline.figure_style import STYLE
 from pipeline.study import StudyError
 from pipeline.study.analysis import Analysis, ranks
 from pipeline.study.law import LEVEL, Law
@@ -25,13 +26,8 @@ _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":")
 _RC = {
+    **STYLE,
     "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
     "svg.hashsalt": "study",  # the same figure is the same file
     "figure.constrained_layout.use": True,
 }
