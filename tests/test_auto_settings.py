@@ -93,7 +93,7 @@ def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_p
     assert len(lines) == 6 and lines[-1]["validation_top1"] > 0.8
     best = min(lines, key=lambda line: line["validation_loss"])
     assert checkpoint.find(run, checkpoint.BEST).step == best["step"]
-    assert f"step {best['step']} of {run}, validation: loss {best['validation_loss']:.4g}" in printed
+    assert f"validation, step {best['step']} of {run}: loss {best['validation_loss']:.4g}" in printed
     assert tf.io.gfile.exists(f"{run}/evaluation/validation/report.html")
     shutil.rmtree(moved)  # what was chosen is part of the run's configuration
     registry.run_configured([], [], run, task="export")
