@@ -215,8 +215,4 @@ def _thumbnail(data: bytes, spec: shards.BuildSpec) -> Image.Image | None:
 
 
 def _sheet(tiles: list[contact_sheet.Tile]) -> bytes | None:
-    if not tiles:
-        return None
-    buffer = io.BytesIO()
-    contact_sheet.draw(tiles).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return contact_sheet.jpeg(tiles) if tiles else None

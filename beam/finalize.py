@@ -14,7 +14,7 @@ import tensorflow as tf
 from beam import build_report, duplicates, shards, summary
 from beam.errors import BuildError
 from pipeline import files
-from pipeline.data import manifest, record, statistics
+from pipeline.data import manifest, record, shard, statistics
 
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
@@ -163,7 +163,9 @@ def _write_tfds(spec: shards.BuildSpec, classes: list[str], splits: dict[str, ma
 
 def _remove_stale(spec: shards.BuildSpec, results: list[shards.ShardResult]) -> None:
     """Removes what earlier builds under this name left, and what killed attempts left half-written."""
-    kept = {"", ".index", ".json"} | ({duplicates.SUFFIX} if spec.duplicate_policy != "off" else set())
+    kept = {"", shard.index_path(""), shards.stats_path("")} | (
+        {duplicates.SUFFIX} if spec.duplicate_policy != "off" else set()
+    )
     current = {stats["file"] + suffix for _, _, stats in results for suffix in kept} | {
         REJECTED,
         build_report.FILE,

@@ -58,6 +58,13 @@ def draw(tiles: Sequence[Tile]) -> Image.Image:
     return sheet
 
 
+def jpeg(tiles: Sequence[Tile]) -> bytes:
+    """The sheet as a JPEG file."""
+    buffer = io.BytesIO()
+    draw(tiles).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def _fitted(line: str, font: ImageFont.FreeTypeFont) -> str:
     """The line in the width of a tile: what is too long loses its middle."""
     line = line.encode("utf-8", "backslashreplace").decode().replace("\n", " ")

@@ -68,7 +68,7 @@ def load_run(model_dir: str | os.PathLike) -> Run:
 
 
 def evaluate(model_dir: str | os.PathLike, split: str | None = None) -> dict[str, float]:
-    """Evaluates a run's newest checkpoint as `main.py --task=evaluate` does; returns and prints the metrics.
+    """Evaluates a run as `main.py --task=evaluate` does; returns and prints the metrics.
 
     Args:
       model_dir: folder of the run; its records must be where its configuration says.
@@ -78,7 +78,7 @@ def evaluate(model_dir: str | os.PathLike, split: str | None = None) -> dict[str
       ValueError, CheckpointError: the folder holds no run, or the records are missing or have other classes.
     """
     logging.set_verbosity(logging.WARNING)
-    params = [] if split is None else [f"Data.validation_split={split!r}"]
+    params = [] if split is None else [f"evaluate.split={split!r}"]
     return registry.run_configured([], params, os.fspath(model_dir), task="evaluate")
 
 

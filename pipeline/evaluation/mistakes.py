@@ -1,7 +1,6 @@
 """The worst mistakes of a model: which they are, and their images, read from the records."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,6 +92,4 @@ def sheet(mistakes: Sequence[Mistake], names: Sequence[str]) -> bytes:
         label, probability = mistake.predicted
         lines = [*true, f"→ {names[label]} {probability:.0%}", f"{number + 1}: {mistake.key}"]
         tiles.append((contact_sheet.thumbnail(mistake.image), lines))
-    buffer = io.BytesIO()
-    contact_sheet.draw(tiles).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+    return contact_sheet.jpeg(tiles)
