@@ -55,8 +55,8 @@ def _compare(name: str, path: str, form: InferenceForm, experiment: Experiment) 
         expected, found = model(images).logits.numpy(), runner(images.numpy())
         examples += len(expected)
         equal += int(np.sum(expected.argmax(1) == found.argmax(1)))
-        difference = max(difference, float(np.max(np.abs(found - expected))))
-        largest = max(largest, float(np.max(np.abs(expected))))
+        difference = float(np.maximum(difference, np.max(np.abs(found - expected))))  # unlike `max`, keeps a NaN
+        largest = float(np.maximum(largest, np.max(np.abs(expected))))
     result = {"format": name, "examples": examples, "top1_equal": equal / examples, "difference": difference / largest}
     if not difference <= TOLERANCE * largest:
         raise FormatError(

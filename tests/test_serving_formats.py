@@ -67,6 +67,16 @@ def test_a_file_that_answers_otherwise_is_refused(experiment, tmp_path, monkeypa
         other_formats.write(["onnx"], inference_form("pico"), experiment, str(tmp_path))
 
 
+def test_a_file_that_answers_with_no_number_is_refused(experiment, tmp_path, monkeypatch):
+    class Broken(onnx.Runner):
+        def __call__(self, images):
+            return np.full_like(super().__call__(images), np.nan)
+
+    monkeypatch.setattr(onnx, "Runner", Broken)
+    with pytest.raises(other_formats.FormatError, match="differs from itself by nan"):
+        other_formats.write(["onnx"], inference_form("pico"), experiment, str(tmp_path))
+
+
 def test_what_cannot_be_written_is_refused(experiment, tmp_path):
     with pytest.raises(ValueError, match=r"names \['coreml'\]; expected some of \['litert', 'onnx'\]"):
         other_formats.write(["coreml", "onnx"], inference_form("pico"), experiment, str(tmp_path))

@@ -14,11 +14,12 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.reader import RecordSet
 from pipeline.evaluation import split_report
 from pipeline.evaluation.collector import Collector
+from pipeline.serving.labels import label
 
 
 def check_classes(model: Model, record_set: Manifest, directory: str) -> None:
     """Raises a PredictionError where the model tells other classes apart than the records have."""
-    trained, have = class_names(model), [" ".join(name.splitlines()) for name in record_set.classes]
+    trained, have = class_names(model), [label(name) for name in record_set.classes]
     if trained == have:
         return
     if sorted(trained) == sorted(have):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from beam.errors import PredictionError
 from beam.prediction import rows
 from pipeline import files
-from pipeline.serving import client, metadata, servable, version_folder
+from pipeline.serving import client, labels, metadata, servable, version_folder
 
 JOB, SUMMARY = "job.json", "summary.json"
 PREDICTIONS = "predictions"  # a folder of its own, which dataframe libraries read as a whole
@@ -94,9 +94,7 @@ def find_model(directory: str) -> Model:
 
 def class_names(model: Model) -> list[str]:
     """The names of the model's classes, in label order."""
-    path = os.path.join(model.path, "assets", version_folder.LABELS)
-    with files.opened(path, "rb") as file:
-        return file.read().decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+    return labels.read(os.path.join(model.path, "assets", labels.FILE))
 
 
 def description(job: Job, model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:

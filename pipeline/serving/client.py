@@ -13,7 +13,7 @@ from PIL import UnidentifiedImageError
 from pipeline.data import rgb
 from pipeline.errors import cause
 from pipeline.files import opened
-from pipeline.serving import servable
+from pipeline.serving import labels, servable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,7 @@ def load(directory: str) -> Any:
 
 def classes(saved_model: Any) -> list[str]:
     """The class names of what `load` returns, in label order."""
-    with opened(saved_model.labels.asset_path.numpy().decode(), "rb") as file:
-        return file.read().decode("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+    return labels.read(saved_model.labels.asset_path.numpy().decode())
 
 
 def predict(

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipeline.serving.servable import DEFAULT
+
 Arrays = dict[str, np.ndarray]
-DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 _BYTES = "_bytes"  # the end of the names of outputs that are bytes, not text
 _B64 = "b64"
 _KINDS = {"u": "ui", "i": "ui", "f": "uif", "b": "b"}  # of tensors, and of the JSON that each takes

@@ -2,18 +2,16 @@
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 
 import tensorflow as tf
 
 from pipeline import files
-from pipeline.serving import golden, metadata, warmup
+from pipeline.serving import golden, labels, metadata, warmup
 from pipeline.serving.servable import DEFAULT, Servable, Settings
 
 EXTRA = "assets.extra"  # next to TensorFlow's `assets/`: what the model itself does not need
-LABELS = "labels.txt"
 
 Graphs = Mapping[str, tf.types.experimental.ConcreteFunction]
 
@@ -48,10 +46,9 @@ def write(servable: Servable, settings: Settings, origin: metadata.Origin, base:
 
 def _save(servable: Servable, graphs: Graphs, settings: Settings, folder: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        labels = os.path.join(temporary, LABELS)
-        with open(labels, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(re.sub(r"[\r\n]+", " ", name) + "\n" for name in settings.classes)
-        servable.labels = tf.saved_model.Asset(labels)
+        path = os.path.join(temporary, labels.FILE)
+        _write(path, labels.content(settings.classes))
+        servable.labels = tf.saved_model.Asset(path)
         tf.saved_model.save(servable, folder, signatures=graphs)
 
 

@@ -16,12 +16,13 @@ def requests(size: int) -> list[bytes]:
     files = list(golden.images().values())
     records = [record.serialize({"image": data, "key": "", "id": 0, "label": 0}, record.SINGLE_LABEL) for data in files]
     pixels = np.zeros([max(BATCHES), size, size, 3], np.uint8)
+    image_bytes = {"image_bytes": np.array(files, object)}
     inputs = {
-        servable.DEFAULT: {"image_bytes": np.array(files, object)},
-        servable.BYTES: {"image_bytes": np.array(files, object)},
+        servable.DEFAULT: image_bytes,
+        servable.BYTES: image_bytes,
         servable.IMAGES: {"images": pixels},
         servable.EXAMPLES: {"examples": np.array(records, object)},
-        servable.FEATURES: {"image_bytes": np.array(files, object)},
+        servable.FEATURES: image_bytes,
     }
     return [_request(name, values, batch) for name, values in inputs.items() for batch in BATCHES]
 
