@@ -1,4 +1,4 @@
-"""The training step of an experiment as HLO, traced on this machine for one replica of a TPU, without data."""
+"""The training step of an experiment as HLO, traced on this machine for each replica of a TPU slice, without data."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,13 @@ import tensorflow as tf
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
 from pipeline.train.experiment import Experiment
+from pipeline.train.slice_strategy import SliceStrategy
 from pipeline.train.state import create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
+_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "train", "slice_strategy.py"))  # of tracing, not of a step
 _GRADIENT = "gradient_tape/"
 
 
@@ -117,16 +119,18 @@ def check_batch(experiment: Experiment, batch: int) -> None:
         raise ProgramError(f"A replica cannot take {batch} images. {error}") from None
 
 
-def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
-    """Traces the step that the trainer would run on a replica's `batch` images, on a CPU.
+def trace(experiment: Experiment, dataset: DatasetInfo, batch: int, replicas: int = 1) -> Program:
+    """Traces the step that the trainer would run on `batch` images of each of so many replicas, on a CPU.
 
     Raises:
       ProgramError: the batch does not suit the experiment.
     """
     check_batch(experiment, batch)
-    step, budget = training_step(experiment, dataset)
+    strategy = SliceStrategy(replicas)
+    with strategy.scope():
+        step, budget = training_step(experiment, dataset)
     examples = example_batch(experiment, dataset, batch)
-    compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
+    compiled = tf.function(lambda batch: strategy.run(step, args=(batch,)), jit_compile=True, autograph=False)
     workload = Workload(
         model=step.model.variant,
         train_size=experiment.data.train_size,
@@ -220,8 +224,7 @@ def _graphs(graph: tf.Graph) -> Iterator[tf.Graph]:
 
 def _frame(operation: tf.Operation) -> traceback.FrameSummary | None:
     """The innermost frame of this project in which the operation was created."""
-    here = os.path.abspath(__file__)
     return next(
-        (f for f in reversed(operation.traceback or ()) if f.filename.startswith(_PROJECT) and f.filename != here),
+        (f for f in reversed(operation.traceback or ()) if f.filename.startswith(_PROJECT) and f.filename not in _OURS),
         None,
     )
