@@ -12,15 +12,18 @@ import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
-from pipeline.train.experiment import Experiment
 from pipeline.sharding.sharded_variable import of_replica
 from pipeline.sharding.slice_strategy import SliceStrategy
+from pipeline.train.experiment import Experiment
 from pipeline.train.state import create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
-_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not of a step
+_OURS = (
+    os.path.abspath(__file__),
+    os.path.join(_PROJECT, "sharding", "slice_strategy.py"),
+)  # of tracing, not of a step
 _GRADIENT = "gradient_tape/"
 
 
