@@ -119,7 +119,7 @@ def test_the_step_is_the_experiments_own(tmp_path):
 
 def test_trace(tmp_path):
     experiment = tiny_runs.experiment(tmp_path, ema_decay=0.9, augmentation=Augmentation(repeats=2))
-    traced = program.trace(experiment, DATASET, 4)
+    traced = program.trace(experiment, DATASET, 4, replicas=16)
     weights = 3 * 3 * 3 * 16 + 16 + 16 + 3 * 3 * 16 * 16 + 16 + 16 + 16 * 10 + 10
     assert traced.workload == program.Workload(
         model="tinynet",
@@ -136,7 +136,10 @@ def test_trace(tmp_path):
     assert sizes.parameter_bytes == sizes.average_bytes == 4 * weights
     assert 4 * weights < sizes.optimizer_bytes < 4 * weights + 100  # one momentum each, steps and rate
     assert sizes.batch_bytes == 4 * (32 * 32 * 3 + 8 + 4 + 4 + 8 + 4)  # the image in uint8
-    assert len(traced.hlo) > 10_000
+    assert sizes.other_bytes >= 2 * 3 * 8  # the ledger's counts and checksums
+    assert traced.replicas == 16
+    sums = set(re.findall(rb"all-reduce\.\d+", traced.hlo))
+    assert len(sums) == 1 + 8  # the ledger's counts, and the gradients: two layers of kernel, gain and bias, a last one
     lines = set(traced.sources.values())
     assert any(line.startswith("pipeline/model/layers.py:") and line.endswith(" call, gradient") for line in lines)
     assert any(line.startswith("pipeline/train/optimizer.py:") for line in lines)
