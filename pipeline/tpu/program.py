@@ -15,20 +15,12 @@ from pipeline.data.order import EpochBudget
 from pipeline.sharding.sharded_variable import of_replica
 from pipeline.sharding.slice_strategy import SliceStrategy
 from pipeline.train.experiment import Experiment
-<<<<<<< HEAD
-from pipeline.train.state import create_state
-=======
-from pipeline.train.slice_strategy import SliceStrategy
 from pipeline.train.state import TrainState, create_state
->>>>>>> estimates
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
-_OURS = (
-    os.path.abspath(__file__),
-    os.path.join(_PROJECT, "sharding", "slice_strategy.py"),
-)  # of tracing, not of a step
+_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not a step
 _GRADIENT = "gradient_tape/"
 
 
@@ -177,14 +169,8 @@ def trace(experiment: Experiment, dataset: DatasetInfo, batch: int, replicas: in
 def _argument_bytes(
     variables: Sequence[tf.Variable], state: TrainState, examples: dict[str, tf.Tensor]
 ) -> ArgumentBytes:
-<<<<<<< HEAD
-    """Sizes of the variables `state`, which the traced step reads and writes, by kind."""
-    kinds = {"parameter": step.model.variables, "optimizer": step.optimizer.variables, "ledger": step.ledger.variables}
-    kind_of = {variable.ref(): kind for kind, variables in kinds.items() for variable in map(of_replica, variables)}
-=======
     """Sizes of the `variables` that a traced step reads and writes, by the kinds of `state`, and of its `examples`."""
-    kinds = {variable.ref(): kind for kind, group in state.groups.items() for variable in group.values()}
->>>>>>> estimates
+    kinds = {of_replica(v).ref(): kind for kind, group in state.groups.items() for v in group.values()}
     sizes = collections.Counter()
     for variable in variables:
         sizes[kinds.get(variable.ref(), "other")] += _bytes([variable])
