@@ -72,7 +72,7 @@ class WSConv(tf_keras.layers.Layer):
         return self._standardize() if given is None else given
 
     def _standardize(self) -> tf.Tensor:
-        return tf.cast(standardize(self.kernel, self.gain), self.compute_dtype)
+        return tf.cast(standardize(tf.convert_to_tensor(self.kernel), self.gain), self.compute_dtype)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps [batch, h, w, in_channels] to [batch, ceil(h / stride), ceil(w / stride), channels]."""

@@ -91,7 +91,8 @@ class WSConv(layers.WSConv):
     """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
 
     def _standardize(self) -> tf.Tensor:
-        return tf.cast(standardize(self.kernel, self.gain, tf.constant(self.scale)), self.compute_dtype)
+        kernel = tf.convert_to_tensor(self.kernel)
+        return tf.cast(standardize(kernel, self.gain, tf.constant(self.scale)), self.compute_dtype)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """As `layers.WSConv.call`."""
