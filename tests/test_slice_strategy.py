@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.train.slice_strategy import SliceStrategy
+from pipeline.sharding.slice_strategy import SliceStrategy
 from tests import replicas
 
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="takes the packages of requirements-tpu.txt")
