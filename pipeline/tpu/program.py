@@ -20,10 +20,7 @@ from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
-_OURS = (
-    os.path.abspath(__file__),
-    os.path.join(_PROJECT, "sharding", "slice_strategy.py"),
-)  # of tracing, not of a step
+_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not a step
 _GRADIENT = "gradient_tape/"
 
 
@@ -173,7 +170,7 @@ def _argument_bytes(
     variables: Sequence[tf.Variable], state: TrainState, examples: dict[str, tf.Tensor]
 ) -> ArgumentBytes:
     """Sizes of the `variables` that a traced step reads and writes, by the kinds of `state`, and of its `examples`."""
-    kinds = {of_replica(variable).ref(): kind for kind, group in state.groups.items() for variable in group.values()}
+    kinds = {of_replica(v).ref(): kind for kind, group in state.groups.items() for v in group.values()}
     sizes = collections.Counter()
     for variable in variables:
         sizes[kinds.get(variable.ref(), "other")] += _bytes([variable])
