@@ -218,8 +218,10 @@ def test_killed_replicas_continue_in_the_same_bits_and_on_other_numbers(gin_file
     shutil.copytree(parts, elastic)
     assert wait(start(gin_file, parts, 0, *REPLICAS)) == [0]
     run_results.assert_same(parts, whole)
-    two = (REPLICAS[0], "Loop.cpu_replicas=2", "Experiment.max_steps=10")
-    assert wait(start(gin_file, elastic, 0, *two)) == [0]
+    processes = start(gin_file, elastic, 0, REPLICAS[0], "Loop.cpu_replicas=2")
+    wait_for_step(processes, elastic, 10)
+    processes[0].send_signal(signal.SIGTERM)
+    assert wait(processes) == [143]
     assert wait(start(gin_file, elastic, 0, "Experiment.shard_optimizer=False")) == [0]
     for model_dir in (whole, elastic):
         assert_same_metrics(model_dir, alone)
