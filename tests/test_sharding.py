@@ -63,9 +63,9 @@ def create(replicas, shard=None, model=tiny_runs.without_noise, **recipe):
         return experiment, state.create_state(experiment, CLASSES, budget)
 
 
-def train(replicas, experiment, train_state, steps=STEPS):
+def train(replicas, experiment, train_state, steps=STEPS, jit_compile=False):
     """Steps on random images, the same for each number of replicas; returns the losses."""
-    step = TrainingStep.of(experiment, train_state)
+    step = TrainingStep.of(experiment, train_state, jit_compile)
     run = tf.function(lambda batch: strategy(replicas).run(step, args=(batch,)), autograph=False)
     losses = []
     for _ in range(steps):
@@ -130,6 +130,14 @@ def test_shards_learn_as_whole_variables_do(recipe, replicas):
     assert {"block/kernel", "linear/kernel", "stem/kernel"} == set(sharded(found))
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_close(values(found), expected)
+
+
+def test_a_compiled_step_takes_what_is_gathered():
+    experiment, found = create(2, sam=SAM(), accumulation_steps=2)
+    _, expected = create(2, shard=False, sam=SAM(), accumulation_steps=2)
+    train(2, experiment, found, steps=3, jit_compile=True)
+    train(2, experiment, expected, steps=3)
+    assert_close(values(found), values(expected))
 
 
 @pytest.mark.slow
