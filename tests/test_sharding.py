@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.order import EpochBudget, Order
@@ -160,6 +161,40 @@ def test_layers_in_bfloat16_gather_bfloat16():
     train(2, experiment, found, steps=5)
     train(2, experiment, expected, steps=5)
     assert_close(values(found), values(expected), factor=1e4)
+
+
+class KerasTrunk(tf_keras.Model):
+    """Of Keras' own layers, whose variables mixed precision wraps, as those of the Model Garden's backbones."""
+
+    variant, channels = "keras", 32
+
+    def __init__(self):
+        super().__init__(name="trunk")
+        self.stem = tf_keras.layers.Conv2D(16, 8, 8, name="stem")
+        self.norm = tf_keras.layers.LayerNormalization(name="norm")
+        self.conv = tf_keras.layers.Conv2D(self.channels, 3, name="conv")
+        self.call(tf.zeros([1, 32, 32, 3]))
+        self.built = True
+
+    def call(self, images, training=False, seed=None):
+        return [self.conv(tf.nn.relu(self.norm(self.stem(images))))]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_layers_of_keras_share_out_their_kernels(tmp_path, precision):
+    model = lambda num_classes, target_device: classifier.Classifier(KerasTrunk(), num_classes)  # noqa: E731
+    settings = {"model": model, "precision": precision, "optimizer": _slow_adamw}
+    experiment, found = create(3, **settings)
+    _, expected = create(3, shard=False, **settings)
+    assert len(sharded(found)) == 3
+    losses, expected_losses = train(3, experiment, found, 5), train(3, experiment, expected, 5)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5 if precision == "float32" else 1e-2)
+    if precision == "float32":
+        assert_close(values(found), values(expected))
+    saved = save(tmp_path, found)
+    with strategy(3).scope():
+        checkpoint.restore(saved, expected.groups)
+    np.testing.assert_equal(values(expected), values(found))
 
 
 def save(directory, train_state):

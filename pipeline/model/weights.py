@@ -41,7 +41,15 @@ class Placement:
 
 def named(model: tf_keras.Model) -> dict[str, tf.Variable]:
     """Returns the model's variables by name, `stage0/block0/conv0/kernel` for example, in creation order."""
-    return {variable.name.split(":")[0]: variable for variable in model.variables}
+    return {variable.name.split(":")[0]: unwrapped(variable) for variable in model.variables}
+
+
+def unwrapped(variable: tf.Variable) -> tf.Variable:
+    """The variable itself, where a Keras layer of mixed precision holds one that casts it when it is read.
+
+    Private: Keras has no public way from the one to the other.
+    """
+    return getattr(variable, "_variable", variable)
 
 
 def assign(model: tf_keras.Model, arrays: Mapping[str, np.ndarray], source: str) -> Placement:

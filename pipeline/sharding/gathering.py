@@ -14,7 +14,7 @@ import tf_keras
 
 from pipeline.model import gathered, layers
 from pipeline.sharding import collectives
-from pipeline.sharding.sharded_variable import RowShardedVariable
+from pipeline.sharding.sharded_variable import RowShardedVariable, sharded
 
 Tensors: TypeAlias = list[tf.Tensor]
 Source: TypeAlias = tf.Tensor | tf.Variable
@@ -51,28 +51,28 @@ def gather(model: tf_keras.Model, raw: bool = False) -> Gathered:
     shard, before they are gathered, as their gradients are after they are scattered. So no replica makes a pass over
     all parameters. With `raw` they come as they are stored, for what has to move them.
     """
-    sharded = {v.name: v for v in model.variables if isinstance(v, RowShardedVariable)}
-    convolutions = [] if raw else [conv for conv in _layers(model, layers.WSConv) if conv.kernel.name in sharded]
+    shared_out = {v.name: whole for v in model.variables if (whole := sharded(v))}
+    convolutions = [] if raw else [conv for conv in _layers(model, layers.WSConv) if conv.kernel.name in shared_out]
     standardized = {each.conv.kernel.name: each for each in _standardize(convolutions)}
     dtypes = {} if raw else {v.name: layer.compute_dtype for layer in _layers(model) for v in layer.variables}
 
     def stands_for(variable: tf.Variable) -> tuple[str | None, Source]:
         if variable.name in standardized:
             return gathered.standardized(variable.name), standardized[variable.name].kernel()
-        if variable.name in sharded:
-            return variable.name, _whole(variable, dtypes.get(variable.name, variable.dtype))
+        if whole := shared_out.get(variable.name):
+            return variable.name, _whole(whole, dtypes.get(variable.name, whole.dtype))
         return None, variable
 
     gains = {conv.gain.name for conv in convolutions}
     trainable = [v for v in model.trainable_variables if v.name not in gains]
     trained = {v.name for v in trainable}
     names, sources = zip(*map(stands_for, trainable), strict=True)
-    frozen = dict(stands_for(v) for name, v in sharded.items() if name not in trained)
+    frozen = dict(stands_for(v) for name, v in shared_out.items() if name not in trained)
     values = frozen | {name: source for name, source in zip(names, sources, strict=True) if name is not None}
 
     def back(gradients: Sequence[tf.Tensor]) -> Tensors:
         by_name = {v.name: gradient for v, gradient in zip(trainable, gradients, strict=True)}
-        for name in [name for name in by_name if name in sharded]:
+        for name in [name for name in by_name if name in shared_out]:
             by_name[name] = collectives.scatter_rows(_matrix(tf.cast(by_name[name], tf.float32)))
         by_name |= _standardization_gradients([each for name, each in standardized.items() if name in by_name], by_name)
         return [by_name[v.name] for v in model.trainable_variables]

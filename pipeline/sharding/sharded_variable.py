@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pipeline.model import gathered
+from pipeline.model import gathered, weights
 from pipeline.sharding import collectives
 from pipeline.sharding.slice_strategy import SliceStrategy
 
@@ -98,10 +98,10 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
     def _dense_var_to_tensor(
         self, dtype: tf.DType | None = None, name: str | None = None, as_ref: bool = False
     ) -> tf.Tensor:
-        return self.value()
+        return self.value() if dtype is None else tf.cast(self.value(), dtype)
 
     def __tf_tensor__(self, dtype: tf.DType | None = None, name: str | None = None) -> tf.Tensor:
-        return self.value()
+        return self._dense_var_to_tensor(dtype, name)
 
     def _assembled(self) -> tf.Tensor:
         with tf.device("/cpu:0"):
@@ -138,9 +138,16 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
 tf.register_tensor_conversion_function(RowShardedVariable, RowShardedVariable._dense_var_to_tensor)
 
 
+def sharded(variable: tf.Variable) -> RowShardedVariable | None:
+    """The sharded variable that `variable` is, or that Keras wraps in it; None where it is whole on each replica."""
+    inner = weights.unwrapped(variable)
+    return inner if isinstance(inner, RowShardedVariable) else None
+
+
 def of_replica(variable: tf.Variable) -> tf.Variable:
     """What a replica holds of `variable`: its shard, or the variable itself where it is whole."""
-    return variable.shard if isinstance(variable, RowShardedVariable) else variable
+    whole = sharded(variable)
+    return variable if whole is None else whole.shard
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica, per_replica
+from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica, per_replica, sharded
 
 Pairs: TypeAlias = Iterable[tuple[tf.Tensor, tf.Variable]]
 
@@ -20,7 +20,7 @@ class ShardedUpdates:
     def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates the slots."""
         if not getattr(self, "_built", False):
-            self._sharded = {v.name: v for v in var_list if isinstance(v, RowShardedVariable)}
+            self._sharded = {v.name: whole for v in var_list if (whole := sharded(v))}
             self._sharded_slots: dict[str, RowShardedVariable] = {}
         super().build([of_replica(variable) for variable in var_list])
 
@@ -44,10 +44,8 @@ class ShardedUpdates:
     def aggregate_gradients(self, grads_and_vars: Pairs) -> list[tuple[tf.Tensor, tf.Variable]]:
         """Sums gradients over replicas, except for those of shards, which are sums."""
         pairs = list(grads_and_vars)
-        whole = iter(
-            super().aggregate_gradients([pair for pair in pairs if not isinstance(pair[1], RowShardedVariable)])
-        )
-        return [pair if isinstance(pair[1], RowShardedVariable) else next(whole) for pair in pairs]
+        whole = iter(super().aggregate_gradients([pair for pair in pairs if not sharded(pair[1])]))
+        return [pair if sharded(pair[1]) else next(whole) for pair in pairs]
 
     def apply_gradients(self, grads_and_vars: Pairs, name: str | None = None) -> tf.Tensor:
         """Takes a step on this replica's part of all variables; inside `strategy.run`."""

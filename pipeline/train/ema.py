@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tf_keras
 
-from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica
+from pipeline.sharding.sharded_variable import of_replica, sharded
 from pipeline.train import distribution
 
 
@@ -35,7 +35,7 @@ class AveragedModel:
     def reset(self) -> None:
         """Sets the average to the current weights; outside of `strategy.run`."""
         for average, variable in zip(self.model.variables, self._trained.variables, strict=True):
-            average.assign(variable if isinstance(average, RowShardedVariable) else variable.read_value())
+            average.assign(sharded(variable) or variable.read_value())
 
     def update(self, steps_done: tf.Tensor) -> None:
         """Moves the average towards the current weights; inside `strategy.run`, after the optimiser's step.

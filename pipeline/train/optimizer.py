@@ -12,7 +12,7 @@ import tf_keras
 
 from pipeline.model.classifier import HEAD
 from pipeline.sharding import collectives
-from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica
+from pipeline.sharding.sharded_variable import of_replica, sharded
 from pipeline.sharding.updates import Pairs, ShardedUpdates
 
 Rate: TypeAlias = float | tf_keras.optimizers.schedules.LearningRateSchedule
@@ -109,7 +109,7 @@ class SGD(Scheduled, ShardedUpdates, tf_keras.optimizers.SGD):
         """Sums gradients over replicas, and clips them."""
         pairs = super().aggregate_gradients(grads_and_vars)
         # The norms of what is shared out over replicas are sums over them.
-        shards = [(gradient, of_replica(v)) for gradient, v in pairs if isinstance(v, RowShardedVariable)]
+        shards = [(gradient, of_replica(v)) for gradient, v in pairs if sharded(v)]
         clipped = [(gradient, shard) for gradient, shard in shards if self._threshold(shard) is not None]
         squares = [tf.reduce_sum(tf.square(values), 0) for pair in clipped for values in pair]
         norms = iter([tf.sqrt(total) for total in collectives.sums(squares)])
@@ -118,7 +118,7 @@ class SGD(Scheduled, ShardedUpdates, tf_keras.optimizers.SGD):
             threshold = self._threshold(of_replica(variable))
             if threshold is None:
                 return gradient
-            if isinstance(variable, RowShardedVariable):
+            if sharded(variable):
                 return _scale_down(gradient, next(norms), next(norms), threshold, self._clipping_epsilon)
             return clip_adaptively(gradient, variable, threshold, self._clipping_epsilon)
 
