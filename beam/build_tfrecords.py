@@ -11,6 +11,7 @@ import sys
 
 logging.getLogger().setLevel(logging.ERROR)  # before Apache Beam imports cloud libraries, and warns
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TensorFlow imports a Keras: the quicker one
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from beam import launch

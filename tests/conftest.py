@@ -3,7 +3,10 @@
 import os
 
 import pytest
-import tensorflow as tf
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as the programs do, before TensorFlow is imported
+
+import tensorflow as tf  # noqa: E402
 
 
 def pytest_configure():
