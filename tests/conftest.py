@@ -6,7 +6,7 @@ import pytest
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as the programs do, before TensorFlow is imported
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
 
 def pytest_configure():

@@ -11,7 +11,7 @@ from pipeline import objective
 from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
 from pipeline.data.batch_shape import BatchShape
-from pipeline.data.input import Data
+from pipeline.data.input import Data, distributed_batches
 from tests import record_sets
 
 BATCH = 16
@@ -130,6 +130,14 @@ def test_the_input_is_operations_of_tensorflow_alone(directory, on_damage):
     kinds = operations(dataset)
     assert {"TFRecordDatasetV2", "RandomIndexShuffle", "ParseExampleV2"} <= kinds
     assert not [kind for kind in kinds if "Py" in kind or "Numpy" in kind]
+
+
+def test_closing_the_input_of_one_cpu_waits_for_no_tuner(directory):
+    data = Data(directory, BATCH, 32, 32)
+    records = data.training_records()
+    strategy, view = tf.distribute.OneDeviceStrategy("/cpu:0"), data.training_view(0, objective.SOFTMAX)
+    batches = distributed_batches(strategy, records, budget(records), view, BATCH)
+    assert batches.options().autotune.enabled is False
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
