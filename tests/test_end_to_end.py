@@ -167,7 +167,7 @@ def test_the_readmes_python_classifies_an_image(finetuned, images, tmp_path):
 @pytest.fixture(scope="module")
 def predicted(finetuned, images):
     """Two images and a broken one, and what `predict.py` says of them."""
-    paths = sorted((images / "finetune" / "angle1").glob("*.jpg"))[:2] + [images / "finetune/angle0/broken.jpg"]
+    paths = [*sorted(images.glob("finetune/angle1/*.jpg"))[:2], images / "finetune/angle0/broken.jpg"]
     done = command("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", *paths)
     assert done.returncode == 1  # one image could not be classified; the others were
     return paths, done.stdout
