@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from pipeline.train.slice_strategy import SliceStrategy
+from pipeline.sharding.slice_strategy import SliceStrategy
 
 
 def program(strategy: SliceStrategy, function, *arguments) -> str:

@@ -1,6 +1,7 @@
 """A variable of which each replica keeps a part of the rows, and which is whole to everyone outside of a step."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from absl import logging
 
 from pipeline.model import gathered
 from pipeline.sharding import collectives
+from pipeline.sharding.slice_strategy import SliceStrategy
 
 #: Kernels of fewer values stay whole on each replica: what a collective costs is more than what they cost.
 MIN_VALUES = 1 << 14
@@ -158,9 +160,11 @@ def sharding_kernels(wanted: bool | None = None) -> Iterator[None]:
         if not is_kernel or shape.num_elements() < MIN_VALUES or shape.num_elements() // shape[-1] < replicas:
             return next_creator(**settings)
         own = [collectives.shard_rows(shape.num_elements() // shape[-1], replicas), shape[-1]]
-        shard = per_replica(next_creator, **settings | {"initial_value": tf.zeros(own), "shape": own})
+        zeros = functools.partial(tf.zeros, own)
+        shard = per_replica(next_creator, **settings | {"initial_value": zeros, "shape": own})
         variable = RowShardedVariable(shard, shape=shape)
-        variable.assign(initial() if callable(initial) else initial)
+        if not isinstance(strategy, SliceStrategy):  # under which nothing runs
+            variable.assign(initial() if callable(initial) else initial)
         return variable
 
     with tf.variable_creator_scope(create):

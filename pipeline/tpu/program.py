@@ -13,13 +13,14 @@ import tensorflow as tf
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
 from pipeline.train.experiment import Experiment
-from pipeline.train.slice_strategy import SliceStrategy
+from pipeline.sharding.sharded_variable import of_replica
+from pipeline.sharding.slice_strategy import SliceStrategy
 from pipeline.train.state import create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
-_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "train", "slice_strategy.py"))  # of tracing, not of a step
+_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not of a step
 _GRADIENT = "gradient_tape/"
 
 
@@ -169,7 +170,7 @@ def _argument_bytes(
 ) -> ArgumentBytes:
     """Sizes of the variables `state`, which the traced step reads and writes, by kind."""
     kinds = {"parameter": step.model.variables, "optimizer": step.optimizer.variables, "ledger": step.ledger.variables}
-    kind_of = {variable.ref(): kind for kind, variables in kinds.items() for variable in variables}
+    kind_of = {variable.ref(): kind for kind, variables in kinds.items() for variable in map(of_replica, variables)}
     sizes = collections.Counter()
     for variable in state:
         sizes[kind_of.get(variable.ref(), "average" if has_average else "other")] += _bytes([variable])
