@@ -1,4 +1,4 @@
-"""Values that stand for a model's kernels while a step uses them: of kernels whose rows are shared out over replicas."""
+"""Tensors that stand for a model's kernels during a step, where each replica keeps but a part of their rows."""
 
 import contextlib
 import threading

@@ -4,6 +4,7 @@ Each replica has a shard number; shard s of a matrix of n rows over N replicas h
 with rows of zeros after the last.
 """
 
+import functools
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -32,13 +33,18 @@ def shard_number() -> tf.Tensor:
     return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
 
 
+@functools.cache
 def shard_numbers(strategy: tf.distribute.Strategy) -> list[int]:
     """The shard numbers of the strategy's replicas, in the order in which its variables hold their parts."""
     replicas = strategy.num_replicas_in_sync
     if not isinstance(strategy, tf.distribute.TPUStrategy):
         return list(range(replicas))
-    numbers = tf.function(lambda: strategy.run(shard_number), autograph=False)()
-    return [int(number) for number in strategy.experimental_local_results(numbers)]
+
+    @tf.function(autograph=False)
+    def numbers():
+        return strategy.run(shard_number)
+
+    return [int(number) for number in strategy.experimental_local_results(numbers())]
 
 
 def sums(vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -51,11 +57,9 @@ def sums(vectors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 def gather_rows(shard: tf.Tensor, rows: int) -> tf.Tensor:
     """The matrix [rows, columns] of which each replica gives its shard."""
-    if _uses_xla():
-        gathered = _xla_all_gather(shard)
-    else:
-        gathered = tf.distribute.get_replica_context().all_gather(shard, axis=0)
-    return gathered if gathered.shape[0] == rows else gathered[:rows]
+    context = tf.distribute.get_replica_context()
+    matrix = _xla_all_gather(shard) if _uses_xla() else context.all_gather(shard, axis=0)
+    return matrix if matrix.shape[0] == rows else matrix[:rows]
 
 
 def scatter_rows(matrix: tf.Tensor) -> tf.Tensor:

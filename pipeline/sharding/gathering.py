@@ -89,7 +89,9 @@ def _matrix(values: tf.Tensor) -> tf.Tensor:
 
 
 def _whole(variable: RowShardedVariable, dtype: tf.DType) -> tf.Tensor:
-    return tf.reshape(collectives.gather_rows(tf.cast(tf.identity(variable.shard), dtype), variable.rows), variable.shape)
+    return tf.reshape(
+        collectives.gather_rows(tf.cast(tf.identity(variable.shard), dtype), variable.rows), variable.shape
+    )
 
 
 @dataclasses.dataclass(frozen=True)

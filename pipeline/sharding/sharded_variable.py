@@ -52,6 +52,11 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
         return self.shard.dtype
 
     @property
+    def graph(self) -> tf.Graph:
+        """That of the shard; raises AttributeError in eager mode, as of any variable."""
+        return self.shard.graph
+
+    @property
     def trainable(self) -> bool:
         """Whether optimisers may change it."""
         return self._is_trainable

@@ -44,7 +44,9 @@ class ShardedUpdates:
     def aggregate_gradients(self, grads_and_vars: Pairs) -> list[tuple[tf.Tensor, tf.Variable]]:
         """Sums gradients over replicas, except for those of shards, which are sums."""
         pairs = list(grads_and_vars)
-        whole = iter(super().aggregate_gradients([pair for pair in pairs if not isinstance(pair[1], RowShardedVariable)]))
+        whole = iter(
+            super().aggregate_gradients([pair for pair in pairs if not isinstance(pair[1], RowShardedVariable)])
+        )
         return [pair if isinstance(pair[1], RowShardedVariable) else next(whole) for pair in pairs]
 
     def apply_gradients(self, grads_and_vars: Pairs, name: str | None = None) -> tf.Tensor:

@@ -7,7 +7,7 @@ those of one replica.
 import dataclasses
 import datetime
 
-from pipeline.tpu import chips, collectives, hlo
+from pipeline.tpu import chips, hlo, traffic
 from pipeline.tpu.chips import Topology
 from pipeline.tpu.compiler import Compilation, Memory, Refusal
 from pipeline.tpu.program import ArgumentBytes, Program, Workload
@@ -77,7 +77,7 @@ class StepTime:
 
     estimated_cycles: int
     collective_cycles: int
-    collectives: tuple[collectives.Traffic, ...]
+    collectives: tuple[traffic.Traffic, ...]
     flops: float
     hbm_bytes_accessed: float
     step_seconds: float
@@ -162,13 +162,13 @@ def estimate(program: Program, answer: Compilation | Refusal, topology: Topology
 def _step_time(program: Program, compilation: Compilation, topology: Topology) -> StepTime:
     instructions = hlo.instructions(compilation.hlo)
     cycles = hlo.cycles(instructions)
-    traffic, waited = collectives.step_traffic(instructions, compilation.hlo, topology, program.replicas)
+    collectives, waited = traffic.of_step(instructions, compilation.hlo, topology, program.replicas)
     seconds = (cycles + waited) / topology.chip.clock
     peak = topology.of_replica(topology.chip.peak_flops)
     return StepTime(
         estimated_cycles=cycles,
         collective_cycles=waited,
-        collectives=traffic,
+        collectives=collectives,
         flops=compilation.flops,
         hbm_bytes_accessed=compilation.bytes_accessed,
         step_seconds=seconds,

@@ -12,15 +12,15 @@ import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
-from pipeline.train.experiment import Experiment
 from pipeline.sharding.sharded_variable import of_replica
 from pipeline.sharding.slice_strategy import SliceStrategy
-from pipeline.train.state import create_state
+from pipeline.train.experiment import Experiment
+from pipeline.train.state import TrainState, create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
-_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not of a step
+_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not a step
 _GRADIENT = "gradient_tape/"
 
 
@@ -145,7 +145,8 @@ def trace(experiment: Experiment, dataset: DatasetInfo, batch: int, replicas: in
     check_batch(experiment, batch)
     strategy = SliceStrategy(replicas)
     with strategy.scope():
-        step, budget = training_step(experiment, dataset)
+        state, budget = _state(experiment, dataset)
+    step = TrainingStep.of(experiment, state)
     examples = example_batch(experiment, dataset, batch)
     compiled = tf.function(lambda batch: strategy.run(step, args=(batch,)), jit_compile=True, autograph=False)
     workload = Workload(
@@ -161,22 +162,21 @@ def trace(experiment: Experiment, dataset: DatasetInfo, batch: int, replicas: in
     )
     hlo = compiled.experimental_get_compiler_ir(examples)(stage="hlo_serialized")
     traced = compiled.get_concrete_function(examples)
-    arguments = _argument_bytes(traced.variables, step, experiment.ema_decay is not None, examples)
+    arguments = _argument_bytes(traced.variables, state, examples)
     return Program(hlo, replicas, workload, arguments, _sources(traced.graph))
 
 
 def _argument_bytes(
-    state: Sequence[tf.Variable], step: TrainingStep, has_average: bool, examples: dict[str, tf.Tensor]
+    variables: Sequence[tf.Variable], state: TrainState, examples: dict[str, tf.Tensor]
 ) -> ArgumentBytes:
-    """Sizes of the variables `state`, which the traced step reads and writes, by kind."""
-    kinds = {"parameter": step.model.variables, "optimizer": step.optimizer.variables, "ledger": step.ledger.variables}
-    kind_of = {variable.ref(): kind for kind, variables in kinds.items() for variable in map(of_replica, variables)}
+    """Sizes of the `variables` that a traced step reads and writes, by the kinds of `state`, and of its `examples`."""
+    kinds = {of_replica(v).ref(): kind for kind, group in state.groups.items() for v in group.values()}
     sizes = collections.Counter()
-    for variable in state:
-        sizes[kind_of.get(variable.ref(), "average" if has_average else "other")] += _bytes([variable])
+    for variable in variables:
+        sizes[kinds.get(variable.ref(), "other")] += _bytes([variable])
     return ArgumentBytes(
-        parameter_bytes=sizes["parameter"],
-        average_bytes=sizes["average"],
+        parameter_bytes=sizes["model"],
+        average_bytes=sizes["ema"],
         optimizer_bytes=sizes["optimizer"],
         other_bytes=sizes["ledger"] + sizes["other"],
         batch_bytes=_bytes(examples.values()),
@@ -190,10 +190,16 @@ def training_step(
 
     `unset` leaves large variables unwritten.
     """
+    state, budget = _state(experiment, dataset, unset, device)
+    return TrainingStep.of(experiment, state), budget
+
+
+def _state(
+    experiment: Experiment, dataset: DatasetInfo, unset: bool = True, device: str = "tpu"
+) -> tuple[TrainState, EpochBudget]:
     budget = experiment.budget(dataset.images)
     with tf.variable_creator_scope(without_values) if unset else contextlib.nullcontext():
-        train_state = create_state(experiment, dataset.classes, budget, device)
-    return TrainingStep.of(experiment, train_state), budget
+        return create_state(experiment, dataset.classes, budget, device), budget
 
 
 def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> dict[str, tf.Tensor]:

@@ -3,7 +3,6 @@
 The compiler counts no cycles for them. Here each takes as long as the links of the slice need at least.
 """
 
-import collections
 import dataclasses
 import math
 import re
@@ -57,10 +56,10 @@ class Traffic:
     kind: str
     count: int
     size: int
-    cycles: int
+    cycles: float
 
 
-def step_traffic(
+def of_step(
     step: Sequence[hlo.Instruction], text: str, topology: Topology, replicas: int
 ) -> tuple[tuple[Traffic, ...], int]:
     """What the collectives of a step move, and the cycles that the step waits for them.
@@ -75,9 +74,8 @@ def step_traffic(
       replicas: for which it was compiled.
     """
     bodies, _ = hlo.computations(text)
-    clock = topology.chip.clock
     begun: dict[str, tuple[float, hlo.Instruction]] = {}
-    totals: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    moved: list[Traffic] = []
     now = free = 0.0  # cycles since the step began, and when the links will be free
     for instruction in step:
         now += instruction.cycles
@@ -89,17 +87,22 @@ def step_traffic(
             continue
         is_done = parsed["opcode"].endswith("-done") and parsed["operand"] in begun
         started, first = begun.pop(parsed["operand"]) if is_done else (now, instruction)
-        busy = 0.0
         for transfer in _transfers(first.line, instruction.line, bodies, topology, replicas):
-            cycles = transfer.seconds(topology) * clock * instruction.times
-            busy += cycles
-            for index, amount in enumerate((instruction.times, transfer.size * instruction.times, cycles)):
-                totals[transfer.kind][index] += amount
-        if busy:
-            free = max(free, started) + busy
+            times = instruction.times
+            cycles = transfer.seconds(topology) * topology.chip.clock * times
+            moved.append(Traffic(transfer.kind, times, transfer.size * times, cycles))
+            free = max(free, started) + cycles
             now = max(now, free)
-    traffic = tuple(Traffic(kind, count, size, round(cycles)) for kind, (count, size, cycles) in totals.items())
-    return traffic, round(now - hlo.cycles(step))
+    return _by_kind(moved), round(now - hlo.cycles(step))
+
+
+def _by_kind(moved: Sequence[Traffic]) -> tuple[Traffic, ...]:
+    kinds = {kind: [each for each in moved if each.kind == kind] for kind in _KINDS}
+    return tuple(
+        Traffic(kind, sum(e.count for e in each), sum(e.size for e in each), round(sum(e.cycles for e in each)))
+        for kind, each in kinds.items()
+        if each
+    )
 
 
 def _is_start(opcode: str) -> bool:

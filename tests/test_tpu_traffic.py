@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.tpu import chips, collectives, hlo
+from pipeline.tpu import chips, hlo, traffic
 
 CLOCK = 1.05e9  # of a v4
 CUBE = chips.topology("v4:2x2x2")  # 16 replicas on 8 chips, which are no rings: three links of 50 GB/s
@@ -18,8 +18,8 @@ def fusion(name: str, cycles: int) -> str:
 def measured(*lines: str, before: str = "", topology: chips.Topology = CUBE) -> tuple[dict, int]:
     """Kind to its traffic, and the cycles of waiting, of a program with these lines."""
     text = "HloModule m\n\n" + before + "ENTRY %main (p: f32[]) -> f32[] {\n" + "\n".join(lines) + "\n}\n"
-    traffic, waited = collectives.step_traffic(hlo.instructions(text), text, topology, topology.replicas)
-    return {each.kind: each for each in traffic}, waited
+    found, waited = traffic.of_step(hlo.instructions(text), text, topology, topology.replicas)
+    return {each.kind: each for each in found}, waited
 
 
 def cycles(size: float, passes: int = 1, chips: int = 8, links: int = 3) -> float:
@@ -29,8 +29,8 @@ def cycles(size: float, passes: int = 1, chips: int = 8, links: int = 3) -> floa
 
 @pytest.mark.parametrize("groups", [EVERY, "replica_groups={}", "replica_groups=[1,16]<=[16]"])
 def test_an_all_reduce_of_all_replicas(groups):
-    traffic, waited = measured(f"  %a = {FULL} all-reduce(%x), {groups}, to_apply=%add")
-    assert traffic["all-reduce"] == collectives.Traffic("all-reduce", 1, MIB, round(cycles(MIB, passes=2)))
+    moved, waited = measured(f"  %a = {FULL} all-reduce(%x), {groups}, to_apply=%add")
+    assert moved["all-reduce"] == traffic.Traffic("all-reduce", 1, MIB, round(cycles(MIB, passes=2)))
     assert waited == round(cycles(MIB, passes=2))
 
 
@@ -38,8 +38,8 @@ def test_arrays_of_a_tuple_are_moved_together():
     types = (
         "(f32[3,5]{1,0:T(8,128)}, bf16[8]{0:T(256)(128)(2,1)}, /*index=2*/s32[]{:T(128)}, pred[7]{0}, f8e4m3fn[2]{0})"
     )
-    traffic, _ = measured(f"  %a = {types} all-reduce(%x, %y, %z), {EVERY}, to_apply=%add")
-    assert traffic["all-reduce"].size == 4 * 15 + 2 * 8 + 4 + 7 + 2
+    moved, _ = measured(f"  %a = {types} all-reduce(%x, %y, %z), {EVERY}, to_apply=%add")
+    assert moved["all-reduce"].size == 4 * 15 + 2 * 8 + 4 + 7 + 2
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_arrays_of_a_tuple_are_moved_together():
     ],
 )
 def test_chips_of_a_group(groups, among):
-    traffic, waited = measured(f"  %a = {FULL} all-reduce(%x), replica_groups={groups}, to_apply=%add")
-    assert traffic["all-reduce"].cycles == waited == round(cycles(MIB, passes=2, chips=among))
+    moved, waited = measured(f"  %a = {FULL} all-reduce(%x), replica_groups={groups}, to_apply=%add")
+    assert moved["all-reduce"].cycles == waited == round(cycles(MIB, passes=2, chips=among))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_chips_of_a_group(groups, among):
     ],
 )
 def test_other_collectives_take_one_pass(line, kind, expected):
-    traffic, waited = measured(line)
-    assert traffic == {kind: collectives.Traffic(kind, 1, MIB, round(expected))}
+    moved, waited = measured(line)
+    assert moved == {kind: traffic.Traffic(kind, 1, MIB, round(expected))}
     assert waited == round(expected)
 
 
@@ -95,15 +95,15 @@ def test_only_what_is_between_start_and_done_overlaps(between, waited):
 
 def test_a_start_has_the_size_of_its_done():
     start = f"  %s = ({SHARD}, {FULL}) all-gather-start(%x), {EVERY}, dimensions={{0}}"
-    traffic, waited = measured(start, f"  %d = {FULL} all-gather-done(%s)")
-    assert traffic["all-gather"].size == MIB and waited == round(cycles(MIB))
+    moved, waited = measured(start, f"  %d = {FULL} all-gather-done(%s)")
+    assert moved["all-gather"].size == MIB and waited == round(cycles(MIB))
 
 
 def test_any_collective_can_be_started_as_a_computation():
     body = f"%c (x: f32[]) -> f32[] {{\n  ROOT %r = {SHARD} reduce-scatter(%x), {EVERY}, to_apply=%add\n}}\n\n"
     start = f"  %s = (({FULL}), {SHARD}, u32[]) async-start(%x), calls=%c"
-    traffic, waited = measured(start, fusion("b", 1_000), f"  %d = {SHARD} async-done(%s)", before=body)
-    assert traffic["reduce-scatter"].size == MIB and waited == round(cycles(MIB) - 1_000)
+    moved, waited = measured(start, fusion("b", 1_000), f"  %d = {SHARD} async-done(%s)", before=body)
+    assert moved["reduce-scatter"].size == MIB and waited == round(cycles(MIB) - 1_000)
 
 
 def test_the_links_carry_one_transfer_after_the_other():
@@ -122,8 +122,8 @@ def test_a_loop_repeats_its_collectives():
     body = f"%body (p: f32[]) -> f32[] {{\n  %a = {FULL} all-reduce(%x), {EVERY}, to_apply=%add\n}}\n\n"
     body += "%cond (p: f32[]) -> pred[] {\n}\n\n"
     loop = '  %w = f32[] while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}'
-    traffic, waited = measured(loop, before=body)
-    assert (traffic["all-reduce"].count, traffic["all-reduce"].size) == (3, 3 * MIB)
+    moved, waited = measured(loop, before=body)
+    assert (moved["all-reduce"].count, moved["all-reduce"].size) == (3, 3 * MIB)
     assert waited == round(3 * SEND)
 
 
@@ -139,7 +139,7 @@ def test_fusions_of_the_compiler():
         f"%all-reduce-fusion (i: f32[]) -> f32[] {{\n  %i = {SHARD} parameter(0)\n"
         f"  ROOT %g = {SHARD} all-reduce(%i), {EVERY}, to_apply=%add\n}}\n\n"
     )
-    traffic, waited = measured(
+    moved, waited = measured(
         f"  %f1 = {SHARD} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1",
         f"  %f2 = {SHARD} fusion(%f1), kind=kCustom, calls=%all-reduce-fusion",
         f"  %f3 = {FULL} fusion(%f2), kind=kCustom, calls=%all-gather.2.clone",
@@ -150,7 +150,5 @@ def test_fusions_of_the_compiler():
         "all-reduce": (MIB // 16, cycles(MIB / 16, passes=2)),
         "all-gather": (MIB, cycles(MIB, chips=4)),
     }
-    assert traffic == {
-        kind: collectives.Traffic(kind, 1, size, round(needed)) for kind, (size, needed) in parts.items()
-    }
+    assert moved == {kind: traffic.Traffic(kind, 1, size, round(needed)) for kind, (size, needed) in parts.items()}
     assert waited == pytest.approx(sum(needed for _, needed in parts.values()), abs=1)
