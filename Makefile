@@ -69,10 +69,10 @@ study: setup ## a real scaling study in small, on the demo images
 	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 
 test: setup ## the quick tests, in two processes
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: setup ## every test, the slow ones too, and the quick ones in Bazel
-	$(RUN) -m pytest -m '' -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -m '' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	$(MAKE) bazel-test
 
 test-serving: setup ## all tests of exported models and what serves them: C, gRPC, REST, a browser, batch prediction

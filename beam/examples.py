@@ -5,7 +5,6 @@ from typing import Generic, TypeVar
 from typing_extensions import NamedTuple  # of Python 3.10, the one in typing cannot be generic
 
 from beam.splits import TRAIN
-from pipeline.data import record
 
 WHOLE_FILE = -1
 Label = TypeVar("Label", str, int)
@@ -44,6 +43,8 @@ class SourceExample(NamedTuple, Generic[Label]):
 
 def to_record(example: SourceExample[int], image: bytes, label_kind: str) -> bytes:
     """The serialised record of an example whose labels are class indices, with the encoded `image`."""
+    from pipeline.data import record  # here: flags are checked without TensorFlow, which takes seconds to import
+
     values = {
         "image": image,
         "key": example.key,

@@ -19,6 +19,7 @@ def run(main: Callable[[list[str]], int]) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quiet_tensorflow()
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TensorFlow imports a Keras: ours, tf_keras, not a second one
     try:
         app.run(main, flags_parser=_parse)
     except BrokenPipeError:  # the reader of the output has seen enough, as `head` has

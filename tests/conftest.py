@@ -3,7 +3,30 @@
 import os
 
 import pytest
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as the programs do, before TensorFlow is imported
+
 import tensorflow as tf
+
+# What takes a worker of pytest-xdist longest, and so begins first: at the end it would keep the others waiting.
+LONGEST = (
+    "test_end_to_end",
+    "test_resume",
+    "test_tpu_strategy",
+    "test_public_accuracy",
+    "test_multi_worker",
+    "test_tpu_layers",
+    "test_reader",
+    "test_cpu_layers",
+    "test_auto_settings",
+    "test_signals",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts `LONGEST` first; `make test` keeps the order (`--no-loadscope-reorder`)."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_configure():

@@ -5,8 +5,6 @@ import functools
 import itertools
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from beam import launch
-from pipeline import registry, report
+from pipeline import configure, registry, report
 from pipeline.data import manifest, reader, statistics
 from pipeline.data.input import Data
 from pipeline.data.order import EpochBudget
@@ -149,7 +147,6 @@ def test_records_of_an_older_version_are_named(records, tmp_path):
         auto_settings.choose(str(tmp_path))
 
 
-def test_the_command_without_records_says_what_is_missing(tmp_path):
-    command = [sys.executable, "pipeline/main.py", "--gin_file=gin/finetune_own.gin", f"--model_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "DATA_DIR must be set" in done.stderr and "Traceback" not in done.stderr
+def test_a_run_without_records_says_what_is_missing(tmp_path):
+    with pytest.raises(configure.ConfigurationError, match="DATA_DIR must be set"):
+        registry.run_configured(["gin/finetune_own.gin"], [], str(tmp_path))

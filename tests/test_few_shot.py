@@ -10,7 +10,7 @@ from pipeline.data import augment, record
 from pipeline.data.input import Data
 from pipeline.model import nfnet
 from pipeline.train import checkpoint, experiment, few_shot, optimizer, public_weights, run_config, schedule
-from tests import record_sets
+from tests import record_sets, tiny_runs
 
 
 def _clusters(rng, count, spread):
@@ -58,9 +58,9 @@ def test_chosen_examples_are_k_a_class_and_nested():
 
 def test_a_checkpoint_is_evaluated_on_classes_it_was_not_trained_on(tmp_path, capsys):
     record_sets.make(tmp_path / "records", examples=60, validation=30, classes=3)
-    public_weights.save(nfnet.create("nano", 11), str(tmp_path / "run"), "none")
+    public_weights.save(nfnet.create("pico", 11), str(tmp_path / "run"), "none")
     setup = experiment.Experiment(
-        model=functools.partial(nfnet.create, "nano"),
+        model=functools.partial(nfnet.create, "pico"),
         data=Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32),
         optimizer=optimizer.SGD,
         schedule=schedule.cosine,
@@ -84,7 +84,7 @@ def test_features_come_by_id_and_only_once(tmp_path, two_replicas, replicas):
     data = Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32)
     setup = experiment.Experiment(nfnet.create, data, optimizer.SGD, schedule.cosine, 1)
     with strategy.scope():
-        model = nfnet.create("nano", 3)
+        model = tiny_runs.TinyNet(3)
     features, labels = few_shot.extract(strategy, model, setup, data.training_records())
 
     shards = sorted(str(path) for path in (tmp_path / "records").glob("*train*.tfrecord-*-of-?????"))

@@ -8,7 +8,7 @@ from official.vision.configs import image_classification, retinanet
 from official.vision.modeling import factory
 
 from pipeline import registry
-from pipeline.model import garden, graph_cost, nfnet, weights
+from pipeline.model import garden, garden_nfnet, graph_cost, nfnet, weights
 from tests import record_sets
 
 IMAGES = tf.random.stateless_normal([2, 64, 64, 3], [1, 2])
@@ -23,7 +23,7 @@ BACKBONES = {
 
 def test_the_gardens_classification_model_on_nfnet_computes_what_nfnet_does():
     config = image_classification.ImageClassificationModel(
-        num_classes=7, backbone=garden.Backbone(type="nfnet", nfnet=garden.NFNet(variant="nano"))
+        num_classes=7, backbone=garden_nfnet.Backbone(type="nfnet", nfnet=garden_nfnet.NFNet(variant="nano"))
     )
     theirs = factory.build_classification_model(SPEC, config)
     ours = nfnet.create("nano", 7)
@@ -40,7 +40,7 @@ def test_the_gardens_classification_model_on_nfnet_computes_what_nfnet_does():
 def test_retinanet_on_nfnet_takes_its_levels_and_learns_all_its_weights():
     config = retinanet.RetinaNet(
         num_classes=4,
-        backbone=garden.Backbone(nfnet=garden.NFNet(variant="nano", stochastic_depth_rate=0.1)),
+        backbone=garden_nfnet.Backbone(nfnet=garden_nfnet.NFNet(variant="nano", stochastic_depth_rate=0.1)),
         min_level=3,
         max_level=6,
         input_size=[64, 64, 3],
@@ -55,8 +55,8 @@ def test_retinanet_on_nfnet_takes_its_levels_and_learns_all_its_weights():
 
 
 def test_the_backbone_is_made_again_from_its_configuration():
-    backbone = garden.NFNetBackbone("nano", stochastic_depth_rate=0.2)
-    again = garden.NFNetBackbone.from_config(backbone.get_config())
+    backbone = garden_nfnet.NFNetBackbone("nano", stochastic_depth_rate=0.2)
+    again = garden_nfnet.NFNetBackbone.from_config(backbone.get_config())
     assert {level: tuple(shape) for level, shape in again.output_specs.items()} == {
         "2": (None, None, None, 32),
         "3": (None, None, None, 64),

@@ -55,9 +55,15 @@ def train_replicas(model_dir, records, replicas):
     train(RunContext(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
 
 
+@pytest.fixture(scope="module")
+def one_device(records, tmp_path_factory):
+    path = tmp_path_factory.mktemp("one_device")
+    train_replicas(path, records, 1)
+    return path
+
+
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
-    train_replicas(tmp_path / "one", records, 1)
+def test_replicas_train_what_one_device_trains(records, one_device, tmp_path, replicas):
     # In a process of its own: TensorFlow takes one number of replicas for good.
     several = multiprocessing.get_context("spawn").Process(
         target=train_replicas, args=(tmp_path / "several", records, replicas)
@@ -65,7 +71,7 @@ def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
     several.start()
     several.join()
     assert several.exitcode == 0
-    assert_same_metrics(tmp_path / "several", tmp_path / "one")
+    assert_same_metrics(tmp_path / "several", one_device)
     assert_exactly_once(tmp_path / "several", [100, 50])
 
 
@@ -74,10 +80,13 @@ def test_replicas_resume_in_the_same_bits(records, tmp_path, monkeypatch):
     experiment = tiny_runs.experiment(records, epochs=1)
     loop = Loop(strategy="mirrored", cpu_replicas=2, steps_per_loop=2, checkpoint_every=2)
     whole = train(RunContext(str(tmp_path / "whole")), experiment, loop)
-    train(RunContext(str(tmp_path / "parts")), dataclasses.replace(experiment, max_steps=4), loop)
-    parts = train(RunContext(str(tmp_path / "parts")), experiment, loop)
-    assert parts["weights_digest"] == whole["weights_digest"]
-    assert_exactly_once(tmp_path / "parts", [100])
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step in (6, 7):
+        shutil.rmtree(tmp_path / f"cut/checkpoints/step-{step:08}")
+    (tmp_path / "cut/run.json").unlink()
+    resumed = train(RunContext(str(tmp_path / "cut")), experiment, loop)
+    assert resumed["weights_digest"] == whole["weights_digest"]
+    assert_exactly_once(tmp_path / "cut", [100])
 
 
 def test_a_batch_that_the_replicas_do_not_divide_is_refused(records, tmp_path):

@@ -23,6 +23,7 @@ from examples import public_accuracy
 from pipeline.data import augment
 from pipeline.model import nfnet, public_files, weights
 from tests import record_sets
+from tests.ingest_builds import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE, CLASSES, EXAMPLES, HITS = 32, 1000, 12, 9
@@ -87,7 +88,9 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def records(imagenet, tmp_path_factory):
     """The data set as records, as the first comparison leaves them in its folder."""
-    return public_accuracy.make_records(imagenet, tmp_path_factory.mktemp("work"))
+    folder = tmp_path_factory.mktemp("work") / "records"
+    build(imagenet, folder, "--name=imagenet")
+    return folder
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

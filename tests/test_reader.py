@@ -11,7 +11,7 @@ from pipeline import objective
 from pipeline.data import manifest, reader, record, shard
 from pipeline.data import order as orders
 from pipeline.data.batch_shape import BatchShape
-from pipeline.data.input import Data
+from pipeline.data.input import Data, distributed_batches
 from tests import record_sets
 
 BATCH = 16
@@ -61,11 +61,18 @@ def test_the_content_is_what_was_written(directory):
             assert weight == 0 or key.startswith(f"class{label}/".encode())
 
 
+@pytest.fixture(scope="module")
+def whole(directory):
+    """The batches of two epochs."""
+    records = reader.RecordSet(directory, "train")
+    return read(records, budget(records, epochs=2.0))
+
+
 @pytest.mark.parametrize("step", [1, 7, 13, 25])
-def test_starting_anywhere_gives_the_same_batches(directory, step):
+def test_starting_anywhere_gives_the_same_batches(directory, whole, step):
     records = reader.RecordSet(directory, "train")
     plan = budget(records, epochs=2.0)
-    whole, part = read(records, plan), read(records, plan, first_step=step)
+    part = read(records, plan, first_step=step)
     assert len(part) == plan.steps - step
     for a, b in zip(whole[step:], part, strict=True):
         for name in a:
@@ -132,35 +139,39 @@ def test_the_input_is_operations_of_tensorflow_alone(directory, on_damage):
     assert not [kind for kind in kinds if "Py" in kind or "Numpy" in kind]
 
 
+def test_closing_the_input_of_one_cpu_waits_for_no_tuner(directory):
+    data = Data(directory, BATCH, 32, 32)
+    records = data.training_records()
+    strategy, view = tf.distribute.OneDeviceStrategy("/cpu:0"), data.training_view(0, objective.SOFTMAX)
+    batches = distributed_batches(strategy, records, budget(records), view, BATCH)
+    assert batches.options().autotune.enabled is False
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_read_the_same_batches_between_them(directory, hosts):
+def test_hosts_read_the_same_batches_between_them(directory, whole, hosts):
     records = reader.RecordSet(directory, "train")
-    plan = budget(records, epochs=1.5)
-    alone = read(records, plan)
+    plan = budget(records, epochs=2.0)
     together = [read(records, plan, host=host, hosts=hosts) for host in range(hosts)]
-    for step, batch in enumerate(alone):
+    for step, batch in enumerate(whole):
         parts = np.concatenate([shares[step]["key"] for shares in together])
         assert sorted(parts) == sorted(batch["key"])
 
 
-def test_reader_parallelism_does_not_change_the_order(directory):
+def test_reader_parallelism_does_not_change_the_order(directory, whole):
     records = reader.RecordSet(directory, "train")
-    plan = budget(records)
-    one, many = read(records, plan, reads=1), read(records, plan, reads=7)
-    for a, b in zip(one, many, strict=True):
+    for a, b in zip(whole, read(records, budget(records, epochs=2.0), reads=7), strict=True):
         np.testing.assert_array_equal(a["key"], b["key"])
 
 
-def test_reading_as_from_an_object_store_gives_the_same_batches(directory, monkeypatch):
+def test_reading_as_from_an_object_store_gives_the_same_batches(directory, whole, monkeypatch):
     records = reader.RecordSet(directory, "train")
-    plan = budget(records, epochs=1.5)
-    local = read(records, plan)
+    plan = budget(records, epochs=2.0)
     monkeypatch.setattr(reader.RecordSet, "is_remote", True)
     assert records.lookup().whole_runs
     monkeypatch.setattr(
         records, "lookup", lambda: dataclasses.replace(records.__class__.lookup(records), opens_lazily=True)
     )
-    for a, b in zip(local, read(records, plan), strict=True):
+    for a, b in zip(whole, read(records, plan), strict=True):
         np.testing.assert_array_equal(a["key"], b["key"])
 
 

@@ -88,39 +88,34 @@ def current_step(monkeypatch):
     return lambda: runs[-1].state.step
 
 
-@pytest.mark.parametrize(
-    ("place", "steps"),
-    [
-        ("before the metrics are written", [8]),
-        ("after the last action", [6, 16]),
-        ("in the evaluation", [14]),
-        ("before an evaluation is written", [7]),
-    ],
-)
-def test_interrupted_anywhere_ends_in_the_same_bits(
-    experiment, undisturbed, tmp_path, monkeypatch, current_step, place, steps
-):
-    """No orderly stop: what the run did since its last checkpoint is lost and done again."""
-    pending = list(steps)
+def test_interrupted_anywhere_ends_in_the_same_bits(experiment, undisturbed, tmp_path, monkeypatch, current_step):
+    """No orderly stop: what the run did since its last checkpoint, of every fourth step or an evaluation's, is lost."""
+    pending = {
+        6: "after the last action",
+        7: "before an evaluation is written",
+        8: "before the metrics are written",
+        14: "in the evaluation",
+        16: "after the last action",
+    }
 
-    def dies_at(original, before):
+    def dies(original, place, before):
         def method(self, *args):
             done = None if before else original(self, *args)
-            if pending and current_step() == pending[0]:
-                pending.pop(0)
+            if pending.get(current_step()) == place:
+                del pending[current_step()]
                 raise Killed
             return original(self, *args) if before else done
 
         return method
 
-    owner, name, before = {
-        "before the metrics are written": (MetricsLog, "__call__", True),
-        "after the last action": (Preemption, "__call__", False),
-        "in the evaluation": (Evaluator, "eval_reduce", True),
-        "before an evaluation is written": (MetricsLog, "after_evaluation", True),
-    }[place]
-    monkeypatch.setattr(owner, name, dies_at(getattr(owner, name), before))
-    for _ in steps:
+    for place, owner, name, before in (
+        ("before the metrics are written", MetricsLog, "__call__", True),
+        ("after the last action", Preemption, "__call__", False),
+        ("in the evaluation", Evaluator, "eval_reduce", True),
+        ("before an evaluation is written", MetricsLog, "after_evaluation", True),
+    ):
+        monkeypatch.setattr(owner, name, dies(getattr(owner, name), place, before))
+    for _ in list(pending):
         with pytest.raises(Killed):
             train(RunContext(str(tmp_path)), experiment, LOOP)
     train(RunContext(str(tmp_path)), experiment, LOOP)
@@ -128,7 +123,9 @@ def test_interrupted_anywhere_ends_in_the_same_bits(
     assert_same(tmp_path, undisturbed)
 
 
-def test_sigterm_and_ctrl_c_save_stop_and_continue_in_the_same_bits(experiment, tmp_path, monkeypatch, current_step):
+def test_sigterm_and_ctrl_c_save_stop_and_continue_in_the_same_bits(
+    experiment, undisturbed, tmp_path, monkeypatch, current_step
+):
     """At a step that is no checkpoint's, and in an evaluation."""
     signals = {6: signal.SIGTERM, 14: signal.SIGINT}
 
@@ -141,24 +138,20 @@ def test_sigterm_and_ctrl_c_save_stop_and_continue_in_the_same_bits(experiment, 
         return method
 
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    loop = dataclasses.replace(LOOP, steps_per_loop=1)
-    plain = tmp_path / "plain"
-    train(RunContext(str(plain)), experiment, loop)
-    interrupted = tmp_path / "interrupted"
     original = MetricsLog.__call__
     monkeypatch.setattr(MetricsLog, "__call__", signalling(original))
     with pytest.raises(Preempted, match=r"stopped at step 6 of 18; the checkpoint in .* is whole") as stop:
-        train(RunContext(str(interrupted)), experiment, loop)
+        train(RunContext(str(tmp_path)), experiment, LOOP)
     assert stop.value.exit_code == 143
-    assert checkpoint.latest(str(interrupted / "checkpoints")).step == 6
+    assert checkpoint.latest(str(tmp_path / "checkpoints")).step == 6
     monkeypatch.setattr(MetricsLog, "__call__", original)
     monkeypatch.setattr(Evaluator, "eval_reduce", signalling(Evaluator.eval_reduce))
     with pytest.raises(Preempted, match="stopped at step 14 of 18") as stop:
-        train(RunContext(str(interrupted)), experiment, loop)
+        train(RunContext(str(tmp_path)), experiment, LOOP)
     assert stop.value.exit_code == 130
-    assert not any(line["step"] == 14 and "validation_loss" in line for line in report.read_metrics(str(interrupted)))
-    train(RunContext(str(interrupted)), experiment, loop)
-    assert_same(interrupted, plain)
+    assert not any(line["step"] == 14 and "validation_loss" in line for line in report.read_metrics(str(tmp_path)))
+    train(RunContext(str(tmp_path)), experiment, LOOP)
+    assert_same(tmp_path, undisturbed)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert signal.set_wakeup_fd(-1) == -1
 

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 GIN = f"""{tiny_runs.GIN}
 EPOCHS = 500
+nfnet.implementation = "plain"  # without the compilation that a long run begins with
 Loop.steps_per_loop = 2
 """
 

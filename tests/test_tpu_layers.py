@@ -108,8 +108,7 @@ def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one(wide, va
         sgd = optimizer.SGD(0.02, clipping=0.5)
         sgd.build(model.trainable_variables)
 
-        @tf.function(autograph=False)
-        def step():
+        def step():  # as a `tf.function` it would take longer to trace than to run
             with tf.GradientTape() as tape:
                 logits = model(images, training=True, seed=tf.constant([1, 2]))
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))

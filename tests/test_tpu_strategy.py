@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from official.vision.modeling.backbones import vit
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.mixing import Mixing
@@ -38,7 +39,7 @@ VIT = functools.partial(garden.create, "vit", image_size=32, settings={"model_na
 ADAMW = functools.partial(optimizer.AdamW, weight_decay=0.05)
 RECIPES = {
     "pre-training": {"model": PICO, "precision": "mixed_bfloat16", "ema_decay": None},
-    "averaged weights": {"model": PICO, "precision": "mixed_bfloat16"},
+    "averaged weights": {"precision": "mixed_bfloat16"},
     "SAM with repeats": {"sam": SAM(), "augmentation": Augmentation(repeats=2)},
     "mixing": {"augmentation": Augmentation(mixing=Mixing(cutmix=False), randaugment=RandAugment(2, 5))},
     "accumulation": {"accumulation_steps": 2},
@@ -61,6 +62,14 @@ def experiment(records, **recipe):
 
 
 @pytest.fixture
+def shallow(monkeypatch):
+    """Leaves two layers of the transformer's twelve, which are all alike."""
+    spec = vit.VIT_SPECS["vit-ti16"]
+    spec = {**spec, "transformer": {**spec["transformer"], "num_layers": 2}}
+    monkeypatch.setattr(vit, "VIT_SPECS", {"vit-ti16": spec})
+
+
+@pytest.fixture
 def made_up_tpu():
     """Lets strategy 'tpu' find made-up devices."""
     with contextlib.ExitStack() as stack:
@@ -75,7 +84,7 @@ def check_what_the_tpu_runs(graph: tf.Graph) -> collections.Counter:
 
 
 @pytest.mark.parametrize(("recipe", "hosts"), [*((recipe, 1) for recipe in RECIPES), ("accumulation", 2)])
-def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, monkeypatch, recipe, hosts):
+def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, shallow, monkeypatch, recipe, hosts):
     monkeypatch.setattr(sharded_variable, "MIN_VALUES", 64)  # kernels are shared out as those of large models
     made_up_tpu(replicas=4, hosts=hosts)
     what = experiment(records, **RECIPES[recipe])
@@ -107,7 +116,7 @@ def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, monkeypat
 def test_the_evaluation_step_is_what_a_tpu_can_run(records, made_up_tpu, ema_decay, eval_precision):
     made_up_tpu()
     settings = {"ema_decay": ema_decay, "eval_precision": eval_precision}
-    what = experiment(records, model=PICO, precision="mixed_bfloat16", **settings)
+    what = experiment(records, precision="mixed_bfloat16", **settings)
     run = components.assemble(HERE, what, TPU)
     assert run.state.evaluated.trunk.compute_dtype == (eval_precision or "bfloat16")
     if ema_decay is None:  # not another copy of the weights
@@ -122,7 +131,8 @@ def test_the_evaluation_step_is_what_a_tpu_can_run(records, made_up_tpu, ema_dec
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_what_an_evaluation_keeps_of_each_example_is_what_a_tpu_can_run(records, made_up_tpu, loss):
     made_up_tpu(replicas=4, hosts=2)
-    what = experiment(records, model=PICO, precision="mixed_bfloat16", **({"loss": loss} if loss == "sigmoid" else {}))
+    model = {"model": PICO} if loss == "softmax" else {"loss": loss}
+    what = experiment(records, precision="mixed_bfloat16", **model)
     run = components.assemble(HERE, what, TPU)
     collector = Collector(what.objective, several_labels=loss == "sigmoid")
     evaluator = Evaluator(run.strategy, what, run.validation, run.state.evaluated, batch=8, collector=collector)

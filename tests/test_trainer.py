@@ -18,7 +18,7 @@ from pipeline.train.evaluator import Evaluator
 from pipeline.train.step import TrainingStep
 from pipeline.train.train import evaluation_steps, train
 from pipeline.train.trainer import Trainer
-from tests import record_sets
+from tests import record_sets, tiny_runs
 
 SIZE = 32
 
@@ -105,7 +105,7 @@ def test_the_step_is_the_gradient_of_the_mean_over_real_examples(directory):
 
 
 def test_training_lowers_the_loss_and_the_ledger_is_exact(directory, tmp_path):
-    found = make_experiment(directory, epochs=6.0, ema_decay=0.9)
+    found = make_experiment(directory, model=tiny_runs.TinyNet, epochs=6.0, ema_decay=0.9)
     context = run_config.RunContext(str(tmp_path))
     summary = train(context, found, run_config.Loop(strategy="one_device", steps_per_loop=6, checkpoint_every=6))
     losses = [line["loss"] for line in report.read_metrics(str(tmp_path)) if "loss" in line]
@@ -146,7 +146,7 @@ def test_a_loop_takes_about_20_seconds_unless_its_steps_are_set(settings, step, 
 def test_without_settings_a_short_run_reports_every_hundredth(directory, tmp_path):
     train(
         run_config.RunContext(str(tmp_path)),
-        make_experiment(directory, max_steps=3),
+        make_experiment(directory, model=tiny_runs.TinyNet, max_steps=3),
         run_config.Loop(strategy="one_device"),
     )
     steps = [line["step"] for line in report.read_metrics(str(tmp_path)) if "loss" in line]

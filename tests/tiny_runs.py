@@ -12,7 +12,7 @@ from pipeline.train.experiment import Experiment
 
 BATCH = 16
 GIN = """
-include 'gin/model/nano.gin'
+include 'gin/model/pico.gin'
 include 'gin/run/pretrain.gin'
 GLOBAL_BATCH = 16
 TRAIN_SIZE = 32

@@ -9,6 +9,7 @@ requirements.txt.
 
 import argparse
 import ast
+import functools
 import pathlib
 import re
 import sys
@@ -98,10 +99,11 @@ filegroup(
 '''
 
 
-def python_files(root: pathlib.Path = ROOT) -> list[str]:
+@functools.cache  # it is asked for with each file
+def python_files(root: pathlib.Path = ROOT) -> tuple[str, ...]:
     """The project's Python files that hold code, as sorted paths below `root` with '/' between names."""
     paths = (path for folder in FOLDERS for path in (root / folder).rglob("*.py"))
-    return sorted(path.relative_to(root).as_posix() for path in paths if path.read_text().strip())
+    return tuple(sorted(path.relative_to(root).as_posix() for path in paths if path.read_text().strip()))
 
 
 def imported_names(source: str) -> set[str]:

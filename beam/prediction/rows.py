@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import tensorflow as tf
 
 from pipeline.files import opened
 
@@ -112,6 +111,8 @@ def read(path: str, names: Sequence[str]) -> Columns:
 
 def counts_of(path: str) -> Counts | None:
     """The counts of a file of predictions; None where there is no such file, or a damaged one."""
+    import tensorflow as tf  # here: flags are checked without it, which takes seconds to import
+
     try:
         return count(read(path, ["valid"])["valid"])
     except (FileNotFoundError, tf.errors.NotFoundError, ValueError):

@@ -9,13 +9,10 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
-import tensorflow as tf
-
 from beam import files, splits
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
 from beam.sources.source import Source
-from pipeline.data import shard
 from pipeline.errors import cause
 
 _PREFIX = "tfds:"
@@ -54,7 +51,8 @@ class TfdsSource(Source):
         A feature that no flag names is the only one of its kind, or the one that the data set itself names for
         supervised learning.
         """
-        import tensorflow_datasets as tfds  # here: other sources do not need it
+        import tensorflow as tf  # here: other sources do not need them
+        import tensorflow_datasets as tfds
 
         name, _, split = path.removeprefix(_PREFIX).rpartition("/")
         try:
@@ -110,6 +108,8 @@ class TfdsSource(Source):
 
     def examples(self, part: str) -> Iterator[SourceExample]:
         """The records of a file; what is cut off at its end is one with a refusal."""
+        from pipeline.data import shard  # here, as in `open`
+
         with files.open_to_read(part) as file:
             for number, (offset, payload) in enumerate(shard.scan(file)):
                 example = SourceExample(name_bytes(f"{os.path.basename(part)}__{number}"), name_bytes(part))
@@ -128,6 +128,8 @@ class TfdsSource(Source):
 
     def _fields(self, payload: bytes) -> tuple[bytes, tuple[str, ...], tuple[float, ...]]:
         """Image, labels and weights of a serialised record."""
+        import tensorflow as tf  # here, as in `open`
+
         features = tf.train.Example.FromString(payload).features.feature
         (image,) = features[self.image].bytes_list.value
         labels = tuple(self.classes[label] for label in features[self.label].int64_list.value if label >= 0)

@@ -183,7 +183,7 @@ def distributed_batches(
     view: View,
     images: int,
     first_step: int = 0,
-) -> tf.distribute.DistributedDataset:
+) -> tf.distribute.DistributedDataset | tf.data.Dataset:
     """The batches of `reader.dataset` for every replica of `strategy`; `images` make a global batch."""
 
     @tf.autograph.experimental.do_not_convert
@@ -198,4 +198,8 @@ def distributed_batches(
             replica_batch=context.get_per_replica_batch_size(images),
         )
 
+    if isinstance(strategy, tf.distribute.OneDeviceStrategy) and "CPU" in strategy.extended.worker_devices[0]:
+        # TensorFlow would copy each batch to the device that it is on, with an iterator whose tuner cannot be switched
+        # off: see the end of `reader.dataset`.
+        return host_dataset(tf.distribute.InputContext())
     return strategy.distribute_datasets_from_function(host_dataset)
