@@ -102,7 +102,7 @@ class Step:
         pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", header)
         self._replaced = {int(output): int(argument) for output, argument in pairs}
         self._shapes = computation.program_shape().parameter_shapes()
-        self._executable = backend.get_backend().compile_and_load(*compile_arguments(hlo, self.device))
+        self._executable = backend.get_backend().compile_and_load(*compile_arguments(hlo, [self.device]))
 
     def put(self, stored: Mapping[str, np.ndarray]) -> list:
         """The arguments, on the device: those of `stored`, or small random numbers (zeros where integer)."""

@@ -69,6 +69,7 @@ def bindings(
     """
     _load(files, params, say)
     resolved = configure.resolved(ignore=("main", "Loop", *TASKS))
+    resolved.pop("Experiment.shard_optimizer", None)  # of where the optimiser's state is, not of what is learned
     # It was the mean over classes once, and a run must not continue under another loss.
     if resolved.get("Experiment.loss") == repr(SIGMOID.name):
         resolved["Experiment.loss"] += ", summed over classes"

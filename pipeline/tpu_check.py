@@ -38,6 +38,9 @@ _CHIP_CONFIG = flags.DEFINE_enum(
 _REPLICA_BATCH = flags.DEFINE_integer(
     "replica_batch", None, "Images per replica; GLOBAL_BATCH over replicas if not given.", lower_bound=1
 )
+_REPLICAS = flags.DEFINE_integer(
+    "replicas", None, "Replicas to compile for; all of the topology if not given, 1 without collectives.", lower_bound=1
+)
 _IMAGES = flags.DEFINE_integer(
     "images", None, "Images of an epoch; the records' own, or Data.images, if not given.", lower_bound=1
 )
@@ -55,8 +58,12 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"Unexpected argument {argv[1]!r}: everything is a flag, for example --gin_file=FILE.")
     if not (_GIN_FILE.value or _REPORT.value):
         raise app.UsageError("Give --gin_file=FILE, or --report=RUN of a run that has been started.")
-    if _REHEARSE.value and (_REPLICA_BATCH.value or _SEARCH.value or _REPORT.value):
-        raise app.UsageError("--rehearse takes the run as it is: without --replica_batch, --search and --report.")
+    if _REHEARSE.value and (_REPLICA_BATCH.value or _SEARCH.value or _REPORT.value or _REPLICAS.value):
+        raise app.UsageError(
+            "--rehearse takes the run as it is: without --replica_batch, --replicas, --search and --report."
+        )
+    if _REPORT.value and _REPLICAS.value:
+        raise app.UsageError("--report takes the run as it is, on all replicas of its topology: without --replicas.")
     logging.set_verbosity(logging.WARNING)
     from pipeline import files
     from pipeline.tpu import chips, compiler
@@ -98,6 +105,7 @@ def _estimate(experiment: "Experiment", configured: "Configure", topology: "Topo
         _REPLICA_BATCH.value,
         _IMAGES.value,
         _SEARCH.value,
+        _REPLICAS.value,
         estimate_table.stage,
     )
     estimate_table.show(estimate, check.advice(estimate, experiment))

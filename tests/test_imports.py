@@ -16,6 +16,7 @@ ARROWS = {
     "pipeline/objective.py": (),
     "pipeline/data/": ("pipeline/files.py", "pipeline/objective.py"),
     "pipeline/model/": ("pipeline/files.py",),
+    "pipeline/sharding/": ("pipeline/model/",),
     "pipeline/evaluation/": (
         "pipeline/data/",
         "pipeline/objective.py",
@@ -28,6 +29,7 @@ ARROWS = {
         "pipeline/data/",
         "pipeline/evaluation/",
         "pipeline/model/",
+        "pipeline/sharding/",
         "pipeline/errors.py",
         "pipeline/files.py",
         "pipeline/objective.py",
@@ -52,6 +54,7 @@ ARROWS = {
     "pipeline/tpu/": (
         "pipeline/train/",
         "pipeline/model/",
+        "pipeline/sharding/",
         "pipeline/data/",
         "pipeline/errors.py",
         "pipeline/files.py",

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline import report
+from pipeline.sharding import sharded_variable
 from pipeline.train import checkpoint, distribution
 from pipeline.train.run_config import Loop, RunContext
 from pipeline.train.train import train
@@ -47,6 +48,8 @@ def assert_exactly_once(model_dir, examples):
 
 def train_replicas(model_dir, records, replicas):
     """Without dropout, whose noise is each replica's own; the images' noise is the records' own."""
+    if replicas > 1:
+        sharded_variable.MIN_VALUES = 64  # each replica keeps and updates a part of each kernel
     experiment = tiny_runs.experiment(records, model=tiny_runs.without_noise, epochs=1.5)
     strategy = {"strategy": "mirrored", "cpu_replicas": replicas} if replicas > 1 else {"strategy": "one_device"}
     train(RunContext(str(model_dir)), experiment, Loop(steps_per_loop=2, checkpoint_every=4, **strategy))
@@ -66,7 +69,8 @@ def test_replicas_train_what_one_device_trains(records, tmp_path, replicas):
     assert_exactly_once(tmp_path / "several", [100, 50])
 
 
-def test_replicas_resume_in_the_same_bits(records, tmp_path):
+def test_replicas_resume_in_the_same_bits(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharded_variable, "MIN_VALUES", 64)
     experiment = tiny_runs.experiment(records, epochs=1)
     loop = Loop(strategy="mirrored", cpu_replicas=2, steps_per_loop=2, checkpoint_every=2)
     whole = train(RunContext(str(tmp_path / "whole")), experiment, loop)
@@ -197,6 +201,31 @@ def test_a_killed_worker_and_a_restart_leave_the_ledger_exact(gin_file, alone, t
     assert "Continuing from step 8 of 18" in pathlib.Path(f"{model_dir}-0.log").read_text()
     assert_same_metrics(model_dir, alone)
     assert_exactly_once(model_dir, [100, 100, 50])
+
+
+REPLICAS = ("Loop.strategy='mirrored'", "Loop.cpu_replicas=4")
+
+
+@pytest.mark.slow
+def test_killed_replicas_continue_in_the_same_bits_and_on_other_numbers(gin_file, alone, tmp_path):
+    """With the largest kernels, their momenta and averages shared out over four replicas."""
+    whole, parts, elastic = (tmp_path / name for name in ("whole", "parts", "elastic"))
+    assert wait(start(gin_file, whole, 0, *REPLICAS)) == [0]
+    processes = start(gin_file, parts, 0, *REPLICAS)
+    wait_for_step(processes, parts, 6)
+    processes[0].send_signal(signal.SIGKILL)
+    assert wait(processes) == [-signal.SIGKILL]
+    shutil.copytree(parts, elastic)
+    assert wait(start(gin_file, parts, 0, *REPLICAS)) == [0]
+    run_results.assert_same(parts, whole)
+    processes = start(gin_file, elastic, 0, REPLICAS[0], "Loop.cpu_replicas=2")
+    wait_for_step(processes, elastic, 10)
+    processes[0].send_signal(signal.SIGTERM)
+    assert wait(processes) == [143]
+    assert wait(start(gin_file, elastic, 0, "Experiment.shard_optimizer=False")) == [0]
+    for model_dir in (whole, elastic):
+        assert_same_metrics(model_dir, alone)
+        assert_exactly_once(model_dir, [100, 100, 50])
 
 
 @pytest.mark.slow

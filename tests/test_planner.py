@@ -139,6 +139,7 @@ def test_the_speed_of_another_resolution_is_scaled_and_says_so():
 def test_a_compilation_at_the_resolution_goes_before_scaling(monkeypatch, tmp_path):
     """Its step of SAM takes an image through two passes."""
     row = {"images_per_second_per_core": 100.0, "gradient_passes": 2, "replica_batch": 32, "date": "2026-11-21"}
+    row["topology"] = "v4:4x4x4"
     path = tmp_path / "speeds.json"
     path.write_text(json.dumps({"variants": {}, "finetuning": {"F0": {**row, "versions": {"libtpu": "1.2"}}}}))
     assert speeds.read_table(str(path)) == {}
@@ -162,13 +163,14 @@ def test_a_table_counts_where_it_spans_the_family(tmp_path):
     row = {
         "images_per_second_per_core": 700.0,
         "replica_batch": 64,
+        "topology": "v4:2x4x4",
         "date": "2026-11-21",
         "versions": {"libtpu": "1.2"},
     }
     path.write_text(json.dumps({"variants": {"F0": row}}))
     partial = speeds.read_table(str(path))
     assert partial["F0"].images_per_second == 700
-    assert "libtpu 1.2, 2026-11-21" in partial["F0"].source
+    assert "libtpu 1.2, 2026-11-21" in partial["F0"].source and "64 images a core of v4:2x4x4" in partial["F0"].source
     assert speeds.choose_speeds(partial) == speeds.STUDY_SPEEDS
     whole = partial | {"F7+": speeds.Speed(60.0, "the same")}
     assert speeds.choose_speeds(whole) == whole

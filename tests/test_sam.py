@@ -32,7 +32,7 @@ def _replica_gradients(strategy, settings):
     )
 
     def replica(rows):
-        def compute():
+        def compute(_):
             with tf.GradientTape() as tape:
                 errors = tf.linalg.matvec(tf.gather(DATA, rows), w) - tf.gather(TARGETS, rows)
                 loss = tf.reduce_sum(errors**2) / len(DATA)
@@ -83,7 +83,7 @@ def test_it_composes_with_agc_ema_and_mixed_precision(two_replicas):
     @tf.function
     def step():
         def replica():
-            def compute():
+            def compute(_):
                 with tf.GradientTape() as tape:
                     logits = tf.cast(model(images, training=True, seed=tf.constant([1, 2])), tf.float32)
                     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import re
@@ -119,7 +120,7 @@ def test_the_step_is_the_experiments_own(tmp_path):
 
 def test_trace(tmp_path):
     experiment = tiny_runs.experiment(tmp_path, ema_decay=0.9, augmentation=Augmentation(repeats=2))
-    traced = program.trace(experiment, DATASET, 4)
+    traced = program.trace(experiment, DATASET, 4, replicas=16)
     weights = 3 * 3 * 3 * 16 + 16 + 16 + 3 * 3 * 16 * 16 + 16 + 16 + 16 * 10 + 10
     assert traced.workload == program.Workload(
         model="tinynet",
@@ -136,7 +137,10 @@ def test_trace(tmp_path):
     assert sizes.parameter_bytes == sizes.average_bytes == 4 * weights
     assert 4 * weights < sizes.optimizer_bytes < 4 * weights + 100  # one momentum each, steps and rate
     assert sizes.batch_bytes == 4 * (32 * 32 * 3 + 8 + 4 + 4 + 8 + 4)  # the image in uint8
-    assert len(traced.hlo) > 10_000
+    assert sizes.other_bytes >= 2 * 3 * 8  # the ledger's counts and checksums
+    assert traced.replicas == 16
+    sums = set(re.findall(rb"all-reduce\.\d+", traced.hlo))
+    assert len(sums) == 1 + 8  # the ledger's counts, and the gradients: two layers of kernel, gain and bias, a last one
     lines = set(traced.sources.values())
     assert any(line.startswith("pipeline/model/layers.py:") and line.endswith(" call, gradient") for line in lines)
     assert any(line.startswith("pipeline/train/optimizer.py:") for line in lines)
@@ -183,6 +187,7 @@ def test_a_bad_topology_is_refused_before_any_work():
     [
         ("--json=none/such/estimate.json", "none/such/estimate.json cannot be written: its folder does not exist"),
         ("--replica_batch=0", "replica_batch"),
+        ("--replicas=0", "replicas"),
         ("--images=-3", "images"),
     ],
 )
@@ -205,6 +210,20 @@ def test_a_compiler_that_dies_is_reported(monkeypatch, tmp_path, signal, words):
     monkeypatch.setattr(compiler, "versions", lambda: compiler.TESTED)
     with pytest.raises(compiler.CompilerError, match=words):
         compiler.compile_hlo(b"", "v4:2x2x1", "legacy")
+
+
+@pytest.mark.parametrize("replicas", [9, -1])
+def test_replicas_that_the_topology_does_not_have_are_refused_before_any_work(tmp_path, replicas):
+    topology, experiment = chips.topology("v4:2x2x1", "legacy"), tiny_runs.experiment(tmp_path, num_classes=3)
+    with pytest.raises(program.ProgramError, match=rf"v4:2x2x1 \(legacy\) has 8 replicas.*compiled for {replicas}:"):
+        check.check(experiment, killed, topology, replica_batch=8, images=100, replicas=replicas)
+
+
+@pytest.mark.parametrize("flag", ["--rehearse", "--report=nowhere"])
+def test_a_run_is_taken_on_all_replicas(flag):
+    done = run("--gin_file=gin/f0_jft.gin", "--topology=v4:2x2x1", "--replicas=2", flag)
+    assert done.returncode == 1
+    assert re.search(r"takes the run as it is.* without .*--replicas", done.stderr)
 
 
 def killed():
@@ -266,9 +285,12 @@ def test_nano_for_a_v4(tmp_path):
         "legacy",
         8,
     )
-    assert fields["images_per_second_per_core"] == pytest.approx(
-        32 * chips.CHIPS["v4"].clock / fields["estimated_cycles"]
-    )
+    cycles = fields["estimated_cycles"] + fields["collective_cycles"]
+    assert fields["images_per_second_per_core"] == pytest.approx(32 * chips.CHIPS["v4"].clock / cycles)
+    # The gradients and the ledger's five numbers are summed, over two links of 50 GB/s.
+    moved = 4 * (fields["parameters"] + 5)
+    assert sum(each["size"] for each in fields["collectives"]) == pytest.approx(moved, rel=0.01)
+    assert fields["collective_cycles"] <= math.ceil(2 * 3 / 4 * moved / 100e9 * 1.05e9 * 1.01)
     assert fields["core_hours"] == pytest.approx(4e9 / fields["images_per_second_per_core"] / 3600)
     parameters = fields["parameter_bytes"] + fields["optimizer_bytes"]
     assert parameters < fields["argument_bytes"] < fields["needed_bytes"] < fields["hbm_bytes"]

@@ -54,10 +54,19 @@ def test_all_reduce_time():
     # 2 x 2 chips are no ring: one link along each of two axes.
     assert chips.topology("v4:2x2x1").all_reduce_seconds(1e9) == pytest.approx(2 * 3 / 4 * 1e9 / 100e9)
     # Axes close in whole cubes alone.
-    assert chips.topology("v4:2x4x4").reduce_bandwidth == pytest.approx(3 * 50e9)
+    assert chips.topology("v4:2x4x4").link_bandwidth == pytest.approx(3 * 50e9)
     # A v5e closes its axes at 16 alone.
-    assert chips.topology("v5e:8x16").reduce_bandwidth == pytest.approx(3 * 50e9)
+    assert chips.topology("v5e:8x16").link_bandwidth == pytest.approx(3 * 50e9)
     assert chips.topology("v5e:1x1").all_reduce_seconds(1e9) == 0
     # Both cores of a chip send as one.
     for configuration in ("legacy", "megacore"):
         assert chips.topology("v4:2x2x1", configuration).all_reduce_seconds(1e9) == pytest.approx(0.015)
+
+
+def test_a_gather_moves_half_of_an_all_reduce():
+    slice_of_two = chips.topology("v4:2x1x1")
+    assert slice_of_two.gather_seconds(1e9) == pytest.approx(0.5e9 / 50e9)
+    torus = chips.topology("v4:4x4x4")
+    assert torus.gather_seconds(3e9) == pytest.approx(63 / 64 * 3e9 / 300e9)
+    assert torus.gather_seconds(3e9, chips=4) == pytest.approx(3 / 4 * 3e9 / 300e9)  # a quarter is each chip's own
+    assert torus.gather_seconds(3e9, chips=1) == torus.all_reduce_seconds(3e9, chips=1) == 0

@@ -119,7 +119,7 @@ def test_a_report_compares_the_run_with_its_estimate():
         for step, seconds in [(1, 60.0), (11, 62.0), (21, 64.0), (31, 68.0), (41, 70.0)]
     ]
     lines.insert(2, {"step": 11, "validation_loss": 4.0})
-    time = StepTime(100, 1e12, 1e9, 0.1, 10.0, 0.5, 0.01, 0.01, ())
+    time = StepTime(100, 0, (), 1e12, 1e9, 0.1, 10.0, 0.5, 0.01, 0.01, ())
     estimate = _estimate(time)
     found = run_report.numbers(lines, estimate, time)
     assert found["steps/s, median of the loops"] == pytest.approx(5)

@@ -16,6 +16,8 @@ from pipeline.data.randaugment import RandAugment
 from pipeline.evaluation.collector import Collector
 from pipeline.model import garden, nfnet
 from pipeline.serving import client
+from pipeline.sharding import sharded_variable
+from pipeline.sharding.sharded_variable import RowShardedVariable
 from pipeline.tpu import made_up_devices
 from pipeline.train import checkpoint, components, distribution, few_shot, optimizer, starting_point
 from pipeline.train.evaluator import Evaluator
@@ -73,7 +75,8 @@ def check_what_the_tpu_runs(graph: tf.Graph) -> collections.Counter:
 
 
 @pytest.mark.parametrize(("recipe", "hosts"), [*((recipe, 1) for recipe in RECIPES), ("accumulation", 2)])
-def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, recipe, hosts):
+def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, monkeypatch, recipe, hosts):
+    monkeypatch.setattr(sharded_variable, "MIN_VALUES", 64)  # kernels are shared out as those of large models
     made_up_tpu(replicas=4, hosts=hosts)
     what = experiment(records, **RECIPES[recipe])
     run = components.assemble(HERE, what, TPU)
@@ -87,9 +90,17 @@ def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, recipe, h
     types = check_what_the_tpu_runs(
         tf.function(trainer.train_step, autograph=False).get_concrete_function(iterator).graph
     )
-    gradients = len(run.state.model.trainable_variables)
+    model = run.state.model
+    shared_out = [v for v in model.trainable_variables if isinstance(v, RowShardedVariable)]
+    assert shared_out
+    # Each kernel is gathered once, whatever the parts of the batch, and its gradient scattered once.
+    assert types["XlaCallModule"] == sum(isinstance(v, RowShardedVariable) for v in model.variables)
+    assert types["XlaReduceScatter"] == len(shared_out)
+    gradients = len(model.trainable_variables) - len(shared_out)
+    statistics = 3 * (what.sam is None and any(v.name.endswith("/gain:0") for v in model.trainable_variables))
+    norms = 1 if isinstance(run.state.optimizer, optimizer.SGD) else 0
     # And what the ledger counts, total and count of two metrics, and whether the loss is finite.
-    assert types["CrossReplicaSum"] == gradients + 1 + 4 + 1
+    assert types["CrossReplicaSum"] == gradients + statistics + norms + 1 + 4 + 1
 
 
 @pytest.mark.parametrize(("ema_decay", "eval_precision"), [(0.9, None), (0.9, "float32"), (None, "float32")])

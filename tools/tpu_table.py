@@ -1,9 +1,10 @@
-"""Compiles the study's variants for a core of TPU v4 and writes their speeds to pipeline/model/tpu_v4_speeds.json.
+"""Compiles the study's variants for TPU v4 and writes their speeds to pipeline/model/tpu_v4_speeds.json.
 
     python tools/tpu_table.py [--task finetuning] [--variants F0 F3] [--recompile]
 
-Each variant takes minutes and is written when it is done; variants that the file has from the same compiler are
-skipped without --recompile. Prints the table as Markdown, beside what the paper reports.
+Each variant is compiled for the slice whose cores share its global batch, and for one replica alone. That takes minutes
+and is written when it is done; variants that the file has from the same compiler are skipped without --recompile.
+Prints the table as Markdown, beside what the paper reports.
 """
 
 import argparse
@@ -18,9 +19,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pipeline import files  # noqa: E402 (the path comes first)
 from pipeline.model import speeds, variants  # noqa: E402
+from pipeline.study import planner  # noqa: E402
 from pipeline.tpu import chips, compiler  # noqa: E402
 
-TOPOLOGY, CONFIGURATION = "v4:2x2x1", chips.LEGACY
 # Section of the file to how the gin files end, and the images of a core. Those of fine-tuning, at 384 pixels, are
 # guesses until they have been compiled.
 TASKS = {
@@ -28,12 +29,17 @@ TASKS = {
     "finetuning": ("imagenet", {"F0": 32, "F1": 32, "F3": 16, "F3+": 8, "F7": 8, "F7+": 4}),
 }
 KEPT = (
+    "topology",
+    "chip_config",
+    "replicas",
     "train_size",
     "replica_batch",
     "parameters",
     "estimated_cycles",
+    "collective_cycles",
     "flops",
     "hbm_bytes_accessed",
+    "state_bytes",
     "argument_bytes",
     "temporary_bytes",
     "needed_bytes",
@@ -45,20 +51,31 @@ KEPT = (
 
 
 def compile_variant(name: str, task: str) -> dict:
-    """The row of a variant: `KEPT` of its estimate, and the gradient passes of its step."""
+    """The row of a variant: `KEPT` of its estimate, cycles of one replica alone, and its step's gradient passes."""
     from pipeline import registry
     from pipeline.tpu import check, estimate_table
 
     suffix, batches = TASKS[task]
     gin_file, batch = f"gin/{variants.identifier(name)}_{suffix}.gin", batches[name]
     configured = functools.partial(registry.configured, [gin_file], [])
-    experiment, topology = configured(), chips.topology(TOPOLOGY, CONFIGURATION)
-    estimate, _ = check.check(experiment, configured, topology, replica_batch=batch, progress=estimate_table.stage)
-    if not estimate.fit.fits:
-        raise SystemExit(f"{name} does not fit with {batch} images per core: {estimate.fit.refusal}")
-    fields = estimate.as_dict()
-    kept = {field: fields[field] for field in KEPT}
-    return {"gin_file": gin_file, "gradient_passes": experiment.gradient_passes, **kept}
+    experiment = configured()
+    topology = chips.topology(f"v4:{planner.TOPOLOGIES[experiment.data.batch // batch]}", chips.LEGACY)
+
+    def fields(replicas: int) -> dict:
+        estimate, _ = check.check(
+            experiment, configured, topology, batch, replicas=replicas, progress=estimate_table.stage
+        )
+        if not estimate.fit.fits:
+            raise SystemExit(f"{name} does not fit with {batch} images per core: {estimate.fit.refusal}")
+        return estimate.as_dict()
+
+    whole = fields(topology.replicas)
+    return {
+        "gin_file": gin_file,
+        "gradient_passes": experiment.gradient_passes,
+        "one_replica_cycles": fields(1)["estimated_cycles"],
+        **{field: whole[field] for field in KEPT},
+    }
 
 
 def core_hours(row: dict, epochs: float) -> float:
@@ -69,8 +86,9 @@ def core_hours(row: dict, epochs: float) -> float:
 def markdown(rows: dict[str, dict]) -> str:
     """The table as docs/performance.md shows it."""
     lines = [
-        "| variant | images per core | M cycles | images/s per core | MFU | core-hours per epoch | paper | ours |",
-        "|---|---|---|---|---|---|---|---|",
+        "| variant | images per core | M cycles, one replica | slice | M cycles | of collectives | images/s per core "
+        "| MFU | core-hours per epoch | paper | ours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         papers = ours = ""
@@ -79,7 +97,8 @@ def markdown(rows: dict[str, dict]) -> str:
             papers, ours = f"{hours:,} for {epochs:g} epochs", f"{core_hours(row, epochs):,.0f}"
             papers += " (inferred)" if "inferred" in speeds.STUDY_SPEEDS[name].source else ""
         lines.append(
-            f"| {name} | {row['replica_batch']} | {row['estimated_cycles'] / 1e6:,.1f} | "
+            f"| {name} | {row['replica_batch']} | {row['one_replica_cycles'] / 1e6:,.1f} | {row['topology']} | "
+            f"{row['estimated_cycles'] / 1e6:,.1f} | {row['collective_cycles'] / 1e6:,.1f} | "
             f"{row['images_per_second_per_core']:,.1f} | {row['mfu']:.1%} | {core_hours(row, 1):,.0f} | {papers} | "
             f"{ours} |"
         )
@@ -97,7 +116,7 @@ def main() -> None:
     parser.add_argument("--output", default=speeds.TABLE, help="file to write")
     arguments = parser.parse_args()
     compiler.end_with_its_processes()
-    table: dict[str, Any] = {"topology": TOPOLOGY, "chip_config": CONFIGURATION, **{task: {} for task in TASKS}}
+    table: dict[str, Any] = {task: {} for task in TASKS}
     if os.path.exists(arguments.output):
         with open(arguments.output) as file:
             table |= json.load(file)

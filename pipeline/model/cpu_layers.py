@@ -136,16 +136,18 @@ def _gated_gradients(upstream, branch, gate):
 class WSConv(layers.WSConv):
     """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
 
+    def _standardize(self) -> tf.Tensor:
+        return standardize(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.gain), self.compute_dtype)
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """As `layers.WSConv.call`."""
-        dtype = self.compute_dtype
-        kernel = standardize(tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.gain), dtype=dtype)
+        kernel, bias = self.standardized(), tf.cast(self.bias, self.compute_dtype)
         if self._spec.kernel == self.stride == 1:
             flat = tf.reshape(inputs, [-1, kernel.shape[2]])
-            outputs = _linear(flat, tf.reshape(kernel, kernel.shape[2:]), tf.cast(self.bias, dtype))
+            outputs = _linear(flat, tf.reshape(kernel, kernel.shape[2:]), bias)
             return tf.reshape(outputs, [*layers.dimensions(inputs)[:3], self.channels])
         outputs = tf.nn.conv2d(inputs, kernel, self.stride, "SAME")
-        return tf.nn.bias_add(outputs, tf.cast(self.bias, dtype))
+        return tf.nn.bias_add(outputs, bias)
 
 
 class NFBlock(layers.NFBlock):

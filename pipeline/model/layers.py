@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import variants
+from pipeline.model import gathered, variants
 
 ACTIVATION_GAIN = 1.7015043497085571  # makes the activation of a unit normal input have unit variance
 STANDARDIZATION_EPSILON = 1e-4
@@ -49,11 +49,16 @@ def survivors(shape: tf.Tensor | Sequence[int | tf.Tensor], rate: float, seed: t
 
 
 class WSConv(tf_keras.layers.Layer):
-    """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
+    """A convolution of weight-standardised kernel, with bias and `SAME` padding.
+
+    Attributes:
+      kernel, gain, bias: float32 variables: HWIO, [channels], [channels].
+      scale: constant by which the standardised kernel is multiplied, on a TPU; 1 elsewhere.
+    """
 
     def __init__(self, spec: variants.Conv):
         super().__init__(name=spec.name.replace("/", "_"))
-        self._spec = spec
+        self._spec, self.scale = spec, 1.0
         self.stride, self.groups, self.channels = spec.stride, spec.groups, spec.channels
         shape = (spec.kernel, spec.kernel, spec.in_channels // spec.groups, spec.channels)
         normal = tf_keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal")
@@ -61,12 +66,18 @@ class WSConv(tf_keras.layers.Layer):
         self.gain = _weight(self, f"{spec.name}/gain", (spec.channels,), "ones")
         self.bias = _weight(self, f"{spec.name}/bias", (spec.channels,), "zeros")
 
+    def standardized(self) -> tf.Tensor:
+        """The kernel that convolves, times `scale`, in the compute dtype: HWIO."""
+        given = gathered.get(gathered.standardized(self.kernel.name))
+        return self._standardize() if given is None else given
+
+    def _standardize(self) -> tf.Tensor:
+        return tf.cast(standardize(tf.convert_to_tensor(self.kernel), self.gain), self.compute_dtype)
+
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps [batch, h, w, in_channels] to [batch, ceil(h / stride), ceil(w / stride), channels]."""
-        dtype = self.compute_dtype
-        kernel = tf.cast(standardize(self.kernel, self.gain), dtype)
-        outputs = tf.nn.conv2d(inputs, kernel, self._spec.stride, "SAME")
-        return tf.nn.bias_add(outputs, tf.cast(self.bias, dtype))
+        outputs = tf.nn.conv2d(inputs, self.standardized(), self._spec.stride, "SAME")
+        return tf.nn.bias_add(outputs, tf.cast(self.bias, self.compute_dtype))
 
 
 class Linear(tf_keras.layers.Layer):

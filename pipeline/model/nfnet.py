@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tf_keras
 
-from pipeline.model import classifier, cpu_layers, layers, tpu_layers, variants
+from pipeline.model import classifier, cpu_layers, gathered, layers, tpu_layers, variants
 
 IMPLEMENTATIONS = {"plain": layers, "tpu": tpu_layers, "cpu": cpu_layers}
 AUTO = "auto"
@@ -65,7 +65,15 @@ class Trunk(tf_keras.Model):
 
     def _run(self, spec, block, inputs, training, seed):
         if training and spec.stage in self._recompute_stages:
-            return tf.recompute_grad(lambda values: block(values, training=True, seed=seed))(inputs)
+            # Kernels that are given go in as arguments: the gradient of a tensor that a function captures is lost.
+            kernels = gathered.of(f"{spec.name}/")
+
+            @tf.recompute_grad
+            def run(values, *given):
+                with gathered.using(dict(zip(kernels, given, strict=True))):
+                    return block(values, training=True, seed=seed)
+
+            return run(inputs, *kernels.values())
         return block(inputs, training=training, seed=seed)
 
 

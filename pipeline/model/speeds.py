@@ -49,7 +49,7 @@ def read_table(path: str, section: str = "variants") -> dict[str, Speed]:
         name: Speed(
             row["images_per_second_per_core"] * row.get("gradient_passes", 1),
             f"estimated by the TPU compiler (libtpu {row['versions']['libtpu']}, {row['date']}) for our step of "
-            f"{row['replica_batch']} images a core",
+            f"{row['replica_batch']} images a core of {row['topology']}",
         )
         for name, row in rows.items()
     }

@@ -90,13 +90,13 @@ def standardize(kernel: tf.Tensor, gain: tf.Tensor, scale: tf.Tensor) -> tf.Tens
 class WSConv(layers.WSConv):
     """A convolution of weight-standardised kernel, with bias and `SAME` padding."""
 
-    def standardized(self, scale: float = 1.0) -> tf.Tensor:
-        """The kernel that convolves, times `scale`, in the compute dtype: HWIO."""
-        return tf.cast(standardize(self.kernel, self.gain, tf.constant(scale)), self.compute_dtype)
+    def _standardize(self) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(self.kernel)
+        return tf.cast(standardize(kernel, self.gain, tf.constant(self.scale)), self.compute_dtype)
 
-    def call(self, inputs: tf.Tensor, scale: float = 1.0) -> tf.Tensor:
-        """As `layers.WSConv.call` of `scale * inputs`."""
-        outputs = tf.nn.conv2d(inputs, self.standardized(scale), self._spec.stride, "SAME")
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """As `layers.WSConv.call`."""
+        outputs = tf.nn.conv2d(inputs, self.standardized(), self._spec.stride, "SAME")
         return add_bias(outputs, self.bias)
 
 
@@ -104,6 +104,11 @@ class NFBlock(layers.NFBlock):
     """A residual block without normalisation."""
 
     conv = WSConv
+
+    def __init__(self, spec: variants.Block, drop_rate: float):
+        super().__init__(spec, drop_rate)
+        for conv in filter(None, (self.convs[0], self.conv_shortcut)):
+            conv.scale = spec.beta
 
     def call(self, inputs: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """As `layers.NFBlock.call`."""
@@ -113,7 +118,7 @@ class NFBlock(layers.NFBlock):
             pooled = activated
             if self._spec.stride > 1:
                 pooled = tf.nn.avg_pool2d(activated, 2, self._spec.stride, "SAME")
-            shortcut = self.conv_shortcut(pooled, self._spec.beta)
+            shortcut = self.conv_shortcut(pooled)
         groups = self._spec.convs[1].groups
         grouped = groups > 1 and self._spec.convs[1].channels == groups * GROUP_WIDTH
         hidden = self._grouped(activated, groups) if grouped else self._ungrouped(activated)
@@ -130,7 +135,7 @@ class NFBlock(layers.NFBlock):
         return _gated_sum(branch, last.bias, tf.cast(gate, branch.dtype), shortcut)
 
     def _ungrouped(self, activated):
-        hidden = self.convs[0](activated, self._spec.beta)
+        hidden = self.convs[0](activated)
         for conv in self.convs[1:-1]:
             hidden = conv(activation(hidden))
         return activation(hidden)
@@ -138,7 +143,7 @@ class NFBlock(layers.NFBlock):
     def _grouped(self, activated, groups):
         """The block's inner activations [batch, h, w, groups, GROUP_WIDTH]."""
         first, *inner, _ = self.convs
-        hidden = _split_groups(activated, first.standardized(self._spec.beta), groups)
+        hidden = _split_groups(activated, first.standardized(), groups)
         hidden = activation(add_bias(hidden, tf.reshape(first.bias, [groups, GROUP_WIDTH])))
         for conv in inner:
             outputs = tf.nn.conv2d(_flat(hidden), conv.standardized(), conv.stride, "SAME")

@@ -26,9 +26,10 @@ def check(
     replica_batch: int | None = None,
     images: int | None = None,
     search: bool = False,
+    replicas: int | None = None,
     progress: Progress = contextlib.nullcontext,
 ) -> tuple[Estimate, str]:
-    """Compiles the step of an experiment for a replica of `topology`.
+    """Compiles the step of an experiment for the replicas of `topology`.
 
     Args:
       experiment: what is trained; its records need not exist.
@@ -38,25 +39,34 @@ def check(
       replica_batch: images of a replica; the global batch over the replicas where None.
       images: of the training split; as recorded or configured where None.
       search: find the largest batch of a replica by compiling; it is predicted from the one compilation otherwise.
+      replicas: for which the step is compiled, with its collectives; all of the topology where None. 1 shows what a
+        step costs without its neighbours.
       progress: called with the name of each stage, for a context in which it runs.
 
     Returns:
       The estimate, and the text of the optimised program ('' where it does not fit).
 
     Raises:
-      ProgramError: the step cannot be built.
+      ProgramError: the step cannot be built, or the topology does not have so many replicas.
       CompilerError: it cannot be compiled.
     """
     dataset = program.dataset_info(experiment, images)
     batch = share_of_replica(experiment, topology) if replica_batch is None else replica_batch
     program.check_batch(experiment, batch)
+    replicas = topology.replicas if replicas is None else replicas
+    if not 1 <= replicas <= topology.replicas:
+        raise program.ProgramError(
+            f"{topology.name} ({topology.configuration}) has {topology.replicas} replicas, so that the step cannot be "
+            f"compiled for {replicas}: give a number between them and 1, or another topology."
+        )
 
     def attempt(batch: int) -> tuple[Estimate, str]:
         with progress(f"Tracing the step of {batch} images"):
-            traced = in_own_process(_trace, configure, dataset, batch)
+            traced = in_own_process(_trace, configure, dataset, batch, replicas)
         model = traced.workload.model
-        with progress(f"Compiling {model}, {batch} images, for {topology.name} ({topology.configuration})"):
-            answer = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration)
+        where = f"{topology.name} ({topology.configuration}), replicas: {replicas}"
+        with progress(f"Compiling {model}, {batch} images, for {where}"):
+            answer = compiler.compile_hlo(traced.hlo, topology.name, topology.configuration, replicas)
         optimised = answer.hlo if isinstance(answer, compiler.Compilation) else ""
         return estimate(traced, answer, topology), optimised
 
@@ -82,8 +92,8 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
             ) from None
 
 
-def _trace(configure: Configure, dataset: program.DatasetInfo, batch: int) -> program.Program:
-    return program.trace(configure(), dataset, batch)
+def _trace(configure: Configure, dataset: program.DatasetInfo, batch: int, replicas: int) -> program.Program:
+    return program.trace(configure(), dataset, batch, replicas)
 
 
 def batch_multiple(experiment: Experiment) -> int:
@@ -111,8 +121,7 @@ def advice(result: Estimate, experiment: Experiment) -> list[str]:
     if result.fit.fits:
         return []
     batch, hbm_bytes, needed_bytes = result.workload.replica_batch, result.fit.hbm_bytes, result.fit.needed_bytes
-    sizes = result.arguments
-    fixed_bytes = sizes.parameter_bytes + sizes.average_bytes + sizes.optimizer_bytes
+    fixed_bytes = result.arguments.state_bytes
     if fixed_bytes > 0.9 * hbm_bytes:
         return [
             f"Parameters, average and optimiser alone take {fixed_bytes / 2**30:.1f} GiB of {hbm_bytes / 2**30:.1f}: "

@@ -105,8 +105,13 @@ class Topology:
         return round(self.chip.configurations[self.configuration])
 
     @property
-    def reduce_bandwidth(self) -> float:
-        """Bytes/s that a chip can send in an all-reduce: both links of each axis that is a ring, one of any other.
+    def replicas_per_chip(self) -> int:
+        """Replicas on each chip; those of a chip have successive numbers."""
+        return self.chip.cores // self.cores_per_replica
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes/s that a chip can send to its neighbours: on both links of each axis that is a ring, one of any other.
 
         Of chips along three axes, only slices of whole cubes have rings.
         """
@@ -114,13 +119,19 @@ class Topology:
         links = sum(0 if size == 1 else 2 if rings and size >= self.chip.ring else 1 for size in self.shape)
         return links * self.chip.link_bandwidth
 
-    def all_reduce_seconds(self, size: float) -> float:
-        """Least time to sum `size` bytes over all chips: `2 (n - 1) / n * size / reduce_bandwidth` for n chips.
+    def gather_seconds(self, size: float, chips: int | None = None) -> float:
+        """Least time until each of n `chips` has all `size` bytes, of which it had 1/n: `(n - 1) / n * size` on its
+        links.
 
-        Each chip sends its share of the sums n - 1 times to be added up, and n - 1 times to be shared out. What it
-        costs to start a transfer and to add cores of a chip is left out.
+        It is also that of a reduce-scatter: each chip sends its share of the sums n - 1 times to be added up. All chips
+        of the slice take part where None. What it costs to start a transfer and to add cores of a chip is left out.
         """
-        return 2 * (self.chips - 1) / self.chips * size / self.reduce_bandwidth if self.chips > 1 else 0.0
+        chips = self.chips if chips is None else chips
+        return (chips - 1) / chips * size / self.link_bandwidth if chips > 1 else 0.0
+
+    def all_reduce_seconds(self, size: float, chips: int | None = None) -> float:
+        """Least time to sum `size` bytes over `chips`: a reduce-scatter, and a gather of the sums."""
+        return 2 * self.gather_seconds(size, chips)
 
 
 def topology(name: str, configuration: str | None = None) -> Topology:

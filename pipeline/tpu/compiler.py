@@ -15,7 +15,10 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from pipeline.tpu import hlo
 
@@ -115,13 +118,14 @@ def end_with_its_processes() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation | Refusal:
-    """Compiles a serialised HLO module for one device of a topology.
+def compile_hlo(hlo: bytes, topology: str, configuration: str, replicas: int = 1) -> Compilation | Refusal:
+    """Compiles a serialised HLO module for the first `replicas` devices of a topology, each of which runs it.
 
     Args:
       hlo: as `tf.function(...).experimental_get_compiler_ir(...)("hlo_serialized")` gives it.
       topology: `v4:2x2x1`, for example.
       configuration: 'legacy', 'megacore' or 'default'.
+      replicas: as many as the program's collectives name.
 
     Raises:
       CompilerError: the compiler is missing, or failed; says how.
@@ -130,7 +134,7 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str) -> Compilation | 
     with tempfile.TemporaryDirectory(prefix="tpu_check_") as folder:
         with open(os.path.join(folder, "program.hlo"), "wb") as file:
             file.write(hlo)
-        command = [sys.executable, "-m", "pipeline.tpu.compiler", folder, topology, configuration]
+        command = [sys.executable, "-m", "pipeline.tpu.compiler", folder, topology, configuration, str(replicas)]
         quiet = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         start = time.monotonic()
         done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **quiet}, capture_output=True, text=True)
@@ -177,7 +181,7 @@ def used_and_limit(error: str) -> tuple[int | None, int | None]:
     return round(float(used) * _UNITS[used_unit]), round(float(limit) * _UNITS[limit_unit])
 
 
-def _main(folder: str, topology: str, configuration: str) -> None:
+def _main(folder: str, topology: str, configuration: str, replicas: str) -> None:
     """The compiler's own process: program.hlo in `folder` to result.json and optimised.hlo."""
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
@@ -186,8 +190,8 @@ def _main(folder: str, topology: str, configuration: str) -> None:
         module = file.read()
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, chip_config_name=configuration)
-        device = described.devices[0]
-        executable = device.client.compile(*compile_arguments(module, device))
+        devices = described.devices[: int(replicas)]
+        executable = devices[0].client.compile(*compile_arguments(module, devices))
     except JaxRuntimeError as error:
         _write(folder, {"error": str(error)})
         return
@@ -236,16 +240,19 @@ def _count(text: str) -> dict[str, float]:
     return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
 
 
-def compile_arguments(hlo: bytes, device: Any) -> tuple:
+def compile_arguments(hlo: bytes, devices: Sequence[Any]) -> tuple:
     """What a JAX client's `compile` and `compile_and_load` take: a serialised HLO module as MLIR, devices and options.
+
+    Each device runs a replica of the program.
 
     Private: publicly, JAX compiles only what it traced itself, and this program is TensorFlow's.
     """
     from jax._src import compiler
     from jax._src.lib import xla_client
 
-    options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
-    return _module_without_copies(hlo), xla_client.DeviceList((device,)), options
+    assignment = np.array([[device.id] for device in devices])
+    options = compiler.get_compile_options(num_replicas=len(devices), num_partitions=1, device_assignment=assignment)
+    return _module_without_copies(hlo), xla_client.DeviceList(tuple(devices)), options
 
 
 def _module_without_copies(hlo: bytes) -> Any:

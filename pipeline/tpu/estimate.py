@@ -7,7 +7,7 @@ those of one replica.
 import dataclasses
 import datetime
 
-from pipeline.tpu import chips, hlo
+from pipeline.tpu import chips, hlo, traffic
 from pipeline.tpu.chips import Topology
 from pipeline.tpu.compiler import Compilation, Memory, Refusal
 from pipeline.tpu.program import ArgumentBytes, Program, Workload
@@ -17,7 +17,11 @@ TOP = 10  # of the most expensive lines of source
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the step runs."""
+    """Where the step runs.
+
+    Attributes:
+      replicas: for which it is compiled, each with its collectives: all of the topology, unless fewer were asked for.
+    """
 
     topology: str
     chip_config: str
@@ -61,8 +65,10 @@ class StepTime:
 
     Attributes:
       estimated_cycles: the sum of the compiler's estimates; nothing overlaps but what the compiler counts so.
+      collective_cycles: that the step waits for collectives, which the compiler does not count.
+      collectives: what they move, by kind.
       flops, hbm_bytes_accessed: as the compiler counts them.
-      step_seconds: cycles over the clock.
+      step_seconds: both cycles over the clock.
       images_per_second_per_core: images of a step over its time and the replica's cores.
       mfu: FLOPs over what the replica's cores could do in that time, in bfloat16.
       flops_bound_seconds, hbm_bound_seconds: the step's FLOPs over the peak; its traffic over the bandwidth.
@@ -70,6 +76,8 @@ class StepTime:
     """
 
     estimated_cycles: int
+    collective_cycles: int
+    collectives: tuple[traffic.Traffic, ...]
     flops: float
     hbm_bytes_accessed: float
     step_seconds: float
@@ -81,19 +89,8 @@ class StepTime:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllReduce:
-    """The sum of gradients over replicas, by `Topology.all_reduce_seconds`.
-
-    It is not part of the step's time, since it can overlap with the backward pass.
-    """
-
-    gradient_bytes: int
-    all_reduce_seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of the whole epoch budget, without input, evaluation, checkpoints and all-reduce."""
+    """Of the whole epoch budget, without input, evaluation and checkpoints."""
 
     core_hours: float
     chip_hours: float
@@ -121,7 +118,6 @@ class Estimate:
     compiled_memory: Memory | None
     largest_batch: LargestBatch
     time: StepTime | None
-    all_reduce: AllReduce
     cost: Cost | None
     provenance: Provenance
 
@@ -130,10 +126,10 @@ class Estimate:
         fields: dict[str, object] = {
             field.name: None for part in (Memory, StepTime, Cost) for field in dataclasses.fields(part)
         }
-        fields["most_expensive"] = ()
+        fields |= {"most_expensive": (), "collectives": ()}
         for part in vars(self).values():
             fields |= dataclasses.asdict(part) if part is not None else {}
-        return fields
+        return fields | {"state_bytes": self.arguments.state_bytes}
 
 
 def estimate(program: Program, answer: Compilation | Refusal, topology: Topology) -> Estimate:
@@ -145,16 +141,14 @@ def estimate(program: Program, answer: Compilation | Refusal, topology: Topology
         fit = Fit(True, topology.hbm_bytes, answer.memory.total_bytes, "")
         memory, time = answer.memory, _step_time(program, answer, topology)
         cost = _cost(program.workload, time, topology)
-    gradient_bytes = 4 * program.workload.parameters
     return Estimate(
         workload=program.workload,
-        placement=Placement(topology.name, topology.configuration, topology.replicas, topology.cores_per_replica),
+        placement=Placement(topology.name, topology.configuration, program.replicas, topology.cores_per_replica),
         fit=fit,
         arguments=program.arguments,
         compiled_memory=memory,
         largest_batch=LargestBatch(None, False),
         time=time,
-        all_reduce=AllReduce(gradient_bytes, topology.all_reduce_seconds(gradient_bytes)),
         cost=cost,
         provenance=Provenance(
             price_source=chips.PRICE_SOURCE,
@@ -168,10 +162,13 @@ def estimate(program: Program, answer: Compilation | Refusal, topology: Topology
 def _step_time(program: Program, compilation: Compilation, topology: Topology) -> StepTime:
     instructions = hlo.instructions(compilation.hlo)
     cycles = hlo.cycles(instructions)
-    seconds = cycles / topology.chip.clock
+    collectives, waited = traffic.of_step(instructions, compilation.hlo, topology, program.replicas)
+    seconds = (cycles + waited) / topology.chip.clock
     peak = topology.of_replica(topology.chip.peak_flops)
     return StepTime(
         estimated_cycles=cycles,
+        collective_cycles=waited,
+        collectives=collectives,
         flops=compilation.flops,
         hbm_bytes_accessed=compilation.bytes_accessed,
         step_seconds=seconds,

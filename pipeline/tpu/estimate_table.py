@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pipeline.tpu import compiler
 from pipeline.tpu.estimate import Estimate, StepTime
+from pipeline.tpu.program import ArgumentBytes
 from pipeline.tpu.rehearsal import Rehearsal
 
 WIDTH = 120  # where the output is no terminal
@@ -93,9 +94,10 @@ def _rows(estimate: Estimate) -> list[tuple[str, str]]:
         (
             "Replica",
             f"{work.replica_batch} images on {_count(place.cores_per_replica, 'core')} of {place.topology} "
-            f"({place.chip_config}, {_count(place.replicas, 'replica')})",
+            f"({place.chip_config}), compiled for {_count(place.replicas, 'replica')}",
         ),
         ("Memory", _memory(estimate)),
+        ("State", _state(estimate.arguments)),
         ("Largest batch", _largest(estimate)),
     ]
     if time is None or cost is None:
@@ -104,16 +106,13 @@ def _rows(estimate: Estimate) -> list[tuple[str, str]]:
         *rows,
         (
             "Step time",
-            f"{time.step_seconds * 1e3:,.2f} ms ({time.estimated_cycles / 1e6:,.2f}M cycles); by FLOPs alone "
+            f"{time.step_seconds * 1e3:,.2f} ms ({time.estimated_cycles / 1e6:,.2f}M cycles by the compiler, "
+            f"{time.collective_cycles / 1e6:,.2f}M of waiting for collectives); by FLOPs alone "
             f"{time.flops_bound_seconds * 1e3:,.3g} ms, by HBM traffic alone {time.hbm_bound_seconds * 1e3:,.3g} ms",
         ),
         ("Work", f"{time.flops / 1e12:,.3g} TFLOP, {time.hbm_bytes_accessed / 1e9:,.3g} GB of HBM traffic"),
         ("Speed", f"{time.images_per_second_per_core:,.1f} images/s per core, {time.mfu:.1%} of peak (MFU)"),
-        (
-            "All-reduce",
-            f"{estimate.all_reduce.gradient_bytes / 1e9:,.3g} GB of gradients, at least "
-            f"{estimate.all_reduce.all_reduce_seconds * 1e3:,.3g} ms; overlaps with the backward pass, so not counted",
-        ),
+        ("Collectives", _collectives(time)),
         (
             "Whole run",
             f"{work.steps:,} steps, {work.images:,.0f} images: {_number(cost.core_hours)} core-hours, "
@@ -128,18 +127,42 @@ def _rows(estimate: Estimate) -> list[tuple[str, str]]:
 
 
 def _memory(estimate: Estimate) -> str:
-    parts = {
-        "parameters": estimate.arguments.parameter_bytes,
-        "average": estimate.arguments.average_bytes,
-        "optimiser": estimate.arguments.optimizer_bytes,
-        "batch": estimate.arguments.batch_bytes,
-    }
+    parts = {}
     if memory := estimate.compiled_memory:
-        parts |= {"temporaries": memory.temporary_bytes, "results": memory.output_bytes, "code": memory.code_bytes}
-    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+        parts = {
+            "arguments": memory.argument_bytes,
+            "temporaries": memory.temporary_bytes,
+            "results": memory.output_bytes,
+            "code": memory.code_bytes,
+        }
     fit = estimate.fit
     needed = _size(fit.needed_bytes) if fit.needed_bytes else "more"
-    return f"{'fits' if fit.fits else 'DOES NOT FIT'}: {needed} of {_size(fit.hbm_bytes)} ({listed})"
+    return f"{'fits' if fit.fits else 'DOES NOT FIT'}: {needed} of {_size(fit.hbm_bytes)}{_listed(parts)}"
+
+
+def _state(arguments: ArgumentBytes) -> str:
+    """What stays in a replica's memory, by kind."""
+    parts = {
+        "parameters": arguments.parameter_bytes,
+        "average": arguments.average_bytes,
+        "optimiser": arguments.optimizer_bytes,
+        "others": arguments.other_bytes,
+    }
+    return f"{_size(arguments.state_bytes)} per replica{_listed(parts)}; its batch {_size(arguments.batch_bytes)}"
+
+
+def _listed(parts: Mapping[str, int]) -> str:
+    """Sizes that are not 0, in brackets; '' if there are none."""
+    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    return f" ({listed})" if listed else ""
+
+
+def _collectives(time: StepTime) -> str:
+    """What the collectives move, by kind; 'none' for one replica."""
+    moved = (
+        f"{each.count} {each.kind} of {_size(each.size)}, {each.cycles / 1e6:,.2f}M cycles" for each in time.collectives
+    )
+    return "; ".join(moved) or "none"
 
 
 def _largest(estimate: Estimate) -> str:

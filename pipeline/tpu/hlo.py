@@ -5,8 +5,10 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
+INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>.+?) (?P<opcode>[a-z][\w\-]*)\(%?(?P<operand>[\w.\-]*)"
+)
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = .+? ([a-z][\w\-]*)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -27,24 +29,29 @@ class Instruction:
       opcode: 'fusion' or 'convolution', for example.
       operation: name of the TensorFlow operation that it stands for; a fusion has that of its last one.
       cycles: estimated by the compiler, times how often it runs.
+      line: its text.
+      times: how often it runs.
     """
 
     opcode: str
     operation: str
     cycles: int
+    line: str = dataclasses.field(default="", repr=False)
+    times: int = 1
 
 
 def instructions(text: str) -> list[Instruction]:
-    """The instructions that a step runs: the entry computation's, and those of its loops, calls and branches.
+    """The instructions that a step runs, in the order of its schedule: the entry computation's, and those of its loops,
+    calls and branches.
 
     A loop's instructions count once for each turn. Every branch of a conditional counts. What is inside of a fusion is
-    part of its own estimate.
+    part of its own estimate. An instruction without an estimate has 0 cycles.
 
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations, entry = _computations(text)
-    return list(_run(computations, entry, 1))
+    bodies, entry = computations(text)
+    return list(_run(bodies, entry, 1))
 
 
 def loops(text: str) -> list[tuple[str, int]]:
@@ -53,8 +60,8 @@ def loops(text: str) -> list[tuple[str, int]]:
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations, entry = _computations(text)
-    return [(loop[2], _turns(computations, line)) for line in computations[entry] if (loop := _LOOP.search(line))]
+    bodies, entry = computations(text)
+    return [(loop[2], _turns(bodies, line)) for line in bodies[entry] if (loop := _LOOP.search(line))]
 
 
 def with_entry(text: str, name: str) -> str:
@@ -87,7 +94,7 @@ def by_source(step: list[Instruction], sources: Mapping[str, str], count: int) -
     together.
     """
     groups = collections.defaultdict(list)
-    for instruction in step:
+    for instruction in (each for each in step if each.cycles):
         operation = instruction.operation
         kind = re.sub(r"_\d+$", "", operation.rsplit("/", 1)[-1]) or instruction.opcode
         source = sources.get(operation) or re.sub(r"\d+", "*", operation.rpartition("/")[0]) or "(no name)"
@@ -96,9 +103,13 @@ def by_source(step: list[Instruction], sources: Mapping[str, str], count: int) -
     return sorted(lines, key=lambda line: -line.cycles)[:count]
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name of each computation to its lines, and the entry's name."""
-    computations: dict[str, list[str]] = {}
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Name of each computation to its lines, and the entry's name.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    found: dict[str, list[str]] = {}
     entry, current = None, None
     for line in text.splitlines():
         if line.startswith("}"):
@@ -106,35 +117,36 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif current is not None:
             current.append(line)
         elif match := _COMPUTATION.match(line):
-            current = computations[match[2]] = []
+            current = found[match[2]] = []
             entry = match[2] if match[1] else entry
     if entry is None:
         raise ValueError("This is no HLO module: it has no line that begins with ENTRY.")
-    return computations, entry
+    return found, entry
 
 
-def _turns(computations: Mapping[str, list[str]], line: str) -> int:
+def _turns(bodies: Mapping[str, list[str]], line: str) -> int:
     """Turns of a loop: the compiler's count, or else the one limit that its condition compares with; 1 without
     either."""
     if trips := _TRIPS.search(line):
         return int(trips[1])
     loop = _LOOP.search(line)
-    condition = "\n".join(computations[loop[1]]) if loop else ""
+    condition = "\n".join(bodies[loop[1]]) if loop else ""
     limits = _LIMIT.findall(condition)
     return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1
 
 
-def _run(computations: Mapping[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
-    for line in computations[name]:
-        if not (match := _INSTRUCTION.match(line)):
+def _run(bodies: Mapping[str, list[str]], name: str, times: int) -> Iterator[Instruction]:
+    for line in bodies[name]:
+        if not (match := INSTRUCTION.match(line)):
             continue
-        opcode = match[1]
+        opcode = match["opcode"]
         if opcode in _BODIES:
             attributes = line.partition("), ")[2]  # after the operands
-            often = _turns(computations, line) if opcode == "while" else 1
+            often = _turns(bodies, line) if opcode == "while" else 1
             for body in _BODIES[opcode].findall(attributes):
-                if body in computations:
-                    yield from _run(computations, body, times * often)
-        elif estimate := _CYCLES.search(line):
-            operation = _OP_NAME.search(line)
-            yield Instruction(opcode, operation[1] if operation else "", times * int(estimate[1]))
+                if body in bodies:
+                    yield from _run(bodies, body, times * often)
+        else:
+            estimate, operation = _CYCLES.search(line), _OP_NAME.search(line)
+            cycles = times * int(estimate[1]) if estimate else 0
+            yield Instruction(opcode, operation[1] if operation else "", cycles, line, times)

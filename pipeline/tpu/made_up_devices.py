@@ -8,6 +8,8 @@ from unittest import mock
 import tensorflow as tf
 from tensorflow.python.tpu import tpu_system_metadata
 
+from pipeline.sharding import collectives
+
 _TPU_CLUSTER = tf.distribute.cluster_resolver.TPUClusterResolver
 
 
@@ -49,7 +51,11 @@ class _Resolver:
 @contextlib.contextmanager
 def instead_of_a_tpu(replicas: int, hosts: int = 1, names: Sequence[str] = ()) -> Iterator[None]:
     """Lets strategy 'tpu' find made-up devices on `hosts`: `names`, or as many logical CPUs of this process."""
-    with mock.patch.object(_TPU_CLUSTER, "connect", lambda *args, **kwargs: _Resolver(replicas, hosts, names)):
+    with (
+        mock.patch.object(_TPU_CLUSTER, "connect", lambda *args, **kwargs: _Resolver(replicas, hosts, names)),
+        # Which a TPU would be asked for.
+        mock.patch.object(collectives, "shard_numbers", lambda strategy: list(range(strategy.num_replicas_in_sync))),
+    ):
         yield
 
 

@@ -1,22 +1,26 @@
-"""The training step of an experiment as HLO, traced on this machine for one replica of a TPU, without data."""
+"""The training step of an experiment as HLO, traced on this machine for each replica of a TPU slice, without data."""
 
+import collections
 import contextlib
 import dataclasses
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from pipeline.data import manifest, record
 from pipeline.data.order import EpochBudget
+from pipeline.sharding.sharded_variable import of_replica
+from pipeline.sharding.slice_strategy import SliceStrategy
 from pipeline.train.experiment import Experiment
-from pipeline.train.state import create_state
+from pipeline.train.state import TrainState, create_state
 from pipeline.train.step import TrainingStep
 
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STEP = os.path.join(_PROJECT, "train", "step.py")
+_OURS = (os.path.abspath(__file__), os.path.join(_PROJECT, "sharding", "slice_strategy.py"))  # of tracing, not a step
 _GRADIENT = "gradient_tape/"
 
 
@@ -59,25 +63,40 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class ArgumentBytes:
-    """Sizes of most of the step's arguments: all of the model's variables, their average, and so on."""
+    """Sizes of the step's arguments on one replica, without the padding of their layout.
+
+    Attributes:
+      parameter_bytes, average_bytes: of the model's variables, and of their average.
+      optimizer_bytes: of the optimiser's momentum or moments.
+      other_bytes: of the ledger and of what else a run carries from step to step.
+      batch_bytes: of the replica's part of the batch.
+    """
 
     parameter_bytes: int
     average_bytes: int
     optimizer_bytes: int
+    other_bytes: int
     batch_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all that stays in memory from step to step."""
+        return self.parameter_bytes + self.average_bytes + self.optimizer_bytes + self.other_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A traced step of one replica.
+    """A traced step, which each of `replicas` runs.
 
     Attributes:
       hlo: serialised HLO module; its parameters are the batch's tensors and the variables.
+      replicas: over which its collectives go.
       workload, arguments: see there.
       sources: name of an operation to the line of this project that created it.
     """
 
     hlo: bytes
+    replicas: int
     workload: Workload
     arguments: ArgumentBytes
     sources: dict[str, str]
@@ -117,16 +136,19 @@ def check_batch(experiment: Experiment, batch: int) -> None:
         raise ProgramError(f"A replica cannot take {batch} images. {error}") from None
 
 
-def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
-    """Traces the step that the trainer would run on a replica's `batch` images, on a CPU.
+def trace(experiment: Experiment, dataset: DatasetInfo, batch: int, replicas: int = 1) -> Program:
+    """Traces the step that the trainer would run on `batch` images of each of so many replicas, on a CPU.
 
     Raises:
       ProgramError: the batch does not suit the experiment.
     """
     check_batch(experiment, batch)
-    step, budget = training_step(experiment, dataset)
+    strategy = SliceStrategy(replicas)
+    with strategy.scope():
+        state, budget = _state(experiment, dataset)
+    step = TrainingStep.of(experiment, state)
     examples = example_batch(experiment, dataset, batch)
-    compiled = tf.function(step.__call__, jit_compile=True, autograph=False)
+    compiled = tf.function(lambda batch: strategy.run(step, args=(batch,)), jit_compile=True, autograph=False)
     workload = Workload(
         model=step.model.variant,
         train_size=experiment.data.train_size,
@@ -138,14 +160,27 @@ def trace(experiment: Experiment, dataset: DatasetInfo, batch: int) -> Program:
         images=dataset.images * experiment.epochs * experiment.data.augmentation.repeats,
         steps=budget.steps,
     )
-    arguments = ArgumentBytes(
-        parameter_bytes=_bytes(step.model.variables),
-        average_bytes=0 if experiment.ema_decay is None else _bytes(step.model.variables),
-        optimizer_bytes=_bytes(step.optimizer.variables),
+    hlo = compiled.experimental_get_compiler_ir(examples)(stage="hlo_serialized")
+    traced = compiled.get_concrete_function(examples)
+    arguments = _argument_bytes(traced.variables, state, examples)
+    return Program(hlo, replicas, workload, arguments, _sources(traced.graph))
+
+
+def _argument_bytes(
+    variables: Sequence[tf.Variable], state: TrainState, examples: dict[str, tf.Tensor]
+) -> ArgumentBytes:
+    """Sizes of the `variables` that a traced step reads and writes, by the kinds of `state`, and of its `examples`."""
+    kinds = {of_replica(v).ref(): kind for kind, group in state.groups.items() for v in group.values()}
+    sizes = collections.Counter()
+    for variable in variables:
+        sizes[kinds.get(variable.ref(), "other")] += _bytes([variable])
+    return ArgumentBytes(
+        parameter_bytes=sizes["model"],
+        average_bytes=sizes["ema"],
+        optimizer_bytes=sizes["optimizer"],
+        other_bytes=sizes["ledger"] + sizes["other"],
         batch_bytes=_bytes(examples.values()),
     )
-    hlo = compiled.experimental_get_compiler_ir(examples)(stage="hlo_serialized")
-    return Program(hlo, workload, arguments, _sources(compiled.get_concrete_function(examples).graph))
 
 
 def training_step(
@@ -155,10 +190,16 @@ def training_step(
 
     `unset` leaves large variables unwritten.
     """
+    state, budget = _state(experiment, dataset, unset, device)
+    return TrainingStep.of(experiment, state), budget
+
+
+def _state(
+    experiment: Experiment, dataset: DatasetInfo, unset: bool = True, device: str = "tpu"
+) -> tuple[TrainState, EpochBudget]:
     budget = experiment.budget(dataset.images)
     with tf.variable_creator_scope(without_values) if unset else contextlib.nullcontext():
-        train_state = create_state(experiment, dataset.classes, budget, device)
-    return TrainingStep.of(experiment, train_state), budget
+        return create_state(experiment, dataset.classes, budget, device), budget
 
 
 def example_batch(experiment: Experiment, dataset: DatasetInfo, batch: int) -> dict[str, tf.Tensor]:
@@ -220,8 +261,7 @@ def _graphs(graph: tf.Graph) -> Iterator[tf.Graph]:
 
 def _frame(operation: tf.Operation) -> traceback.FrameSummary | None:
     """The innermost frame of this project in which the operation was created."""
-    here = os.path.abspath(__file__)
     return next(
-        (f for f in reversed(operation.traceback or ()) if f.filename.startswith(_PROJECT) and f.filename != here),
+        (f for f in reversed(operation.traceback or ()) if f.filename.startswith(_PROJECT) and f.filename not in _OURS),
         None,
     )

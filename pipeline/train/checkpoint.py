@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -278,7 +278,7 @@ def restore(saved: Saved, state: State) -> None:
     """
     expected = {f"{group}/{name}": tuple(v.shape) for group, members in state.items() for name, v in members.items()}
     if problems := differences(expected, variables(saved)):
-        raise CheckpointError(f"{saved.path} does not fit this model:\n  " + "\n  ".join(problems))
+        raise CheckpointError(f"{saved.path} does not fit this model:\n  {shown(problems)}")
     checkpoint = tf.train.Checkpoint(**{group: dict(members) for group, members in state.items()})
     checkpoint.read(saved.prefix).assert_existing_objects_matched().expect_partial()  # save_counter is TensorFlow's
 
@@ -294,6 +294,12 @@ def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> li
         + [f"{name} {expected[name]} is not in the checkpoint" for name in sorted(expected.keys() - found.keys())]
         + [f"{name} {found[name]} has no place in the model" for name in sorted(found.keys() - expected.keys())]
     )
+
+
+def shown(problems: Sequence[str], most: int = 10) -> str:
+    """The first of `problems` and how many more there are, a line each."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n  ".join([*problems[:most], *more])
 
 
 def _name(key: str) -> str:

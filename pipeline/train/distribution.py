@@ -187,6 +187,9 @@ def _tpu_strategy(tpu: str) -> tf.distribute.Strategy:
 
 
 def _mirrored_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
+    # Private: else the collectives of a process's second strategy, in a notebook or in an evaluation after training,
+    # get the keys of the first one's, for which TensorFlow then takes them.
+    tf.distribute.MirroredStrategy._collective_key_base += 1000
     if gpus := tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []:
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
     cpu = tf.config.list_physical_devices("CPU")[0]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 import tf_keras
 
+from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica
 from pipeline.train import distribution
 
 
@@ -33,8 +34,8 @@ class AveragedModel:
 
     def reset(self) -> None:
         """Sets the average to the current weights; outside of `strategy.run`."""
-        for average, variable in self._pairs():
-            average.assign(variable.read_value())
+        for average, variable in zip(self.model.variables, self._trained.variables, strict=True):
+            average.assign(variable if isinstance(average, RowShardedVariable) else variable.read_value())
 
     def update(self, steps_done: tf.Tensor) -> None:
         """Moves the average towards the current weights; inside `strategy.run`, after the optimiser's step.
@@ -49,7 +50,8 @@ class AveragedModel:
         distribution.update_locally(averages, _move, values, [rate] * len(averages))
 
     def _pairs(self) -> Iterator[tuple[tf.Variable, tf.Variable]]:
-        return zip(self.model.variables, self._trained.variables, strict=True)
+        """Each replica's part of the average and of the weights."""
+        return zip(map(of_replica, self.model.variables), map(of_replica, self._trained.variables), strict=True)
 
 
 def _move(average: tf.Variable, value: tf.Tensor, rate: tf.Tensor) -> None:

@@ -32,6 +32,8 @@ class Experiment:
       ema_decay: decay of the averaged weights that evaluation and export use; None evaluates the raw weights.
       sam: sharpness-aware minimisation; None takes the gradient where the weights are.
       accumulation_steps: in how many parts, one after the other, each replica takes its share of a batch.
+      shard_optimizer: share kernels, momenta and averages out over replicas, each of which updates its part; None does
+        so where there are several replicas and the strategy can. Differs from False by rounding alone.
       frozen: patterns of the variables that are not trained, `stem/*` for example.
       precision: of training, 'float32' or 'mixed_bfloat16'.
       eval_precision: of evaluation and export; as `precision` where None.
@@ -52,6 +54,7 @@ class Experiment:
     ema_decay: float | None = None
     sam: SAM | None = None
     accumulation_steps: int = 1
+    shard_optimizer: bool | None = None
     frozen: Sequence[str] = ()
     precision: str = "float32"
     eval_precision: str | None = None

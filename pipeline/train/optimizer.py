@@ -11,6 +11,9 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline.model.classifier import HEAD
+from pipeline.sharding import collectives
+from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica
+from pipeline.sharding.updates import Pairs, ShardedUpdates
 
 Rate: TypeAlias = float | tf_keras.optimizers.schedules.LearningRateSchedule
 
@@ -26,8 +29,13 @@ def unit_norms(values: tf.Tensor) -> tf.Tensor:
 
 def clip_adaptively(gradient: tf.Tensor, weight: tf.Tensor, clipping: float, epsilon: float) -> tf.Tensor:
     """Scales the gradient of each output unit down to at most `clipping * max(norm of its weight, epsilon)`."""
-    largest = clipping * tf.maximum(unit_norms(weight), epsilon)
-    norms = unit_norms(gradient)
+    return _scale_down(gradient, unit_norms(gradient), unit_norms(weight), clipping, epsilon)
+
+
+def _scale_down(
+    gradient: tf.Tensor, norms: tf.Tensor, weight_norms: tf.Tensor, clipping: float, epsilon: float
+) -> tf.Tensor:
+    largest = clipping * tf.maximum(weight_norms, epsilon)
     return tf.where(norms > largest, gradient * (largest / tf.maximum(norms, 1e-6)), gradient)
 
 
@@ -42,7 +50,7 @@ class Scheduled:
         return tf.cast(rate(step) if callable(rate) else rate, tf.float32)
 
 
-class SGD(Scheduled, tf_keras.optimizers.SGD):
+class SGD(Scheduled, ShardedUpdates, tf_keras.optimizers.SGD):
     """SGD whose step on each variable is: clip per output unit, add decay, add momentum.
 
     With g the clipped gradient plus `weight_decay * w`: `m = momentum * m + g`, then `w -= rate * m`, or with
@@ -97,11 +105,31 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         self._thresholds = [None if name in unclipped else self._clipping for name in names]
         self._is_decayed = [name in decayed for name in names]
 
+    def aggregate_gradients(self, grads_and_vars: Pairs) -> list[tuple[tf.Tensor, tf.Variable]]:
+        """Sums gradients over replicas, and clips them."""
+        pairs = super().aggregate_gradients(grads_and_vars)
+        # The norms of what is shared out over replicas are sums over them.
+        shards = [(gradient, of_replica(v)) for gradient, v in pairs if isinstance(v, RowShardedVariable)]
+        clipped = [(gradient, shard) for gradient, shard in shards if self._threshold(shard) is not None]
+        squares = [tf.reduce_sum(tf.square(values), 0) for pair in clipped for values in pair]
+        norms = iter([tf.sqrt(total) for total in collectives.sums(squares)])
+
+        def clip(gradient, variable):
+            threshold = self._threshold(of_replica(variable))
+            if threshold is None:
+                return gradient
+            if isinstance(variable, RowShardedVariable):
+                return _scale_down(gradient, next(norms), next(norms), threshold, self._clipping_epsilon)
+            return clip_adaptively(gradient, variable, threshold, self._clipping_epsilon)
+
+        return [(clip(gradient, variable), variable) for gradient, variable in pairs]
+
+    def _threshold(self, variable: tf.Variable) -> float | None:
+        return self._thresholds[self._index_dict[self._var_key(variable)]]
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Updates `variable`, on one replica, from the gradient of the global batch."""
+        """Updates `variable`, on one replica, from the clipped gradient of the global batch."""
         index = self._index_dict[self._var_key(variable)]
-        if (threshold := self._thresholds[index]) is not None:
-            gradient = clip_adaptively(gradient, variable, threshold, self._clipping_epsilon)
         if self._is_decayed[index]:
             gradient += self._decay * variable
         rate = tf.cast(self.learning_rate, variable.dtype)
@@ -125,7 +153,7 @@ class SGD(Scheduled, tf_keras.optimizers.SGD):
         }
 
 
-class AdamW(Scheduled, tf_keras.optimizers.AdamW):
+class AdamW(Scheduled, ShardedUpdates, tf_keras.optimizers.AdamW):
     """Adam with decoupled weight decay, for transformers: Keras' own, with `decayed` patterns as of `SGD`.
 
     Each step also takes `rate * weight_decay * w` off the variables that decay.
@@ -150,7 +178,7 @@ class AdamW(Scheduled, tf_keras.optimizers.AdamW):
         decayed = _matching(names, self._decayed, "AdamW.decayed") if self.weight_decay else set()
         kept = [variable for variable, name in zip(var_list, names, strict=True) if name not in decayed]
         if not getattr(self, "_built", False):
-            self.exclude_from_weight_decay(var_list=kept)
+            self.exclude_from_weight_decay(var_list=[of_replica(variable) for variable in kept])
         super().build(var_list)
 
     def get_config(self) -> dict[str, object]:

@@ -5,7 +5,7 @@ Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Ge
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import tensorflow as tf
 
@@ -13,6 +13,7 @@ from pipeline.train import distribution
 
 SCOPES = ("replica", "global")
 Outputs = TypeVar("Outputs")
+Source: TypeAlias = tf.Variable | tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,29 +37,31 @@ class SAM:
 
     def gradients(
         self,
-        compute: Callable[[], tuple[Sequence[tf.Tensor], Outputs]],
-        variables: Sequence[tf.Variable],
+        compute: Callable[[Sequence[Source]], tuple[Sequence[tf.Tensor], Outputs]],
+        sources: Sequence[Source],
     ) -> tuple[Sequence[tf.Tensor], Outputs]:
         """Calls `compute` at the current and at the perturbed weights, inside `strategy.run`.
 
         Args:
-          compute: returns the gradients of this replica's share of the loss, and anything else.
-          variables: what the gradients are of; they end with the very bits that they had.
+          compute: maps weights to the gradients of this replica's share of the loss, and anything else.
+          sources: the weights, variables or tensors. Variables are moved, and end with the very bits that they had.
 
         Returns:
           The gradients at the perturbed weights, and the rest of what `compute` gave at the current ones.
         """
-        gradients, outputs = compute()
+        gradients, outputs = compute(sources)
         direction = list(gradients)
         if self.scope == "global":
             context = tf.distribute.get_replica_context()
             direction = context.all_reduce(tf.distribute.ReduceOp.SUM, direction)
         scale = self.rho / tf.maximum(tf.linalg.global_norm(direction), 1e-12)
-        before = [tf.identity(variable) for variable in variables]
-        _assign_locally(variables, [w + scale * g for w, g in zip(before, direction, strict=True)])
-        gradients, _ = compute()
+        before = [tf.identity(source) for source in sources]
+        moved = [w + scale * g for w, g in zip(before, direction, strict=True)]
+        variables = {i: source for i, source in enumerate(sources) if isinstance(source, tf.Variable)}
+        _assign_locally(list(variables.values()), [moved[i] for i in variables])
+        gradients, _ = compute([variables.get(i, value) for i, value in enumerate(moved)])
         # Written back, not subtracted: a subtraction would round.
-        _assign_locally(variables, before)
+        _assign_locally(list(variables.values()), [before[i] for i in variables])
         return gradients, outputs
 
 

@@ -10,6 +10,7 @@ import tf_keras
 from pipeline.data.order import EpochBudget
 from pipeline.model import weights
 from pipeline.model.classifier import HEAD, Classifier
+from pipeline.sharding.sharded_variable import sharding_kernels
 from pipeline.train import checkpoint, distribution, freezing, trained_model
 from pipeline.train.ema import AveragedModel
 from pipeline.train.experiment import Experiment
@@ -51,7 +52,7 @@ class TrainState:
         """Group to variable name to variable: what a checkpoint holds."""
         groups = {
             "model": weights.named(self.model),
-            "optimizer": {variable.name.split(":")[0]: variable for variable in self.optimizer.variables},
+            "optimizer": self.optimizer.named_variables(),
             "ledger": {"examples": self.ledger.examples, "checksum": self.ledger.checksum},
         }
         return {**groups, "ema": weights.named(self.averaged.model)} if self.averaged else groups
@@ -69,21 +70,30 @@ def create_state(
     if target_device == "cpu" and budget.steps < MIN_CPU_STEPS:
         target_device = None  # so that models choose nothing that compiles, unless they are told to
     tf_keras.utils.set_random_seed(experiment.seed)
-    created: list[tf.Variable] = []
-    with tf.variable_creator_scope(_recording(created)):
-        model = experiment.create_model(num_classes, target_device)
-    freezing.freeze(model, experiment.frozen)
-    averaged, evaluated = None, model
-    if experiment.ema_decay is not None:
-        evaluated = experiment.create_evaluation_model(num_classes, target_device)
-        averaged = AveragedModel(model, evaluated, experiment.ema_decay)
-    elif experiment.eval_precision not in (None, experiment.precision):
-        with tf.variable_creator_scope(_reusing(created)):
-            evaluated = experiment.create_evaluation_model(num_classes, target_device)
+    with sharding_kernels(experiment.shard_optimizer):
+        model, averaged, evaluated = _create_models(experiment, num_classes, target_device)
     steps_per_epoch = budget.order.rows / budget.rows_per_step
     optimizer = experiment.optimizer(learning_rate=experiment.schedule(budget.steps, steps_per_epoch))
     optimizer.build(model.trainable_variables)
     return TrainState(model, averaged, evaluated, optimizer, Ledger(len(budget.expected)))
+
+
+def _create_models(
+    experiment: Experiment, num_classes: int, target_device: str | None
+) -> tuple[Classifier, AveragedModel | None, Classifier]:
+    """What is trained, the average of its weights, and what evaluation uses."""
+    created: list[tf.Variable] = []
+    with tf.variable_creator_scope(_recording(created)):
+        model = experiment.create_model(num_classes, target_device)
+    freezing.freeze(model, experiment.frozen)
+    if experiment.ema_decay is not None:
+        evaluated = experiment.create_evaluation_model(num_classes, target_device)
+        freezing.freeze(evaluated, experiment.frozen)  # for the same order of variables: Keras has frozen ones last
+        return model, AveragedModel(model, evaluated, experiment.ema_decay), evaluated
+    if experiment.eval_precision in (None, experiment.precision):
+        return model, None, model
+    with tf.variable_creator_scope(_reusing(created)):
+        return model, None, experiment.create_evaluation_model(num_classes, target_device)
 
 
 def _recording(created: list[tf.Variable]) -> Callable:

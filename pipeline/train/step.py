@@ -1,6 +1,7 @@
 """The training step of one replica: the function that the trainer runs and that `tpu_check` compiles."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,8 +9,11 @@ import tensorflow as tf
 import tf_keras
 
 from pipeline.data.augment import normalize
+from pipeline.model import gathered
 from pipeline.model.classifier import Classifier
 from pipeline.objective import SOFTMAX, Objective, metrics
+from pipeline.sharding import gathering
+from pipeline.sharding.gathering import Gathered
 from pipeline.train import accumulation, memory
 from pipeline.train.experiment import Experiment
 from pipeline.train.ledger import Ledger
@@ -75,40 +79,48 @@ class TrainingStep:
         # Views of one example follow each other; the ledger counts the first.
         examples = self.ledger.add(*(batch[name][:: self.repeats] for name in ("id", "epoch", "weight")))
         images = tf.cast(examples * self.repeats, tf.float32)
-        gradients, output = self._gradients(batch, images, tf.cast(seed, tf.int32))
-        variables = self.model.trainable_variables
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        weights = gathering.gather(self.model, raw=self.sam is not None)
+        gradients, output = self._gradients(batch, images, tf.cast(seed, tf.int32), weights)
+        self.optimizer.apply_gradients(zip(weights.back(gradients), self.model.trainable_variables, strict=True))
         self.after_update(step)
         return output
 
-    def _gradients(self, batch: Batch, images: tf.Tensor, seed: tf.Tensor) -> tuple[Sequence[tf.Tensor], StepOutput]:
-        compute = tf.function(self._loss_gradients, jit_compile=True) if self.jit_compile else self._loss_gradients
-        variables = self.model.trainable_variables
-        zeros = [tf.zeros(variable.shape) for variable in variables], tf.constant(0.0), tf.constant(0.0)
+    def _gradients(
+        self, batch: Batch, images: tf.Tensor, seed: tf.Tensor, weights: Gathered
+    ) -> tuple[Sequence[tf.Tensor], StepOutput]:
+        def compute(part, part_seed, tensors):
+            return self._loss_gradients(part, images, part_seed, weights.at(tensors))
 
-        def gradients_of_parts():
+        if self.jit_compile:
+            compute = tf.function(compute, jit_compile=True, autograph=False)
+        zeros = [tf.zeros(source.shape) for source in weights.sources], tf.constant(0.0), tf.constant(0.0)
+
+        def gradients_of_parts(sources):
+            tensors = [source for source in sources if not isinstance(source, tf.Variable)]
             gradients, *sums = accumulation.sum_over_parts(
-                lambda part, part_seed: compute(part, images, part_seed), batch, seed, self.accumulation_steps, zeros
+                lambda part, part_seed: compute(part, part_seed, tensors), batch, seed, self.accumulation_steps, zeros
             )
             return gradients, sums
 
-        gradients, (loss, top1) = (
-            self.sam.gradients(gradients_of_parts, variables) if self.sam else gradients_of_parts()
-        )
+        find = functools.partial(self.sam.gradients, gradients_of_parts) if self.sam else gradients_of_parts
+        gradients, (loss, top1) = find(weights.sources)
         return gradients, StepOutput(loss, top1, tf.reduce_sum(batch["weight"]))
 
     def _loss_gradients(
-        self, batch: Batch, images: tf.Tensor, seed: tf.Tensor
+        self, batch: Batch, images: tf.Tensor, seed: tf.Tensor, weights: Gathered
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            logits = self.model(normalize(batch["image"]), training=True, seed=seed)
-            of_each = metrics(self.objective, batch["labels"], batch["label_weights"], logits, self.label_smoothing)
-            # Gradients are summed over replicas, so each takes its share of the global mean.
-            total = tf.reduce_sum(of_each["loss"] * batch["weight"])
-            share = total / tf.maximum(images, 1.0)
-        forward = memory.operations()
-        gradients = tape.gradient(share, self.model.trainable_variables)
+        with gathered.using(weights.values):
+            with tf.GradientTape() as tape:
+                tape.watch([source for source in weights.sources if not isinstance(source, tf.Variable)])
+                logits = self.model(normalize(batch["image"]), training=True, seed=seed)
+                of_each = metrics(self.objective, batch["labels"], batch["label_weights"], logits, self.label_smoothing)
+                # Gradients are summed over replicas, so each takes its share of the global mean.
+                total = tf.reduce_sum(of_each["loss"] * batch["weight"])
+                share = total / tf.maximum(images, 1.0)
+            forward = memory.operations()
+            gradients = tape.gradient(share, weights.sources)
         self.kept_bytes.append(memory.kept_bytes(forward, gradients) if forward else 0)
+        gradients = [None if gradient is None else tf.cast(gradient, tf.float32) for gradient in gradients]
         return gradients, total, tf.reduce_sum(of_each["top1"] * batch["weight"])
 
 

@@ -48,11 +48,9 @@ def assign(model: Classifier, arrays: dict[str, np.ndarray], saved: Saved, but: 
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: array.shape for name, array in arrays.items() if name not in but}
     if problems := checkpoint.differences(shapes, found):
-        shown = problems[:10] + [f"and {len(problems) - 10} more"] * (len(problems) > 10)
         raise CheckpointError(
             f"{saved.path} (variant {saved.facts.get('variant', 'unknown')}) does not fit this model:\n  "
-            + "\n  ".join(shown)
-            + "\nUse the gin/model file of the checkpoint's variant."
+            f"{checkpoint.shown(problems)}\nUse the gin/model file of the checkpoint's variant."
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])
