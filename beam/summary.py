@@ -58,7 +58,11 @@ def lines(record_set: Manifest, statistics: Statistics) -> list[str]:
 def next_step(record_set: Manifest, folder: str) -> str:
     """What to do with a record set that was built."""
     if splits.TRAIN not in record_set.splits:
-        return f"Next: evaluate a run on it: --task=evaluate --gin_param='DATA_DIR=\"{folder}\"'"
+        split = splits.in_order(record_set.splits)[-1]
+        return (
+            "Next: evaluate a run on it: python pipeline/main.py --model_dir=RUN --task=evaluate "
+            f"--split={split} --gin_param='DATA_DIR=\"{folder}\"'"
+        )
     if splits.VALIDATION not in record_set.splits:
         return "Next: training needs a validation split too; --validation_fraction=0.1 holds a tenth of the images out."
     run = os.path.join("runs", os.path.basename(os.path.normpath(folder)))

@@ -111,7 +111,7 @@ def _load(files: Sequence[str], params: Sequence[str], say: Callable[[str], None
     configure.load(files, params, entry="main", tasks=TASKS)
     if automatic := configure.automatic():
         names = {"directory": "DATA_DIR", "initial_checkpoint": "INITIAL_CHECKPOINT"}
-        names |= {"batch": "GLOBAL_BATCH", "epochs": "EPOCHS"}
+        names |= {"batch": "GLOBAL_BATCH", "epochs": "EPOCHS", "size": "TRAIN_SIZE"}
         given = {name: configure.macro(macro) for name, macro in names.items() if macro not in automatic}
         chosen = auto_settings.choose(**given)
         settings = [f"{name} = {chosen.values[name]!r}" for name in automatic]

@@ -59,9 +59,9 @@ def test_the_side_and_the_classes_are_those_of_the_images(images, records):
     assert dict(zip(made.classes, total, strict=True)) == {"across": 80, "down": 40, "plain": 20}
 
 
-@pytest.mark.parametrize("starts_from_weights", [False, True])
-def test_more_images_mean_fewer_epochs_of_more_images_in_all(starts_from_weights):
-    chosen = [auto_settings.rules(images, 100, starts_from_weights) for images in SIZES]
+@pytest.mark.parametrize("trained_size", [None, 224])
+def test_more_images_mean_fewer_epochs_of_more_images_in_all(trained_size):
+    chosen = [auto_settings.rules(images, 100, trained_size) for images in SIZES]
     for less, more in itertools.pairwise(chosen):
         assert less["EPOCHS"] >= more["EPOCHS"]
     seen = [images * each["EPOCHS"] for images, each in zip(SIZES, chosen, strict=True)]
@@ -71,11 +71,12 @@ def test_more_images_mean_fewer_epochs_of_more_images_in_all(starts_from_weights
 
 
 def test_what_the_user_sets_decides_the_rest():
-    ten, thirty = (auto_settings.rules(5_000, 100, False, epochs=epochs) for epochs in (10, 30))
+    ten, thirty = (auto_settings.rules(5_000, 100, epochs=epochs) for epochs in (10, 30))
     assert (ten["EPOCHS"], thirty["EPOCHS"]) == (10, 30)
     assert ten["WARMUP_EPOCHS"] < thirty["WARMUP_EPOCHS"] and ten["EMA_DECAY"] < thirty["EMA_DECAY"]
-    small = auto_settings.rules(5_000, 100, False, batch=16)
-    assert small["LEARNING_RATE"] == pytest.approx(auto_settings.rules(5_000, 100, False)["LEARNING_RATE"] / 4)
+    assert auto_settings.rules(5_000, 100, size=80)["EVAL_SIZE"] == 80
+    small = auto_settings.rules(5_000, 100, batch=16)
+    assert small["LEARNING_RATE"] == pytest.approx(auto_settings.rules(5_000, 100)["LEARNING_RATE"] / 2)
 
 
 def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_path, capsys):
@@ -93,6 +94,10 @@ def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_p
     assert checkpoint.find(run, checkpoint.BEST).step == best["step"]
     assert f"validation, step {best['step']} of {run}: loss {best['validation_loss']:.4g}" in printed
     assert tf.io.gfile.exists(f"{run}/evaluation/validation/report.html")
+    other = auto_settings.choose(str(moved), initial_checkpoint=run)
+    assert other.values["TRAIN_SIZE"] == other.values["EVAL_SIZE"] == 32 and run in other.reason
+    with pytest.raises(checkpoint.CheckpointError, match="nothing"):
+        auto_settings.choose(str(moved), initial_checkpoint=f"{tmp_path}/nothing")
     shutil.rmtree(moved)  # what was chosen is part of the run's configuration
     registry.run_configured([], [], run, task="export")
     assert sorted(tf.io.gfile.listdir(f"{run}/saved_model")) == ["1", "2"]

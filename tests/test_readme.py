@@ -62,6 +62,8 @@ def test_programs_exist_and_know_the_flags_shown(names):
 def test_gin_commands_parse(page, words):
     files = [word.split("=", 1)[1] for word in words if word.startswith("--gin_file=")]
     params = [word.split("=", 1)[1] for word in words if word.startswith("--gin_param=")]
+    if params and not files:  # over the settings of the run in --model_dir
+        files = ["gin/finetune_own.gin"]
     registry.register()
     configure.load([str(ROOT / file) for file in files], params, entry="main", tasks=registry.TASKS)
 

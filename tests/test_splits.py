@@ -131,7 +131,10 @@ def test_evaluation_sets_alone_with_the_classes_of_another_set(tree, tmp_path, c
     message = failure(capsys, *flags, f"--classes_of={tmp_path}/nothing")
     assert f"--classes_of={tmp_path}/nothing" in message and "does not exist" in message
     assert "both given" in failure(capsys, *flags, f"--classes_of={tmp_path}/train", "--classes=x")
+    capsys.readouterr()
     assert launch.main([*flags, f"--classes_of={tmp_path}/train"]) == 0
+    command = f"--task=evaluate --split=test --gin_param='DATA_DIR=\"{tmp_path}/test\"'"
+    assert command in capsys.readouterr().out
     record_set = manifest.read(str(tmp_path / "test"))
     assert sizes(record_set) == {"test": 6} and len(record_set.split("test").shards) == 2
     assert record_set.classes_digest == manifest.read(str(tmp_path / "train")).classes_digest

@@ -93,7 +93,9 @@ class Data:
         made = made or self.read_manifest()
         if split not in (*made.splits, self.validation_split):
             raise manifest.ManifestError(
-                f"No split {split!r} in {self.directory}: it has {', '.join(sorted(made.splits))}."
+                f"No split {split!r} in {self.directory}: it has {', '.join(sorted(made.splits))}. To evaluate on "
+                f"other images, build them with --test_input=IMAGES --classes_of={self.directory} "
+                "--output_dir=OTHER_SET, and set DATA_DIR to that."
             )
         return self._records(split, made, "")
 

@@ -29,7 +29,7 @@ class Statistics:
 
     @property
     def median_side(self) -> int:
-        """The median of the images' shorter sides in pixels, as far as buckets tell it: at most 1.2 times smaller."""
+        """The median of the images' shorter sides in pixels, as far as buckets tell it: up to 1.4 times smaller."""
         buckets = sorted((int(bucket), count) for bucket, count in self.sides.items())
         middle = np.searchsorted(np.cumsum([count for _, count in buckets]), sum(self.sides.values()) / 2)
         return round(2 ** (buckets[middle][0] / 2))
