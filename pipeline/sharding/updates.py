@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
+import tf_keras
 
 from pipeline.sharding.sharded_variable import RowShardedVariable, of_replica, per_replica, sharded
 
 Pairs: TypeAlias = Iterable[tuple[tf.Tensor, tf.Variable]]
 
 
-class ShardedUpdates:
+class ShardedUpdates(tf_keras.optimizers.Optimizer):
     """Mixed into a Keras optimiser, lets it update sharded variables, each replica its own shard.
 
     The gradient of a `RowShardedVariable` is that of the shard, summed over replicas before. The optimiser itself sees

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>.+?) (?P<opcode>[a-z][\w\-]*)\(%?(?P<operand>[\w.\-]*)"
@@ -72,7 +72,7 @@ def with_entry(text: str, name: str) -> str:
     return re.sub(r"^HloModule ([\w.\-]+).*", r"HloModule \1, is_scheduled=true", rest, count=1)
 
 
-def cycles(step: list[Instruction]) -> int:
+def cycles(step: Sequence[Instruction]) -> int:
     """Estimated cycles of a step."""
     return sum(instruction.cycles for instruction in step)
 

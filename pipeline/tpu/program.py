@@ -171,7 +171,7 @@ def _argument_bytes(
 ) -> ArgumentBytes:
     """Sizes of the `variables` that a traced step reads and writes, by the kinds of `state`, and of its `examples`."""
     kinds = {of_replica(v).ref(): kind for kind, group in state.groups.items() for v in group.values()}
-    sizes = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
     for variable in variables:
         sizes[kinds.get(variable.ref(), "other")] += _bytes([variable])
     return ArgumentBytes(

@@ -105,6 +105,13 @@ def _by_kind(moved: Sequence[Traffic]) -> tuple[Traffic, ...]:
     )
 
 
+def _type(line: str) -> str:
+    """The type of an instruction's result."""
+    match = hlo.INSTRUCTION.match(line)
+    assert match is not None
+    return match["type"]
+
+
 def _is_start(opcode: str) -> bool:
     return opcode in ("async-start", *(f"{kind}-start" for kind in _KINDS))
 
@@ -120,7 +127,7 @@ def _transfers(
     called = _CALLS.search(line)
     if kind in _KINDS:
         group = _group(line, replicas)
-        size = _bytes(hlo.INSTRUCTION.match(result)["type"]) * (len(group) if kind == REDUCE_SCATTER else 1)
+        size = _bytes(_type(result)) * (len(group) if kind == REDUCE_SCATTER else 1)
         yield Transfer(kind, size, _chips(line, group, topology))
     elif called:
         body = bodies.get(called[1], ())
@@ -128,7 +135,7 @@ def _transfers(
         name = re.sub(r"\.[\w.]*$", "", called[1])
         if inner and name in _FUSIONS:
             whole = line if name == ALL_GATHER else next(each for each in body if " parameter(0)" in each)
-            size = _bytes(hlo.INSTRUCTION.match(whole)["type"])
+            size = _bytes(_type(whole))
             inner = [Transfer(_FUSIONS[name], size, inner[0].chips)]
         yield from inner
 
