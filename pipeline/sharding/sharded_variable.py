@@ -103,8 +103,12 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
     def __tf_tensor__(self, dtype: tf.DType | None = None, name: str | None = None) -> tf.Tensor:
         return self._dense_var_to_tensor(dtype, name)
 
+    def _host(self) -> str:
+        """The CPU beside the first part: of a slice's host, which also writes whole variables into checkpoints."""
+        return tf.DeviceSpec.from_string(self.parts[0].device).replace(device_type="CPU", device_index=0).to_string()
+
     def _assembled(self) -> tf.Tensor:
-        with tf.device("/cpu:0"):
+        with tf.device(self._host()):
             parts = [part.read_value() for part in self.parts]
             in_order = [part for _, part in sorted(zip(self._shard_numbers(), parts, strict=True), key=lambda p: p[0])]
             return tf.reshape(tf.concat(in_order, 0)[: self.rows], self.shape)
@@ -129,7 +133,7 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
     def _copy_trackable_to_cpu(self, object_map: dict) -> None:
         """Keeps the whole in host memory, from which a checkpoint is written during training."""
         if self not in object_map:
-            with tf.device("/cpu:0"):
+            with tf.device(self._host()):
                 object_map[self] = tf.Variable(self._assembled(), trainable=False, name=self.name.split(":")[0])
         else:
             object_map[self].assign(self._assembled())
