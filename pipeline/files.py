@@ -82,6 +82,7 @@ def write_atomically(path: str, content: str | bytes | Iterable[str | bytes], se
     """
     partial = f"{path}.partial-{uuid.uuid4().hex}" if several_writers else f"{path}.partial"
     with opened(partial, "wb") as file:
+        file.write(b"")  # on an object store a file that nothing is written to would not be there
         for piece in [content] if isinstance(content, str | bytes) else content:
             file.write(piece.encode() if isinstance(piece, str) else piece)
     put_in_place(partial, path)
