@@ -11,7 +11,7 @@ import tf_keras
 from pipeline.data.augment import Augmentation
 from pipeline.data.order import EpochBudget, Order
 from pipeline.model import classifier, nfnet
-from pipeline.sharding import collectives, sharded_variable
+from pipeline.sharding import collectives, gathering, sharded_variable
 from pipeline.sharding.sharded_variable import RowShardedVariable
 from pipeline.sharding.slice_strategy import SliceStrategy
 from pipeline.train import checkpoint, optimizer, state
@@ -195,6 +195,23 @@ def test_layers_of_keras_share_out_their_kernels(tmp_path, precision):
     with strategy(3).scope():
         checkpoint.restore(saved, expected.groups)
     np.testing.assert_equal(values(expected), values(found))
+
+
+class TwoOfOneName(tf_keras.Model):
+    """Two layers of one name."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (tf_keras.layers.Dense(16, name="same") for _ in range(2))
+        for layer in (self.one, self.other):
+            layer.build([None, 16])
+
+
+def test_names_that_several_variables_have_are_refused():
+    with strategy(2).scope(), sharded_variable.sharding_kernels():
+        model = TwoOfOneName()
+    with pytest.raises(ValueError, match="several variables have the name kernel"):
+        gathering.gather(model)
 
 
 def save(directory, train_state):

@@ -5,6 +5,7 @@ Toward Training Trillion Parameter Models", 2020; Xu et al., "Automatic Cross-Re
 Data-Parallel Training", 2020.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
@@ -52,6 +53,11 @@ def gather(model: tf_keras.Model, raw: bool = False) -> Gathered:
     all parameters. With `raw` they come as they are stored, for what has to move them.
     """
     shared_out = {v.name: whole for v in model.variables if (whole := sharded(v))}
+    if not shared_out:
+        variables = list(model.trainable_variables)
+        return Gathered(variables, {}, list, [None] * len(variables))
+    if repeated := [name for name, n in collections.Counter(v.name for v in model.variables).items() if n > 1]:
+        raise ValueError(f"Kernels are shared out by name, and several variables have the name {repeated[0]}.")
     convolutions = [] if raw else [conv for conv in _layers(model, layers.WSConv) if conv.kernel.name in shared_out]
     standardized = {each.conv.kernel.name: each for each in _standardize(convolutions)}
     dtypes = {} if raw else {v.name: layer.compute_dtype for layer in _layers(model) for v in layer.variables}
