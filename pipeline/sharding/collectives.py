@@ -17,8 +17,7 @@ _MLIR_TYPES = {tf.float32: "f32", tf.bfloat16: "bf16"}
 
 def can_shard(strategy: tf.distribute.Strategy) -> bool:
     """Whether `strategy` has the operations of this module, and one process that can reach each replica's variables."""
-    kinds = (tf.distribute.TPUStrategy, tf.distribute.MirroredStrategy, SliceStrategy)
-    return isinstance(strategy, kinds) and not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return isinstance(strategy, (tf.distribute.TPUStrategy, tf.distribute.MirroredStrategy, SliceStrategy))
 
 
 def shard_rows(rows: int, replicas: int) -> int:

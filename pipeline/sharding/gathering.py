@@ -66,7 +66,8 @@ def gather(model: tf_keras.Model, raw: bool = False) -> Gathered:
         if variable.name in standardized:
             return gathered.standardized(variable.name), standardized[variable.name].kernel()
         if whole := shared_out.get(variable.name):
-            return variable.name, _whole(whole, dtypes.get(variable.name, whole.dtype))
+            shard = tf.cast(tf.identity(whole.shard), dtypes.get(variable.name, whole.dtype))
+            return variable.name, _whole(shard, whole)
         return None, variable
 
     gains = {conv.gain.name for conv in convolutions}
@@ -94,10 +95,9 @@ def _matrix(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(values, [-1, values.shape[-1]])
 
 
-def _whole(variable: RowShardedVariable, dtype: tf.DType) -> tf.Tensor:
-    return tf.reshape(
-        collectives.gather_rows(tf.cast(tf.identity(variable.shard), dtype), variable.rows), variable.shape
-    )
+def _whole(shard: tf.Tensor, variable: RowShardedVariable) -> tf.Tensor:
+    """The tensor of the shape of `variable` of which each replica gives its shard."""
+    return tf.reshape(collectives.gather_rows(shard, variable.rows), variable.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Standardized:
     def kernel(self) -> tf.Tensor:
         """The whole standardised kernel, HWIO in the compute dtype, gathered."""
         shard = tf.cast(self.centred * (self.inverse * self.conv.gain), self.conv.compute_dtype)
-        return tf.reshape(collectives.gather_rows(shard, self.conv.kernel.rows), self.conv.kernel.shape)
+        return _whole(shard, self.conv.kernel)
 
     def kernel_gradient(self, upstream: tf.Tensor, total: tf.Tensor, along: tf.Tensor) -> tf.Tensor:
         """The shard of the kernel's gradient from `upstream`, the shard of that of the standardised kernel.
