@@ -80,14 +80,15 @@ def pillow_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @pytest.mark.parametrize("height, width, size", [(100, 140, 224), (200, 150, 256), (50, 45, 96)])
 @pytest.mark.parametrize("view", augment.EVAL_VIEWS)
-def test_both_evaluation_views_are_what_pillow_makes(view, height, width, size):
+def test_the_evaluation_views_are_what_pillow_makes(view, height, width, size):
     image, border = noise(height, width), min(32, int(size / 7))
     if view == "resize_crop":  # the whole image as a square, whatever its shape, and then its centre
         resized = pillow_resize(image, size + border, size + border)
         start = (border + 1) // 2
         expected = resized[start : start + size, start : start + size]
     else:
-        side = round(min(height, width) * size / (size + min(32, size / 7)))
+        share = 1 if view == "square_resize" else size / (size + min(32, size / 7))
+        side = round(min(height, width) * share)
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         square = Image.fromarray(image).crop((left, top, left + side, top + side))
         expected = pillow_resize(np.asarray(square), size, size)
