@@ -166,6 +166,26 @@ def test_an_image_without_a_crop_gives_its_centre_as_the_authors_code_does(kind)
     assert np.abs(free.astype(float) - centre).mean() > 5  # the whole strip, squashed
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_crop_larger_than_the_image_repeats_its_outermost_pixels(kind):
+    encoded = encode(noise(40, 60), kind)
+    extended = np.pad(tf.io.decode_image(encoded, channels=3), ((4, 4), (6, 6), (0, 0)), mode="edge")
+    all_of_it = augment.Augmentation(min_area=1.44, max_area=1.44, min_ratio=1.5, max_ratio=1.5, flip=False)
+    (found,) = views(all_of_it, encoded, [[3, 4]], 56)
+    np.testing.assert_allclose(found, cubic_resize(extended, 56), atol=0.8)
+
+
+def test_crops_up_to_a_larger_area_show_objects_smaller_and_larger():
+    image = np.zeros((80, 80, 3), np.uint8)
+    image[1:-1, 1:-1] = 255
+    augmentation = augment.Augmentation(min_area=0.7, max_area=1.3, flip=False, min_object_covered=0.8)
+    found = np.array(views(augmentation, encode(image), np.arange(600).reshape(300, 2), 40))
+    shown = (found[..., 0] > 127).mean((1, 2))
+    assert 0.6 < shown.min() < 0.75 and shown.max() > 0.98  # of the view; the image is 1 / 1.3 of the largest crop
+    smaller = (found[:, 20, [0, -1], 0] < 127).all(1) & (found[:, [0, -1], 20, 0] < 127).all(1)
+    assert 0.05 < smaller.mean() < 0.6
+
+
 def test_jpeg_window_is_the_window_of_the_decoded_image():
     jpeg = encode(np.kron(noise(12, 15), np.ones((12, 12, 1), np.uint8)), "JPEG", quality=95, subsampling=0)
     png = tf.io.encode_png(tf.io.decode_jpeg(jpeg)).numpy()
@@ -286,6 +306,7 @@ def test_groups_make_mixing_independent_of_the_share():
     [
         ({"min_area": 0.0}, "min_area is 0.0"),
         ({"min_area": 0.9, "max_area": 0.5}, "min_area is 0.9, max_area 0.5"),
+        ({"max_area": 5.0}, "max_area 5.0; expected 0 < min <= max <= 4"),
         ({"min_ratio": 2.0}, "min_ratio is 2.0"),
         ({"erasing": 1.5}, "erasing is 1.5"),
         (

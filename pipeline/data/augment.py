@@ -129,16 +129,16 @@ class Augmentation:
     repeats: int = 1
 
     def __post_init__(self):
-        if not (0 < self.min_area <= self.max_area <= _MOST_AREA and self.min_area <= 1):
+        if not 0 < self.min_area <= self.max_area <= _MOST_AREA:
             raise ValueError(
-                f"Augmentation.min_area is {self.min_area}, max_area {self.max_area}; expected 0 < min <= 1, and max "
-                f"from min to {_MOST_AREA}."
+                f"Augmentation.min_area is {self.min_area}, max_area {self.max_area}; expected 0 < min <= max <= "
+                f"{_MOST_AREA}."
             )
         if not 0 < self.min_ratio <= self.max_ratio:
             raise ValueError(
                 f"Augmentation.min_ratio is {self.min_ratio}, max_ratio {self.max_ratio}; expected 0 < min <= max."
             )
-        if not 0 <= self.min_object_covered <= self.max_area:
+        if not 0 <= self.min_object_covered <= min(1, self.max_area):
             raise ValueError(
                 f"Augmentation.min_object_covered is {self.min_object_covered}; expected a share from 0 to max_area, "
                 f"{self.max_area}."
@@ -215,14 +215,15 @@ class Augmentation:
 
     def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
         frame = max(1.0, self.max_area)  # area of what is cropped, as a share of the image's
-        share = size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size)) if frame == 1 else frame**-0.5
+        border = (1 - frame**-0.5) / 2
+        share = 1 - 2 * border if border else size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
 
         def crop_window(shape):
             begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
                 shape,
-                tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+                tf.constant([[[border, border, 1 - border, 1 - border]]]),
                 seed,
-                min_object_covered=self.min_object_covered / frame,
+                min_object_covered=self.min_object_covered,
                 aspect_ratio_range=(self.min_ratio, self.max_ratio),
                 area_range=(self.min_area / frame, self.max_area / frame),
                 max_attempts=10,
@@ -241,20 +242,20 @@ class Augmentation:
 
         def decode_all():
             image = decode(encoded)
-            if frame > 1:
-                image = _extended(image, frame**0.5)
+            if border:
+                image = _extended(image, border / (1 - 2 * border))
             return tf.slice(image, *crop_window(tf.shape(image)))
 
-        image = decode_all() if frame > 1 else tf.cond(tf.io.is_jpeg(encoded), decode_window, decode_all)
+        image = decode_all() if border else tf.cond(tf.io.is_jpeg(encoded), decode_window, decode_all)
         return tf.ensure_shape(image, [None, None, 3])
 
 
-def _extended(image: tf.Tensor, factor: float) -> tf.Tensor:
-    """An image, uint8 [height, width, 3], `factor` times as high and wide: its outermost pixels are repeated."""
+def _extended(image: tf.Tensor, border: float) -> tf.Tensor:
+    """An image, uint8 [height, width, 3], with a `border` of its outermost pixels, as a share of height and width."""
     for axis in (0, 1):
         length = tf.shape(image)[axis]
-        border = tf.cast(tf.round(tf.cast(length, tf.float32) * ((factor - 1) / 2)), tf.int32)
-        image = tf.gather(image, tf.clip_by_value(tf.range(-border, length + border), 0, length - 1), axis=axis)
+        added = tf.cast(tf.round(tf.cast(length, tf.float32) * border), tf.int32)
+        image = tf.gather(image, tf.clip_by_value(tf.range(-added, length + added), 0, length - 1), axis=axis)
     return image
 
 
