@@ -77,5 +77,5 @@ def test_a_model_that_is_not_better_than_guessing_is_warned_of():
     assert "loss, 1.2, is not below 1.099" in guessing.warning(1.2, [7, 7, 7])
     assert "the same 2,100 images" in guessing.warning(float("nan"), [700, 700, 700])
     for loss, top1, lines in ((1.0, 0.5, 1), (1.0, 0.3, 1), (1.2, 0.5, 1), (1.2, 0.3, 2)):
-        found = guessing.notes(loss, top1, [7, 7, 7])
-        assert len(found) == lines and "loss of 1.099" in found[0] and "33.33% of the examples" in found[0]
+        found = guessing.notes({"loss": loss, "top1": top1}, [7, 7, 7])
+        assert len(found) == lines and "loss of 1.099 and a top-1 of 33.33%" in found[0]

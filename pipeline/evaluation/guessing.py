@@ -1,6 +1,6 @@
 """Whether a model of one label an example has learned anything: it is compared with guessing the class frequencies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,17 +23,14 @@ def warning(loss: float, counts: Sequence[int]) -> str:
     return (
         f"WARNING: this model has learned nothing: its loss, {loss:.4g}, is not below {guessing:.4g}, the loss "
         f"of guessing the class frequencies of the same {np.sum(counts):,} images. Do not use it. Start from trained "
-        "weights (INITIAL_CHECKPOINT), add images of each class, or train for more EPOCHS; where the training loss does "
-        "not fall either, check the labels and lower LEARNING_RATE."
+        "weights (INITIAL_CHECKPOINT), add images of each class, or train for more EPOCHS; where the training loss "
+        "does not fall either, check the labels and lower LEARNING_RATE."
     )
 
 
-def notes(loss: float, top1: float, counts: Sequence[int]) -> list[str]:
-    """What guessing would score on a split, and a warning where neither `loss` nor `top1` is better."""
-    most = np.max(counts) / np.sum(counts)
-    line = (
-        f"Guessing the class frequencies has a loss of {frequency_loss(counts):.4g}; the largest class has {most:.2%} of "
-        "the examples."
-    )
-    text = warning(loss, counts) if top1 <= most else ""
+def notes(metrics: Mapping[str, float], counts: Sequence[int]) -> list[str]:
+    """What guessing would score on a split, and a warning where neither `loss` nor `top1` of `metrics` is better."""
+    top1 = np.max(counts) / np.sum(counts)
+    line = f"Guessing the class frequencies has a loss of {frequency_loss(counts):.4g} and a top-1 of {top1:.2%}."
+    text = warning(metrics["loss"], counts) if metrics["top1"] <= top1 else ""
     return [line, text] if text else [line]

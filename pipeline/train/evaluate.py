@@ -69,7 +69,7 @@ def evaluate(
     print(f"{split}, step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     if distribution.is_chief():
         comparable = experiment.objective is SOFTMAX and not predictions.several_labels
-        notes = guessing.notes(metrics["loss"], metrics["top1"], predictions.class_counts.labelled) if comparable else ()
+        notes = guessing.notes(metrics, predictions.class_counts.labelled) if comparable else ()
         data = experiment.data.directory
         evaluation = split_report.Evaluation(context.model_dir, saved.step, split, data, metrics, notes)
         print(f"Report: {split_report.write(evaluation, predictions, manifest.classes, records)}")
