@@ -103,8 +103,9 @@ class Augmentation:
     """How a training image is varied.
 
     Attributes:
-      min_area, max_area: area of the random crop as a share of the image's. Above 1 a crop may reach beyond the image,
-        whose outermost pixels are repeated there: objects are then seen smaller than in the image, too.
+      min_area, max_area: area of the random crop as a share of the image's; with a `max_area` above 1 as a share of its
+        central square, of which a crop then holds at most so many times the area, around it. Beyond the image its
+        outermost pixels are repeated. So objects are seen larger and smaller than in the view 'square_resize'.
       min_ratio, max_ratio: width over height of the crop.
       min_object_covered: least share of the object that the crop keeps. The object is the whole image, so this is a
         second least area. Where it is set, an image of which no such crop is found gives the evaluation's central one.
@@ -214,7 +215,9 @@ class Augmentation:
         return random_erasing(image, _fold(seed, "erasing"), self.erasing) if self.erasing else image
 
     def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-        frame = max(1.0, self.max_area)  # area of what is cropped, as a share of the image's
+        frame = max(
+            1.0, self.max_area
+        )  # area from which crops are taken, as a share of the image's, or of its square's
         border = (1 - frame**-0.5) / 2
         share = 1 - 2 * border if border else size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
 
@@ -243,19 +246,25 @@ class Augmentation:
         def decode_all():
             image = decode(encoded)
             if border:
-                image = _extended(image, border / (1 - 2 * border))
+                image = _bordered_square(image, border / (1 - 2 * border))
             return tf.slice(image, *crop_window(tf.shape(image)))
 
         image = decode_all() if border else tf.cond(tf.io.is_jpeg(encoded), decode_window, decode_all)
         return tf.ensure_shape(image, [None, None, 3])
 
 
-def _extended(image: tf.Tensor, border: float) -> tf.Tensor:
-    """An image, uint8 [height, width, 3], with a `border` of its outermost pixels, as a share of height and width."""
+def _bordered_square(image: tf.Tensor, border: float) -> tf.Tensor:
+    """The central square of an image, uint8 [height, width, 3], with `border` times its side around it.
+
+    Beyond the image its outermost pixels are repeated.
+    """
+    shape = tf.shape(image)
+    side = tf.minimum(shape[0], shape[1])
+    begin, extent = _central_square(shape, side, (0, 0))
+    added = tf.cast(tf.round(tf.cast(side, tf.float32) * border), tf.int32)
     for axis in (0, 1):
-        length = tf.shape(image)[axis]
-        added = tf.cast(tf.round(tf.cast(length, tf.float32) * border), tf.int32)
-        image = tf.gather(image, tf.clip_by_value(tf.range(-added, length + added), 0, length - 1), axis=axis)
+        places = begin[axis] + tf.range(-added, extent[axis] + added)
+        image = tf.gather(image, tf.clip_by_value(places, 0, shape[axis] - 1), axis=axis)
     return image
 
 

@@ -16,7 +16,7 @@ from pipeline.train import checkpoint
 # Between two rows in proportion, on logarithmic scales; beyond the first and the last as there.
 _EPOCHS = {300: 100, 5_000: 25, 50_000: 12, 500_000: 6}  # training images to epochs from random weights
 _SHARE_FROM_WEIGHTS = 0.5  # of these epochs, where training starts from trained weights
-_MIN_AREA = {5_000: 0.7, 500_000: 0.25}  # least share of an image in a crop
+_MIN_AREA = {5_000: 0.8, 500_000: 0.25}  # of a training crop, as a share of what evaluation sees
 _SIZES = (48, 64, 96)  # pixels, of networks that start from random weights: half the images' side, where it is one
 _IMPORTED_SIZE = 224  # pixels, for imported weights; those of a run continue at the run's own size
 _RATE, _RATE_FROM_WEIGHTS = 4e-3, 5e-4  # AdamW's, for _BATCH images
