@@ -39,15 +39,17 @@ def index_path(shard_path: str) -> str:
     return shard_path + ".index"
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
+def _masked_crc(*pieces: bytes) -> int:
+    crc = 0
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, piece)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame(record: bytes) -> tuple[bytes, bytes, bytes]:
-    """A record as it stands in a TFRecord file: length and its CRC, payload, CRC of the payload."""
-    length = struct.pack("<Q", len(record))
-    return length + _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))
+def frame(*record: bytes) -> tuple[bytes, ...]:
+    """A record, in one or more pieces, as it stands in a TFRecord file: length and its CRC, the pieces, their CRC."""
+    length = struct.pack("<Q", sum(map(len, record)))
+    return length + _FOOTER.pack(_masked_crc(length)), *record, _FOOTER.pack(_masked_crc(*record))
 
 
 def payload_offset(offset: int) -> int:
@@ -81,6 +83,11 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
     Returns:
       The index, int64 [records + 1], and the SHA-256 of the shard in hexadecimal digits.
     """
+    return write_frames(path, map(frame, records))
+
+
+def write_frames(path: str, frames: Iterable[tuple[bytes, ...]]) -> tuple[np.ndarray, str]:
+    """As `write_shard`, for records that are framed already: each the pieces of its bytes in the file."""
     offsets, digest, size = [0], hashlib.sha256(), 0
     waiting: list[bytes] = []
     with opened(path, "wb") as file:
@@ -91,10 +98,9 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
             file.write(data)
             waiting.clear()
 
-        for record in records:
-            framed = frame(record)
-            waiting.extend(framed)
-            offsets.append(offsets[-1] + sum(map(len, framed)))
+        for pieces in frames:
+            waiting.extend(pieces)
+            offsets.append(offsets[-1] + sum(map(len, pieces)))
             if offsets[-1] - size >= _AT_ONCE:
                 write()
                 size = offsets[-1]
