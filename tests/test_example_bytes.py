@@ -48,8 +48,14 @@ def test_no_value():
 
 @pytest.mark.parametrize(
     ("kind", "value", "error"),
-    [("int64", 1.5, TypeError), ("int64", "1", TypeError), ("int64", 2**63, ValueError), ("float", "1", TypeError)]
-    + [("bytes", 1, TypeError), ("bytes", "text", TypeError)],
+    [
+        ("int64", 1.5, TypeError),
+        ("int64", "1", TypeError),
+        ("int64", 2**63, ValueError),
+        ("float", "1", TypeError),
+        ("bytes", 1, TypeError),
+        ("bytes", "text", TypeError),
+    ],
 )
 def test_a_value_of_another_kind_is_refused(kind, value, error):
     with pytest.raises(error):
