@@ -78,7 +78,7 @@ def measure(source: Source, options: BuildOptions) -> Measurement:
         start = time.perf_counter()
         result = checks.checked(example, settings)
         if isinstance(result, images.Encoded):
-            records.append(sum(map(len, shard.frame(*to_record(example, result.data, label_kind)))))
+            records.append(sum(map(len, shard.frame(to_record(example, result.data, label_kind)))))
         seconds += time.perf_counter() - start
         if isinstance(result, images.Encoded):
             start = time.perf_counter()

@@ -41,8 +41,8 @@ class SourceExample(NamedTuple, Generic[Label]):
         return self[:4]
 
 
-def to_record(example: SourceExample[int], image: bytes, label_kind: str) -> list[bytes]:
-    """The pieces of the record of an example whose labels are class indices, with the encoded `image`."""
+def to_record(example: SourceExample[int], image: bytes, label_kind: str) -> bytes:
+    """The serialised record of an example whose labels are class indices, with the encoded `image`."""
     from pipeline.data import record  # here: flags are checked without TensorFlow, which takes seconds to import
 
     values = {
@@ -53,7 +53,7 @@ def to_record(example: SourceExample[int], image: bytes, label_kind: str) -> lis
         "labels": example.labels,
         "label_weights": example.weights,
     }
-    return record.pieces({field.name: values[field.name] for field in record.fields(label_kind)}, label_kind)
+    return record.serialize({field.name: values[field.name] for field in record.fields(label_kind)}, label_kind)
 
 
 def label_text(name: str) -> str:

@@ -138,7 +138,7 @@ def _write(
         result = image(example)
         if isinstance(result, images.Refused):
             return result
-        frame = shard.frame(*to_record(example, result.data, spec.label_kind))
+        frame = shard.frame(to_record(example, result.data, spec.label_kind))
         content = hashlib.blake2b(result.data, digest_size=8).digest() if spec.compares_splits else b""
         return _Entry(
             frame, record.record_id(text(example.key)), min(result.width, result.height), result.passed, content

@@ -13,8 +13,6 @@ from typing import Any
 import tensorflow as tf
 from PIL import Image
 
-from pipeline.data import example_bytes
-
 SINGLE_LABEL = "single"
 MULTI_LABEL = "multiple"
 LABEL_KINDS = (SINGLE_LABEL, MULTI_LABEL)
@@ -80,11 +78,6 @@ def serialize(values: Mapping[str, Any], label_kind: str) -> bytes:
     Raises:
       ValueError: a field is missing, unknown, or of the wrong type; names the field and the record's key.
     """
-    return b"".join(pieces(values, label_kind))
-
-
-def pieces(values: Mapping[str, Any], label_kind: str) -> list[bytes]:
-    """The pieces of what `serialize` returns, of which the image is one itself: nothing is copied."""
     table = fields(label_kind)
     key = values.get("key", "?")
     if unknown := set(values) - {field.name for field in table}:
@@ -92,18 +85,18 @@ def pieces(values: Mapping[str, Any], label_kind: str) -> list[bytes]:
             f"Record {key!r}: unknown field {sorted(unknown)}; fields of {label_kind}-label records: "
             f"{[field.name for field in table]}."
         )
-    serialized = {}
+    example = tf.train.Example()
     for field in table:
         if field.name not in values:
             raise ValueError(f"Record {key!r}: field {field.name!r} ({field.meaning}) is missing.")
         value = values[field.name]
         try:
-            serialized[field.name] = example_bytes.entry(field.name, *_feature(field, value))
+            _fill(example.features.feature[field.name], field, value if field.repeated else [value])
         except TypeError as error:
             raise ValueError(
                 f"Record {key!r}: field {field.name!r} must hold {_type_name(field)}, found {value!r:.80}."
             ) from error
-    return example_bytes.message(serialized)
+    return example.SerializeToString(deterministic=True)
 
 
 def decode(serialized: bytes) -> dict[str, Any]:
@@ -154,12 +147,10 @@ def _values(feature: tf.train.Feature, field: Field) -> Any:
     return feature.int64_list.value if field.dtype == tf.int64 else feature.float_list.value
 
 
-def _feature(field: Field, value: Any) -> tuple[example_bytes.Kind, Sequence]:
-    """The kind and the values of a field in the protocol buffer."""
-    values = value if field.repeated else [value]
+def _fill(feature: tf.train.Feature, field: Field, values: Sequence) -> None:
     if field.dtype == tf.string:
-        return "bytes", [v.encode("utf-8", "surrogateescape") if isinstance(v, str) else v for v in values]
-    return ("int64" if field.dtype == tf.int64 else "float"), values
+        values = [v.encode("utf-8", "surrogateescape") if isinstance(v, str) else v for v in values]
+    _values(feature, field).extend(values)
 
 
 def _type_name(field: Field) -> str:

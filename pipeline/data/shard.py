@@ -39,17 +39,15 @@ def index_path(shard_path: str) -> str:
     return shard_path + ".index"
 
 
-def _masked_crc(*pieces: bytes) -> int:
-    crc = 0
-    for piece in pieces:
-        crc = google_crc32c.extend(crc, piece)
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame(*record: bytes) -> tuple[bytes, ...]:
-    """A record, in one or more pieces, as it stands in a TFRecord file: length and its CRC, the pieces, their CRC."""
-    length = struct.pack("<Q", sum(map(len, record)))
-    return length + _FOOTER.pack(_masked_crc(length)), *record, _FOOTER.pack(_masked_crc(*record))
+def frame(record: bytes) -> tuple[bytes, bytes, bytes]:
+    """A record as it stands in a TFRecord file: length and its CRC, payload, CRC of the payload."""
+    length = struct.pack("<Q", len(record))
+    return length + _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))
 
 
 def payload_offset(offset: int) -> int:
