@@ -15,12 +15,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TensorFlow imports a Keras: the quicker one
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from beam import options
+from beam import options, startup
 from beam.errors import BuildError
 
 if __name__ == "__main__":
     with contextlib.suppress(BuildError):  # `launch` says what is wrong
         options.parse(sys.argv[1:])  # help and unknown flags end here, before TensorFlow, whose import takes seconds
+    startup.import_tensorflow()
     from beam import launch
 
     sys.exit(launch.main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import heapq
 import io
 import itertools
+import math
 import time
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from pipeline.data import record, shard
 
 _LISTED = 20_000  # images to list, of which the sample is drawn by hash of the key
 _SAMPLE = 400
+_LIST_PAGE = 1000  # objects that a request to an object store lists
+_SHARD_REQUESTS = 11  # of a shard: three files written and renamed (a copy and a removal), and what was there looked up
 _STATS = 600  # bytes of a shard's statistics and of its line in the manifest, about
 
 
@@ -111,14 +114,17 @@ def plan(measured: Measurement, count: int, options: BuildOptions) -> dict[str, 
     number = max(1, round(size / (options.shard_mib << 20))) if options.shard_mib else options.shards
     shuffle = count * measured.name_bytes + written * measured.content_bytes
     hours = count / measured.listing + count / measured.writing
+    readings = 1
     if options.duplicates != "off":
+        readings = 2
         bands = options.duplicate_distance + 2
         tables = bands * (bands - 1) // 2 if options.duplicate_distance > 0 else 0
         shuffle += count * measured.name_bytes + written * measured.hash_bytes * (1 + tables)
         hours += count / measured.hashing
     elif options.remove_duplicates_of:
         hours += count / measured.hashing - count / measured.writing
-    return {
+    requests = count * readings + math.ceil(count / _LIST_PAGE) + number * _SHARD_REQUESTS
+    planned = {
         "images listed": count,
         "images written": written,
         "record bytes": size,
@@ -126,11 +132,18 @@ def plan(measured: Measurement, count: int, options: BuildOptions) -> dict[str, 
         "bytes per shard": size / number,
         "index bytes": 8 * (written + number),
         "manifest and statistics bytes": number * _STATS,
+        "files": number * (3 if options.duplicates == "off" else 4),
+        "requests, in an object store": requests,
         "shuffle bytes": shuffle,
         "shuffle bytes, were images shuffled": size,
         "core hours": hours / 3600,
         "hours on 1,000 cores": hours / 3600 / 1000,
     }
+    prices = options.core_hour_price, options.shuffle_gib_price, options.request_price
+    if any(prices):
+        amounts = hours / 3600, shuffle / 2**30, requests / 1e6
+        planned["price"] = sum(price * amount for price, amount in zip(prices, amounts, strict=True))
+    return planned
 
 
 def as_text(measured: Measurement, planned: dict[str, float]) -> str:
@@ -143,7 +156,7 @@ def as_text(measured: Measurement, planned: dict[str, float]) -> str:
     ]
     width = max(map(len, planned))
     for name, value in planned.items():
-        shown = _bytes(value) if "bytes" in name else f"{value:,.1f}" if "hours" in name else f"{value:,.0f}"
+        shown = _bytes(value) if "bytes" in name else f"{value:,.{'hours' in name:d}f}"
         lines.append(f"{name:<{width}}  {shown:>12}")
     return "\n".join(lines)
 

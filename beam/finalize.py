@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
-from beam import build_report, duplicates, shards, summary
+from beam import build_report, duplicates, planning, shards, summary
 from beam.errors import BuildError
 from pipeline import files
 from pipeline.data import manifest, record, shard, statistics
@@ -21,7 +21,7 @@ DUPLICATES = "duplicates.jsonl"
 
 
 def finalize(
-    sizes: dict[str, tuple[int, int, int]],
+    totals: planning.Totals,
     spec: shards.BuildSpec,
     indices: dict[str, int],
     classes_given: bool,
@@ -31,7 +31,7 @@ def finalize(
     """Writes what makes committed shards a record set, `manifest.json` last.
 
     Args:
-      sizes: see `planning.listing_sizes`.
+      totals: of the listing.
       spec, results: the build and its shards, with statistics as `shortened` shortens them.
       indices: class name to label, in label order.
       classes_given: whether the user named the classes, of which some may then have no image.
@@ -46,7 +46,7 @@ def finalize(
     pairs = _write_rows(spec, results, DUPLICATES, "pairs") if has_pairs else None
     by_split = itertools.groupby(results, key=operator.itemgetter(0))
     splits = {name: _split([stats for _, _, stats in group]) for name, group in by_split}
-    _check(spec, classes, classes_given, results, splits, sum(count for count, _, _ in sizes.values()))
+    _check(spec, classes, classes_given, results, splits, sum(count for count, _, _ in totals.sizes.values()))
     record_set = manifest.Manifest(spec.name, tuple(classes), spec.label_kind, splits)
     counts = summary.statistics_of(len(classes), results, shared)
     statistics.write(spec.output_dir, counts)

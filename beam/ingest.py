@@ -1,11 +1,15 @@
 """The Beam graph: listing -> split and shard of each example -> shards -> manifest."""
 
+import collections
+import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 import apache_beam as beam
 from apache_beam.pvalue import AsList, AsSingleton
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from beam import duplicates, finalize, hashing, planning, progress, shards, splits, writing
 from beam.errors import BuildError
@@ -14,6 +18,7 @@ from beam.options import BuildOptions
 from beam.sources.source import Source
 from pipeline.data import manifest, record
 
+_SHARDS_AT_ONCE = 2
 _LONGEST_KEY = 1 << 16  # bytes; tables of hashes cannot be read with fields of 128 KiB
 
 
@@ -22,20 +27,12 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source, folder
     beam.typehints.disable_type_annotations()  # Beam would choose coders by them, of signed integers for our hashes
     lister = dataclasses.replace(source, parts=())  # every worker gets it
     given = given_classes(options) or source.classes
-    listed = (
-        pipeline
-        | "Source" >> beam.Create([name_bytes(part) for part in source.parts])
-        | "Spread" >> beam.Reshuffle()
-        | "List" >> beam.FlatMap(list_part, lister)
-    )
-    if given is None:
-        labels = listed | "Labels" >> beam.FlatMap(lambda example: example.labels)
-        classes = labels | "Class names" >> beam.combiners.ToSet() | "Classes" >> beam.Map(lister.label_order)
-    else:
-        classes = pipeline | "Classes" >> beam.Create([given])
+    parts = pipeline | "Source" >> beam.Create([name_bytes(part) for part in source.parts])  # spread over the workers
+    listed = parts | "List" >> beam.FlatMap(list_part, lister)
+    totals = listed | "Totals" >> beam.CombineGlobally(planning.ListingTotals(with_labels=given is None))
+    classes = totals | "Classes" >> beam.Map(lambda total: given or lister.label_order(total.labels))
     indices = AsSingleton(classes | "Indices" >> beam.Map(lambda names: {name: i for i, name in enumerate(names)}))
-    sizes = planning.listing_sizes(listed)
-    specs = planning.build_spec(listed, sizes, options, folder, source.is_multi_label)
+    specs = planning.build_spec(listed, totals, options, folder, source.is_multi_label)
     spec = AsSingleton(specs)
     placed = listed | "Place" >> beam.Map(to_shard, spec, indices)
     every = specs | "Shards" >> beam.FlatMap(every_shard)
@@ -43,10 +40,10 @@ def build(pipeline: beam.Pipeline, options: BuildOptions, source: Source, folder
     reference = _reference(pipeline, options)
     if options.duplicates != "off":
         shuffled["pairs"] = _pairs(shuffled["examples"], spec, options, reference)
-    written = shuffled | "Shuffle names" >> beam.CoGroupByKey() | "Write" >> beam.Map(shard_summary, spec, reference)
+    written = shuffled | "Shuffle names" >> beam.CoGroupByKey() | "Write" >> beam.ParDo(WriteShards(), spec, reference)
     results = AsList(written | "Without contents" >> beam.Map(finalize.without_contents))
     shared = AsSingleton(_in_two_splits(written))
-    sizes | "Finalize" >> beam.Map(finalize.finalize, spec, indices, given is not None, results, shared)
+    totals | "Finalize" >> beam.Map(finalize.finalize, spec, indices, given is not None, results, shared)
 
 
 def given_classes(options: BuildOptions) -> list[str] | None:
@@ -103,7 +100,6 @@ def _reference(pipeline: beam.Pipeline, options: BuildOptions) -> AsSingleton | 
     return AsSingleton(
         pipeline
         | "Evaluation sets" >> beam.Create(parts)
-        | "Spread them" >> beam.Reshuffle()
         | "Their hashes" >> beam.FlatMap(hashing.hash_part)
         | "Together" >> beam.combiners.ToList()
         | "Index" >> beam.Map(duplicates.Reference, options.duplicate_distance)
@@ -148,9 +144,25 @@ def _in_two_splits(written: beam.PCollection) -> beam.PCollection:
         | "Contents" >> beam.FlatMap(finalize.contents)
         | "Same content" >> beam.GroupByKey()
         | "In two splits" >> beam.FlatMap(lambda group: itertools.combinations(splits.in_order(set(group[1])), 2))
-        | "Of two splits" >> beam.combiners.Count.PerElement()
-        | "Images in two splits" >> beam.combiners.ToDict()
+        | "Images in two splits" >> beam.CombineGlobally(Tally())
     )
+
+
+class Tally(beam.CombineFn):
+    """How often each of a few different values occurs, as a dictionary."""
+
+    def create_accumulator(self) -> dict:
+        return {}
+
+    def add_input(self, accumulator: dict, value: Hashable) -> dict:
+        accumulator[value] = accumulator.get(value, 0) + 1
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[dict]) -> dict:
+        return dict(sum(map(collections.Counter, accumulators), collections.Counter()))
+
+    def extract_output(self, accumulator: dict) -> dict:
+        return accumulator
 
 
 def hash_shard(
@@ -172,6 +184,29 @@ def every_shard(spec: shards.BuildSpec) -> Iterator[tuple[tuple[str, int], None]
     for split, count in spec.shards.items():
         for index in range(count):
             yield (split, index), None
+
+
+class WriteShards(beam.DoFn):
+    """Writes shards: (split, shard number, what the end of the build needs of it) for each.
+
+    Two are under way at a time, so that there are images to check while the last ones of a shard are written.
+    """
+
+    def start_bundle(self) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(_SHARDS_AT_ONCE)
+        self._waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+
+    def process(
+        self, group: tuple, spec: shards.BuildSpec, reference: duplicates.Reference | None
+    ) -> Iterator[shards.ShardResult]:
+        self._waiting.append(self._pool.submit(shard_summary, group, spec, reference))
+        if len(self._waiting) > _SHARDS_AT_ONCE:
+            yield self._waiting.popleft().result()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        with self._pool:
+            for future in self._waiting:
+                yield GlobalWindows.windowed_value(future.result())
 
 
 def shard_summary(group: tuple, spec: shards.BuildSpec, reference: duplicates.Reference | None) -> shards.ShardResult:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
 from typing import Any
@@ -110,6 +111,14 @@ class BuildOptions(PipelineOptions):
             help="With --dry_run, which reads a sample and prints what the build would cost: plan for this many images "
             "instead of those listed.",
         )
+        for flag, unit in (
+            ("core_hour_price", "an hour of one core"),
+            ("shuffle_gib_price", "a GiB through Beam's shuffle"),
+            ("request_price", "a million requests to an object store"),
+        ):
+            parser.add_argument(
+                f"--{flag}", type=float, default=0.0, help=f"With --dry_run: the price of {unit}; adds the price."
+            )
         parser.add_argument(
             "--duplicates",
             choices=("off", "report", "keep_first", "drop"),
@@ -185,6 +194,9 @@ def _check(options: BuildOptions) -> None:
     ):
         if not low <= (value := getattr(options, flag)) <= high:
             raise BuildError(f"--{flag}={value}: expected {low} to {high}.")
+    for flag in ("core_hour_price", "shuffle_gib_price", "request_price"):
+        if not 0 <= (value := getattr(options, flag)) < math.inf:
+            raise BuildError(f"--{flag}={value}: expected a price, 0 or more.")
     if not 0 <= options.validation_fraction < 1:
         raise BuildError(f"--validation_fraction={options.validation_fraction}: expected 0 up to less than 1.")
     if (options.validation_fraction or options.validation_examples) and not options.input:

@@ -20,7 +20,8 @@ from pipeline import files
 from pipeline.data import manifest, statistics
 
 SETTINGS = "build.json"  # the flags of a build that decide what it writes
-_NOT_OF_THE_SET = ("output_dir", "replace", "retry_rejected", "dry_run_images")
+_PRICES = ("core_hour_price", "shuffle_gib_price", "request_price")
+_NOT_OF_THE_SET = ("output_dir", "replace", "retry_rejected", "dry_run_images", *_PRICES)
 _PATHS = ("input", "validation_input", "test_input", "classes", "classes_of", "remove_duplicates_of")
 # Written at the end of a build, some of them in place: they must not be links to the files of another set.
 _NAMES = (manifest.FILE, SETTINGS, finalize.REJECTED, finalize.DUPLICATES, statistics.FILE, build_report.FILE)

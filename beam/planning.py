@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton
 
 from beam import shards
 from beam.errors import BuildError
+from beam.examples import SourceExample
 from beam.options import BuildOptions, image_settings
 from beam.splits import TRAIN, VALIDATION
 from pipeline.data import record
@@ -16,19 +18,50 @@ _ALL = 2**64  # split hashes are below it
 _RECORD_OVERHEAD = 120  # bytes of a record beside its image, about
 
 
-def listing_sizes(listed: beam.PCollection) -> beam.PCollection:
-    """One dictionary: split to images, images of known size, bytes of these."""
-    add = beam.combiners.TupleCombineFn(sum, sum, sum)
-    return (
-        listed
-        | "Sizes" >> beam.Map(lambda example: (example.split, (1, int(example.size >= 0), max(example.size, 0))))
-        | "Total of each split" >> beam.CombinePerKey(add)
-        | "Total" >> beam.combiners.ToDict()
-    )
+class Totals(NamedTuple):
+    """What is known of the whole listing.
+
+    Attributes:
+      sizes: split to images, images of known size, bytes of these.
+      labels: the class names, if they are asked for.
+    """
+
+    sizes: dict[str, tuple[int, int, int]]
+    labels: set[str]
+
+
+class ListingTotals(beam.CombineFn):
+    """The `Totals` of listed examples."""
+
+    def __init__(self, with_labels: bool):
+        self.with_labels = with_labels
+
+    def create_accumulator(self) -> tuple[dict, set]:
+        return {}, set()
+
+    def add_input(self, accumulator: tuple[dict, set], example: SourceExample) -> tuple[dict, set]:
+        sizes, labels = accumulator
+        images, sized, size = sizes.get(example.split, (0, 0, 0))
+        sizes[example.split] = images + 1, sized + (example.size >= 0), size + max(example.size, 0)
+        if self.with_labels:
+            labels.update(example.labels)
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[tuple[dict, set]]) -> tuple[dict, set]:
+        sizes: dict[str, tuple] = {}
+        labels: set[str] = set()
+        for other_sizes, other_labels in accumulators:
+            for split, counts in other_sizes.items():
+                sizes[split] = tuple(map(sum, zip(counts, sizes.get(split, (0, 0, 0)), strict=True)))
+            labels |= other_labels
+        return sizes, labels
+
+    def extract_output(self, accumulator: tuple[dict, set]) -> Totals:
+        return Totals(*accumulator)
 
 
 def build_spec(
-    listed: beam.PCollection, sizes: beam.PCollection, options: BuildOptions, folder: str, is_multi_label: bool
+    listed: beam.PCollection, totals: beam.PCollection, options: BuildOptions, folder: str, is_multi_label: bool
 ) -> beam.PCollection:
     """The one `shards.BuildSpec` of the build."""
     flags = shards.BuildSpec(
@@ -48,11 +81,11 @@ def build_spec(
         hashes = train | "Split hashes" >> beam.Map(lambda example: shards.split_hash(example.key))
         smallest = hashes | "Smallest" >> beam.CombineGlobally(Smallest(examples + 1))
         held_out = AsSingleton(smallest | "Bound" >> beam.Map(bound_of, examples))
-    return sizes | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
+    return totals | "Spec" >> beam.Map(complete, flags, examples, fraction, options.shard_mib, held_out)
 
 
 def complete(
-    sizes: dict[str, tuple[int, int, int]],
+    totals: Totals,
     flags: shards.BuildSpec,
     examples: int,
     fraction: float,
@@ -61,11 +94,12 @@ def complete(
 ) -> shards.BuildSpec:
     """The spec of the flags, with what the listing decides: the held-out keys, and the number of shards.
 
-    `sizes`: see `listing_sizes`. Shards of all splits are about as large.
+    Shards of all splits are about as large.
 
     Raises:
       BuildError: the flags do not fit the splits that are listed, or the sizes of images are needed and not known.
     """
+    sizes = totals.sizes or {TRAIN: (0, 0, 0)}
     if examples or fraction:
         flag = f"--validation_examples={examples}" if examples else f"--validation_fraction={fraction}"
         if VALIDATION in sizes:
@@ -73,9 +107,8 @@ def complete(
                 f"{flag}: the input has a validation split of its own, of {sizes[VALIDATION][0]:,} images: remove the "
                 "flag, or read the input with --splits=none."
             )
-        if sizes and TRAIN not in sizes:
+        if TRAIN not in sizes:
             raise BuildError(f"{flag}: the input has no train split to hold out from: remove the flag.")
-    sizes = sizes or {TRAIN: (0, 0, 0)}
     main = TRAIN if TRAIN in sizes else max(sizes, key=lambda split: (sizes[split], split))
     count, sized, size = sizes[main]
     number = flags.shards[TRAIN]

@@ -22,6 +22,7 @@ from pipeline import files
 from pipeline.data import record, shard
 
 FORMAT = 1  # of the statistics and of how records are made: raise it when either changes
+SHRUNK = "shrunk 2"  # how images are shrunk: another number when that changes, and with it the bytes of records
 ShardResult = tuple[str, int, dict]  # (split, shard number, what the end of the build needs of its statistics)
 
 
@@ -109,8 +110,9 @@ def fingerprint(
     settings = dataclasses.asdict(spec.image_settings)
     if not limits:
         settings = {name: value for name, value in settings.items() if name not in LIMITS}
-    contents = ["contents"] if spec.compares_splits else []
-    digest = hashlib.sha256(json.dumps([FORMAT, spec.label_kind, spec.duplicate_policy, settings, *contents]).encode())
+    further = ["contents"] if spec.compares_splits else []
+    further += [SHRUNK] if spec.image_settings.resize else []
+    digest = hashlib.sha256(json.dumps([FORMAT, spec.label_kind, spec.duplicate_policy, settings, *further]).encode())
     for example in examples:
         digest.update(repr(tuple(example)[:-1]).encode())  # without the split, which the shard's name says
     for key in sorted(pairs):

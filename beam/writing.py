@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -15,6 +16,24 @@ from beam.options import ImageSettings
 from beam.shards import BuildSpec
 from pipeline import files
 from pipeline.data import manifest, record, shard, statistics
+
+
+class _Entry(NamedTuple):
+    """A record of a shard, and what its statistics need of it.
+
+    Attributes:
+      frame: the pieces of its bytes in the file.
+      id: of the record.
+      side: the image's shorter side, in pixels.
+      passed: whether the image is the source's own bytes.
+      content: 8 bytes that stand for the image; empty in a set of one split.
+    """
+
+    frame: tuple[bytes, ...]
+    id: int
+    side: int
+    passed: bool
+    content: bytes
 
 
 def commit_shard(
@@ -107,7 +126,7 @@ def _write(
     report_only = spec.duplicate_policy == "report"
     reported = list(pairs.values()) if report_only else []
 
-    def outcome(example: SourceExample) -> images.Encoded | images.Refused:
+    def image(example: SourceExample) -> images.Encoded | images.Refused:
         if example.key in kept:
             return images.as_written(kept[example.key])
         if example.key in pairs and not report_only:
@@ -115,25 +134,34 @@ def _write(
             return images.Refused(pair.reason, pair.detail(), pair)
         return checks.checked(example, spec.image_settings, reference)
 
-    def records() -> Iterator[bytes]:
+    def entry(example: SourceExample) -> _Entry | images.Refused:
+        result = image(example)
+        if isinstance(result, images.Refused):
+            return result
+        frame = shard.frame(to_record(example, result.data, spec.label_kind))
+        content = hashlib.blake2b(result.data, digest_size=8).digest() if spec.compares_splits else b""
+        return _Entry(
+            frame, record.record_id(text(example.key)), min(result.width, result.height), result.passed, content
+        )
+
+    def frames() -> Iterator[tuple[bytes, ...]]:
         nonlocal passed
-        for example, result in checks.outcomes(examples, outcome):
+        for example, result in checks.outcomes(examples, entry):
             progress.count("done", 1)
             if isinstance(result, images.Refused):
                 rejected.append(_rejection(example, result))
                 if result.pair:
                     reported.append(result.pair)
                 continue
-            if spec.compares_splits:
-                contents.append(hashlib.blake2b(result.data, digest_size=8).digest())
-            ids.append(record.record_id(text(example.key)))
+            contents.append(result.content)
+            ids.append(result.id)
             classes.update(example.labels)
-            sides[statistics.side_bucket(min(result.width, result.height))] += 1
+            sides[statistics.side_bucket(result.side)] += 1
             passed += result.passed
-            yield to_record(example, result.data, spec.label_kind)
+            yield result.frame
 
     partial = f"{path}.partial-{uuid.uuid4().hex}"
-    index, sha256 = shard.write_shard(partial, records())
+    index, sha256 = shard.write_frames(partial, frames())
     if tf.io.gfile.exists(shards.stats_path(path)):
         tf.io.gfile.remove(shards.stats_path(path))  # before the shard: old statistics must not describe a new one
     files.put_in_place(shard.index_path(partial), shard.index_path(path))

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from beam import dry_run, launch, options
+from beam.errors import BuildError
 from tests import ingest_images
 from tests.ingest_builds import build
 
@@ -36,6 +37,13 @@ def test_the_plan_is_arithmetic():
     assert planned["index bytes"] == 8 * (1_800_000 + planned["shards"])
     assert planned["shuffle bytes"] == 3_600_000 * 80
     assert planned["core hours"] == pytest.approx(1 + 10)
+    assert planned["files"] == 3 * planned["shards"] and "price" not in planned
+    requests = 3_600_000 + 3600 + 11 * planned["shards"]
+    assert planned["requests, in an object store"] == requests
+    prices = ["--core_hour_price=0.05", "--shuffle_gib_price=0.01", "--request_price=0.4"]
+    flags = options.parse(["--input=x", "--output_dir=y", "--shard_mib=256", *prices]).view_as(options.BuildOptions)
+    expected = 11 * 0.05 + 3_600_000 * 80 / 2**30 * 0.01 + requests / 1e6 * 0.4
+    assert dry_run.plan(measured, 3_600_000, flags)["price"] == pytest.approx(expected)
     both = ["--input=x", "--output_dir=y", "--duplicates=drop", "--duplicate_distance=3", "--shards=90"]
     planned = dry_run.plan(measured, 3_600_000, options.parse(both).view_as(options.BuildOptions))
     assert planned["shuffle bytes"] == 2 * 3_600_000 * 80 + 1_800_000 * 200 * 11, "five bands make ten tables"
@@ -53,3 +61,9 @@ def test_shards_by_target_size(tmp_path):
     size = sum(part.bytes for split in record_set.splits.values() for part in split.shards) / 2**20
     assert len(record_set.split("train").shards) == round(size * 0.75)
     assert len(record_set.split("validation").shards) == 1
+
+
+@pytest.mark.parametrize("price", ["-1", "inf", "nan"])
+def test_a_price_is_a_number_from_zero(price):
+    with pytest.raises(BuildError, match=r"--request_price=.*expected a price"):
+        options.parse(["--input=x", "--output_dir=y", f"--request_price={price}"])

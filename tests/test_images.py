@@ -147,6 +147,70 @@ def test_resize_averages_areas_and_never_enlarges():
     assert (tall.width, tall.height) == (25, 200)
 
 
+def area_averages(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Exact area averages: each output pixel weighs the input pixels by the part of them that it covers."""
+
+    def weights(before: int, after: int) -> np.ndarray:
+        edges = np.linspace(0, before, after + 1)
+        cells = np.arange(before)
+        covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+        return np.clip(covered, 0, None) * after / before
+
+    lines = np.tensordot(weights(values.shape[0], height), values, 1)
+    return np.tensordot(weights(values.shape[1], width), lines, (1, 1)).transpose(1, 0, 2)
+
+
+def as_encoded(values: np.ndarray, image_format: str) -> np.ndarray:
+    """The pixels after they were encoded: as a JPEG, of the best quality, they lose colour."""
+    options = {"quality": 100} if image_format == "JPEG" else {}
+    return pixels(encode(Image.fromarray(np.rint(values).astype(np.uint8)), image_format, **options)).astype(int)
+
+
+def textured(width: int, height: int) -> Image.Image:
+    """A picture with the noise of a photo."""
+    smooth = np.asarray(picture(11, width, height)).astype(float)
+    return Image.fromarray(np.clip(smooth + np.random.default_rng(1).normal(0, 8, smooth.shape), 0, 255).astype("u1"))
+
+
+@pytest.mark.parametrize("side", [130, 100, 64, 41, 23])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_shrinking_is_close_to_area_averaging(image_format, side):
+    data = encode(textured(200, 150), image_format, **({"quality": 95} if image_format == "JPEG" else {}))
+    found = images.normalise(data, ImageSettings(resize=side, jpeg_quality=100))
+    assert (found.width, found.height) == (round(200 * side / 150), side)
+    expected = area_averages(pixels(data), found.height, found.width)
+    assert np.abs(pixels(found.data) - as_encoded(expected, image_format)).mean() < 1.5  # grey levels, of white noise
+
+
+@pytest.mark.parametrize("size", [(800, 600), (2000, 1500), (1031, 1030)])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(size, monkeypatch):
+    ratios, decode = [], tf.io.decode_jpeg
+    monkeypatch.setattr(
+        tf.io, "decode_jpeg", lambda data, **options: ratios.append(options["ratio"]) or decode(data, **options)
+    )
+    data = encode(textured(*size), quality=90)
+    found = images.normalise(data, ImageSettings(resize=64, jpeg_quality=100))
+    shorter = min(size)
+    assert ratios == [max(r for r in (1, 2, 4, 8) if shorter / r >= 128), 8], "and what was encoded is checked"
+    assert (found.width, found.height) == (round(size[0] * 64 / shorter), round(size[1] * 64 / shorter))
+    expected = area_averages(decode(data, channels=3).numpy(), found.height, found.width)
+    assert np.abs(pixels(found.data) - as_encoded(expected, "JPEG")).mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_turned_jpeg_keeps_its_shape_when_it_shrinks(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = images.normalise(encode(picture(1, 400, 198), exif=exif), ImageSettings(resize=49))
+    assert (found.width, found.height) == ((49, 99) if orientation == 6 else (99, 49))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_a_cut_jpeg_is_refused_when_it_should_shrink(share):
+    data = encode(textured(300, 200))
+    assert refused(data[: int(len(data) * share)], resize=40) == "truncated"
+
+
 def test_the_same_image_gives_the_same_bytes():
     data = encode(picture(9, 100, 80))
     assert len({images.normalise(data, ImageSettings(resize=50)).data for _ in range(3)}) == 1

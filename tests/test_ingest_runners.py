@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PortableOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms.environments import DockerEnvironment
 
-from beam import finalize, hashing, ingest, launch, options, shards, worker_code
+from beam import finalize, hashing, ingest, launch, options, planning, shards, worker_code
 from beam.duplicates import HashedImage, buckets
 from beam.errors import BuildError
 from beam.sources import registry
@@ -136,7 +136,7 @@ def test_a_name_that_a_runner_loses_fails_the_build(tree, tmp_path):
     placed = [ingest.to_shard(example, task, indices)[1] for example in examples]
     result = ingest.shard_summary((("train", 0), {"examples": placed[1:], "pairs": []}), task, None)
     with pytest.raises(BuildError, match="32 images were listed, but 31 came to the shards"):
-        finalize.finalize({"train": (len(examples), 0, 0)}, task, indices, True, [result], {})
+        finalize.finalize(planning.Totals({"train": (len(examples), 0, 0)}, set()), task, indices, True, [result], {})
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -169,7 +169,7 @@ def test_the_dataflow_job_graph(tree, tmp_path):
     stages = {
         "Source",
         "List",
-        "Total",
+        "Totals",
         "Spec",
         "Shuffle names to hash",
         "Near pairs",

@@ -38,6 +38,7 @@ REPOSITORY_TESTS = (
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "cv2": "opencv-python-headless",
     "gin": "gin-config",
     "google": "protobuf",
     "grpc": "grpcio",

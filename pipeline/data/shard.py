@@ -81,6 +81,11 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
     Returns:
       The index, int64 [records + 1], and the SHA-256 of the shard in hexadecimal digits.
     """
+    return write_frames(path, map(frame, records))
+
+
+def write_frames(path: str, frames: Iterable[tuple[bytes, ...]]) -> tuple[np.ndarray, str]:
+    """As `write_shard`, for records that are framed already: each the pieces of its bytes in the file."""
     offsets, digest, size = [0], hashlib.sha256(), 0
     waiting: list[bytes] = []
     with opened(path, "wb") as file:
@@ -91,10 +96,9 @@ def write_shard(path: str, records: Iterable[bytes]) -> tuple[np.ndarray, str]:
             file.write(data)
             waiting.clear()
 
-        for record in records:
-            framed = frame(record)
-            waiting.extend(framed)
-            offsets.append(offsets[-1] + sum(map(len, framed)))
+        for pieces in frames:
+            waiting.extend(pieces)
+            offsets.append(offsets[-1] + sum(map(len, pieces)))
             if offsets[-1] - size >= _AT_ONCE:
                 write()
                 size = offsets[-1]
