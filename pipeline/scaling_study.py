@@ -16,7 +16,8 @@ import argparse
 from pipeline import configure
 from pipeline.model import speeds
 from pipeline.study import StudyError, planner, run_files, search, sweep
-from pipeline.study.analysis import Analysis, analyse, describe, write
+from pipeline.study.analysis import Analysis, analyse_families, describe, write
+from pipeline.study.family import Family
 from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
 
@@ -39,7 +40,7 @@ def plan(arguments: argparse.Namespace) -> None:
     given = {CORE_HOURS: arguments.core_hours, FLOPS: arguments.flops, SECONDS: arguments.seconds}
     unit, budget = next((unit, budget) for unit, budget in given.items() if budget is not None)
     if arguments.study:
-        result = planner.from_study(budget, unit, run_files.read(arguments.study), arguments.images)
+        result = planner.from_study(budget, unit, run_files.read(arguments.study), arguments.images, arguments.family)
     elif unit == CORE_HOURS:
         result = planner.from_paper(budget, arguments.images or speeds.STUDY_IMAGES)
     else:
@@ -66,27 +67,31 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={FLOPS}")
 
 
-def fit(arguments: argparse.Namespace) -> Analysis:
-    """Fits and prints the laws of a study."""
-    analysis = analyse(run_files.read(arguments.study), arguments.unit)
-    print(describe(analysis))
-    print(f"Written to {write(analysis, arguments.study)}")
-    return analysis
+def fit(arguments: argparse.Namespace) -> list[Analysis]:
+    """Fits and prints the laws of a study; returns those of each family that can be fitted."""
+    study = analyse_families(run_files.read(arguments.study), arguments.unit)
+    several = len(study.families) + len(study.left_out) > 1
+    for name, reason in study.left_out.items():
+        print(f"{name} is left out: {reason}")
+    for name, analysis in study.families.items():
+        print(describe(analysis))
+        print(f"Written to {write(analysis, arguments.study, f'_{name}' if several else '')}")
+    return list(study.families.values())
 
 
 def plot(arguments: argparse.Namespace) -> None:
     """Fits, and draws the figures."""
     from pipeline.study import figures  # Matplotlib takes a second
 
-    analysis = fit(arguments)
+    analyses = fit(arguments)
     directory = arguments.output_dir or os.path.join(arguments.study, "figures")
-    for path in figures.draw(run_files.read(arguments.study), analysis, directory):
+    for path in figures.draw(run_files.read(arguments.study), analyses, directory):
         print(f"{path} (and .svg, .csv)")
 
 
 def load(gin_files: list[str], gin_params: list[str]) -> search.Study:
     """The study that gin files and bindings over them describe."""
-    configure.register({"Study": search.Study, "scaling_study": scaling_study})
+    configure.register({"Study": search.Study, "Family": Family, "scaling_study": scaling_study})
     configure.load(gin_files, gin_params, entry="scaling_study", tasks=())
     return configure.get("scaling_study")()
 
@@ -107,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--seconds", type=float, help="seconds of one pre-training, as the study's; needs --study")
     one.add_argument("--images", type=float, help="in an epoch; the study's, or the paper's 4e9, if not given")
     one.add_argument("--study", help="folder of a study whose laws to use instead of the paper's rules")
+    one.add_argument("--family", help="of the study, where it has several")
     one.set_defaults(action=plan)
 
     one = actions.add_parser("run", help="run what is missing of a study")
