@@ -1,6 +1,8 @@
 """A scaling study: plan a run, run the study, fit its laws, plot its figures.
 
 python pipeline/scaling_study.py plan --core_hours=5000 [--images=N] [--study=DIR]
+python pipeline/scaling_study.py cost --gin_file=gin/study/jft.gin
+python pipeline/scaling_study.py estimate --gin_file=gin/study/demo.gin [--topology=v4:2x2x1]
 python pipeline/scaling_study.py run --gin_file=gin/study/demo.gin [--print_commands]
 python pipeline/scaling_study.py fit --study=DIR [--unit=core_hours|flops|seconds]
 python pipeline/scaling_study.py plot --study=DIR [--unit=...] [--output_dir=DIR/figures]
@@ -67,6 +69,24 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={FLOPS}")
 
 
+def cost(arguments: argparse.Namespace) -> None:
+    """Prints what a study costs, before it is run."""
+    study = load(arguments.gin_file, arguments.gin_param)
+    from pipeline import study_cost
+
+    print(study_cost.describe(study))
+
+
+def estimate(arguments: argparse.Namespace) -> None:
+    """Asks the TPU's compiler how fast the models of a study train."""
+    study = load(arguments.gin_file, arguments.gin_param)
+    from pipeline import study_cost
+    from pipeline.tpu import compiler
+
+    compiler.end_with_its_processes()
+    print(f"Written to {study_cost.estimate(study, arguments.topology, arguments.replica_batch)}")
+
+
 def fit(arguments: argparse.Namespace) -> list[Analysis]:
     """Fits and prints the laws of a study; returns those of each family that can be fitted."""
     study = analyse_families(run_files.read(arguments.study), arguments.unit)
@@ -115,11 +135,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--family", help="of the study, where it has several")
     one.set_defaults(action=plan)
 
-    one = actions.add_parser("run", help="run what is missing of a study")
-    one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
-    one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
-    one.add_argument("--print_commands", action="store_true", help="print a command a run for a scheduler instead")
-    one.set_defaults(action=run)
+    for action, text in (
+        (cost, "what a study takes, before it is run"),
+        (estimate, "core-hours of its models, by the TPU's compiler"),
+        (run, "run what is missing of a study"),
+    ):
+        one = actions.add_parser(action.__name__, help=text)
+        one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
+        one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
+        if action is estimate:
+            one.add_argument("--topology", default="v4:2x2x1", help="kind and shape of a slice")
+            one.add_argument("--replica_batch", type=int, help="images per core; the global batch, 64 at most")
+        if action is run:
+            one.add_argument("--print_commands", action="store_true", help="print a command a run for a scheduler")
+        one.set_defaults(action=action)
 
     for name, action, text in (("fit", fit, "fit the laws"), ("plot", plot, "fit the laws and draw the figures")):
         one = actions.add_parser(name, help=text)
