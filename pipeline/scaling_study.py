@@ -17,7 +17,7 @@ import argparse
 
 from pipeline import configure
 from pipeline.model import speeds
-from pipeline.study import StudyError, planner, run_files, search, sweep
+from pipeline.study import StudyError, comparison, planner, run_files, search, sweep
 from pipeline.study.analysis import Analysis, analyse_families, describe, write
 from pipeline.study.family import Family
 from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
@@ -96,6 +96,13 @@ def fit(arguments: argparse.Namespace) -> list[Analysis]:
     for name, analysis in study.families.items():
         print(describe(analysis))
         print(f"Written to {write(analysis, arguments.study, f'_{name}' if several else '')}")
+    comparisons, reasons = comparison.compare_all(list(study.families.values()))
+    for each in comparisons:
+        print(comparison.describe(each))
+    for reason in reasons:
+        print(f"Not compared: {reason}")
+    if comparisons:
+        print(f"Written to {comparison.write(comparisons, arguments.study)}")
     return list(study.families.values())
 
 

@@ -175,9 +175,7 @@ def estimate(study: Study, topology: str, replica_batch: int | None = None, reco
             configured = functools.partial(registry.configured, *sweep.configuration(study, trial))
             experiment = configured()
             batch = replica_batch or min(experiment.data.batch, DEFAULT_BATCH)
-            result, _ = check.check(
-                experiment, configured, place, batch, replicas=1, progress=estimate_table.stage
-            )
+            result, _ = check.check(experiment, configured, place, batch, replicas=1, progress=estimate_table.stage)
             if not result.fit.fits:
                 raise StudyError(f"{variant} does not fit with {batch} images per core: {result.fit.reason}")
             fields = result.as_dict()

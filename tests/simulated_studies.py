@@ -53,8 +53,7 @@ def bindings(trial: Trial, momentum: float = 0.9, tuning_epochs: int = 50, batch
     return {name: repr(value) for name, value in values.items()}
 
 
-def write_run(
-    directory: str | os.PathLike,
+def summary(
     trial: Trial,
     *,
     images: float = 4e9,
@@ -64,24 +63,22 @@ def write_run(
     ratio: float = 1.0,
     settings: Mapping = MappingProxyType({}),
     **changes,
-) -> str:
-    """Writes what a finished run leaves; returns its folder.
+) -> dict:
+    """The run.json of a finished run.
 
     Args:
-      directory, trial: which run of which study.
+      trial: which run.
       images: of an epoch.
       noise: on the logarithm of the loss.
       resolution, digest: of its images and records.
       ratio: of its compute to that of the NFNet that it learns as.
       settings: of its `bindings`.
-      **changes: in its summary.
+      **changes: in the summary.
     """
-    run = run_files.start(trial, str(directory), bindings(trial, **settings))
-    run_files.write_trial(dataclasses.replace(run, wall_seconds=20.0))
     value = loss(trial.variant, trial.epochs, trial.learning_rate, images) * np.exp(noise)
     seen = trial.epochs * images
     flops = 2 * ratio * cost.multiply_adds(nfnet(trial.variant), resolution, 1000)
-    summary = {
+    return {
         "variant": "vit" if trial.family == VIT else trial.variant,
         "parameters": parameter_count.parameters(nfnet(trial.variant), 1000),
         "flops_per_image": flops,
@@ -90,13 +87,34 @@ def write_run(
         "seconds": seen * flops / 1e13,
         "validation_loss": value,
         "validation_top1": 1 - 0.1 * value,
-        "bindings": run.bindings,
+        "bindings": bindings(trial, **settings),
         "data_digest": f"{digest}{trial.task}",
         **changes,
     }
+
+
+def write_run(directory: str | os.PathLike, trial: Trial, **options) -> str:
+    """Writes what a finished run leaves, by the options of `summary`; returns its folder."""
+    content = summary(trial, **options)
+    run = run_files.start(trial, str(directory), content["bindings"])
+    run_files.write_trial(dataclasses.replace(run, wall_seconds=20.0))
     with open(os.path.join(run.folder, run_files.SUMMARY_FILE), "w") as file:
-        json.dump(summary, file)
+        json.dump(content, file)
     return run.folder
+
+
+def family(
+    name: str, variants: Sequence[str], epochs: Sequence[float], sigma: float, seed: int, **options
+) -> list[run_files.Run]:
+    """The runs of a family at their best learning rates, without files."""
+    rng = np.random.default_rng(seed)
+    runs = []
+    for variant in variants:
+        for budget in epochs:
+            trial = Trial(variant, float(budget), best_rate(variant, budget), family=name)
+            content = summary(trial, noise=rng.normal(0, sigma), gradient_passes=1, **options)
+            runs.append(run_files.Run(trial, trial.name, run_files.FINISHED, content["bindings"], content))
+    return runs
 
 
 def write(

@@ -45,7 +45,10 @@ def test_fit_agrees_with_a_fit_by_hand(tmp_path):
         if points[flops] < best:
             best = points[flops]
             x.append(flops)
-    slope = np.polyfit(np.log(x), np.log([points[flops] for flops in x]), 1)[0]
+    # The floor of the known law bends the frontier, so the line is that of its end.
+    trusted = x[-len(analysis.trusted) :]
+    assert len(trusted) < len(x) == len(analysis.frontier)
+    slope = np.polyfit(np.log(trusted), np.log([points[flops] for flops in trusted]), 1)[0]
     assert analysis.line.slope == pytest.approx(slope)
     assert analysis.decades == pytest.approx(np.log10(x[-1] / x[0]))
 
@@ -99,6 +102,25 @@ def test_a_plan_for_another_family_takes_its_own_configuration(tmp_path, capsys)
     output = capsys.readouterr().out
     assert "ViT, vit_F" in output and f"--gin_file={tmp_path}/pretrain/vit_F" in output
     assert "nfnet.variant" not in output
+
+
+def test_a_line_is_refused_where_the_frontier_bends(tmp_path, capsys):
+    study = simulated_studies.write(tmp_path)
+    assert scaling_study.main(["fit", f"--study={study}"]) == 0
+    output = capsys.readouterr().out
+    assert "Line:       refused for the whole frontier. Trust its last" in output
+    laws = json.loads((tmp_path / "law.json").read_text())
+    assert laws["bend"]["found"] and laws["bend"]["interval"][0] > 0
+    assert f"Trust its last {laws['trusted_decades']:.2f} decades, {laws['trusted_points']} points" in output
+
+
+def test_families_are_compared_by_the_command(tmp_path, capsys):
+    simulated_studies.write_two_families(tmp_path, 2.0, rates=(1.6,), sigma=0.01)
+    assert scaling_study.main(["fit", f"--study={tmp_path}", "--unit=flops"]) == 0
+    assert "ViT needs more compute for the same loss." in capsys.readouterr().out
+    (content,) = json.loads((tmp_path / "comparison.json").read_text())
+    middle = content["ratios"][1]
+    assert content["differ"] and middle["low"] <= 2.0 <= middle["high"]
 
 
 def test_mixed_data_are_refused(tmp_path, capsys):

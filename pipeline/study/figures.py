@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from pipeline.figure_style import STYLE
 from pipeline.study import StudyError, law
 from pipeline.study.analysis import Analysis, ranks
-from pipeline.study.law import LEVEL, Law
+from pipeline.study.law import LEVEL
 from pipeline.study.run_files import CORE_HOURS, DIVERGED, FINISHED, UNITS, Run
 
 matplotlib.use("Agg")
@@ -88,7 +88,9 @@ def _families(analyses: Sequence[Analysis], directory: str) -> str:
         for i, cell in enumerate(analysis.cells):
             values = (cell.variant, cell.epochs, cell.learning_rate, analysis.compute[i], cell.loss, int(i in on))
             rows.append((analysis.family, *values))
-        reach = np.geomspace(analysis.compute[on].min(), analysis.compute[on].max(), 100)
+        if isinstance(analysis.line, str):
+            continue
+        reach = np.geomspace(*analysis.compute[analysis.trusted[[0, -1]]], 100)
         predicted = analysis.line.predict(reach)
         axes.plot(reach, predicted.value, _LINES[place % len(_LINES)], color=colour, lw=1.4)
         axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.2, lw=0)
@@ -114,13 +116,12 @@ def _loss(analysis: Analysis, styles: dict, directory: str, suffix: str) -> str:
             )
     on = analysis.frontier
     axes.plot(analysis.compute[on], analysis.loss[on], "o", ms=11, mfc="none", mec="#444444", lw=0, label="frontier")
-    reach = np.geomspace(analysis.compute[on].min(), analysis.compute[on].max() * 3, 100)
-    fits: list[tuple[str, Law, str, str]] = [("line", analysis.line, "#444444", "-")]
-    if not isinstance(analysis.saturating, str):
-        fits.append(("with floor", analysis.saturating, "#999999", "--"))
     laws = []
-    for name, fit, colour, line in fits:
-        predicted = fit.predict(reach)
+    looks = {"line": ("#444444", "-"), "with floor": ("#999999", "--")}
+    for name, fit in analysis.laws.items():
+        fitted = analysis.trusted if name == "line" else on
+        reach = np.geomspace(analysis.compute[fitted].min(), analysis.compute[on].max() * 3, 100)
+        predicted, (colour, line) = fit.predict(reach), looks[name]
         curves = np.column_stack([reach, predicted.value, *predicted.confidence, *predicted.prediction])
         laws += [(name, *row) for row in curves.tolist()]
         axes.plot(reach, predicted.value, line, color=colour, lw=1.2, label=f"{name}: {fit.text.replace('y', 'L', 1)}")

@@ -140,10 +140,11 @@ def from_study(
     near = min(own, key=lambda cell: _distance(cell, choice, analysis))
     rates = (near.learning_rate, near.learning_rate / 2)
     remarks.append(f"Learning rates from the study's {near.variant}, {near.epochs:g} epochs: its best and half of it.")
-    fits: dict[str, law.Law] = {"line": analysis.line}
-    if not isinstance(analysis.saturating, str):
-        fits["with floor"] = analysis.saturating
-    predictions = {name: _predicted(fit, choice.compute) for name, fit in fits.items()}
+    predictions = {name: _predicted(fit, choice.compute) for name, fit in analysis.laws.items()}
+    if isinstance(analysis.line, str):
+        remarks.append(analysis.line)
+    elif len(analysis.trusted) < len(analysis.frontier):
+        remarks.append(f"The line is that of the last {analysis.trusted_decades:.2g} decades, which show no bend.")
     command = _study_command(near.runs[0], choice, rates[0], on_tpu=unit == CORE_HOURS)
     batch = int(near.runs[0].bindings["Data.batch"])
     speed = (near.runs[0].tpu_speed or _speed(choice)) if unit == CORE_HOURS else None
