@@ -1,4 +1,4 @@
-"""A scaling study: plan a run, run the study, fit its laws, plot its figures.
+"""A scaling study: plan a run, count what a study costs, run it, fit its laws, plot its figures and write its page.
 
 python pipeline/scaling_study.py plan --core_hours=5000 [--images=N] [--study=DIR]
 python pipeline/scaling_study.py cost --gin_file=gin/study/jft.gin
@@ -6,6 +6,7 @@ python pipeline/scaling_study.py estimate --gin_file=gin/study/demo.gin [--topol
 python pipeline/scaling_study.py run --gin_file=gin/study/demo.gin [--print_commands]
 python pipeline/scaling_study.py fit --study=DIR [--unit=core_hours|flops|seconds]
 python pipeline/scaling_study.py plot --study=DIR [--unit=...] [--output_dir=DIR/figures]
+python pipeline/scaling_study.py hparams --study=DIR
 """
 
 import os
@@ -18,7 +19,7 @@ import argparse
 from pipeline import configure
 from pipeline.model import speeds
 from pipeline.study import StudyError, comparison, planner, run_files, search, sweep
-from pipeline.study.analysis import Analysis, analyse_families, describe, write
+from pipeline.study.analysis import StudyAnalysis, analyse_families, describe, write
 from pipeline.study.family import Family
 from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
@@ -87,9 +88,10 @@ def estimate(arguments: argparse.Namespace) -> None:
     print(f"Written to {study_cost.estimate(study, arguments.topology, arguments.replica_batch)}")
 
 
-def fit(arguments: argparse.Namespace) -> list[Analysis]:
-    """Fits and prints the laws of a study; returns those of each family that can be fitted."""
-    study = analyse_families(run_files.read(arguments.study), arguments.unit)
+def fit(arguments: argparse.Namespace) -> tuple[list[run_files.Run], StudyAnalysis, list[comparison.Comparison]]:
+    """Fits and prints the laws of a study and the comparisons of its families; returns runs, laws and comparisons."""
+    runs = run_files.read(arguments.study)
+    study = analyse_families(runs, arguments.unit)
     several = len(study.families) + len(study.left_out) > 1
     for name, reason in study.left_out.items():
         print(f"{name} is left out: {reason}")
@@ -103,17 +105,27 @@ def fit(arguments: argparse.Namespace) -> list[Analysis]:
         print(f"Not compared: {reason}")
     if comparisons:
         print(f"Written to {comparison.write(comparisons, arguments.study)}")
-    return list(study.families.values())
+    return runs, study, comparisons
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """Fits, and draws the figures."""
-    from pipeline.study import figures  # Matplotlib takes a second
+    """Fits, draws the figures, and writes the study's page."""
+    from pipeline.study import figures, study_page  # Matplotlib takes a second
 
-    analyses = fit(arguments)
+    runs, study, comparisons = fit(arguments)
     directory = arguments.output_dir or os.path.join(arguments.study, "figures")
-    for path in figures.draw(run_files.read(arguments.study), analyses, directory):
+    paths = figures.draw(runs, list(study.families.values()), directory)
+    for path in paths:
         print(f"{path} (and .svg, .csv)")
+    print(f"Page: {study_page.write(arguments.study, runs, study, comparisons, paths)}")
+
+
+def hparams(arguments: argparse.Namespace) -> None:
+    """Writes the runs of a study for TensorBoard's HParams."""
+    from pipeline.study import hparams as tensorboard  # TensorFlow takes seconds
+
+    folder = tensorboard.write(arguments.study, run_files.read(arguments.study))
+    print(f"tensorboard --logdir={folder}")
 
 
 def load(gin_files: list[str], gin_params: list[str]) -> search.Study:
@@ -164,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         if action is plot:
             one.add_argument("--output_dir", help="figures in the study's folder if not given")
         one.set_defaults(action=action)
+    one = actions.add_parser("hparams", help="write the runs for TensorBoard's HParams")
+    one.add_argument("--study", required=True, help="folder of the study")
+    one.set_defaults(action=hparams)
     return parser
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline import configure, registry, scaling_study
 from pipeline.model import speeds
@@ -115,7 +116,7 @@ def test_a_line_is_refused_where_the_frontier_bends(tmp_path, capsys):
 
 
 def test_families_are_compared_by_the_command(tmp_path, capsys):
-    simulated_studies.write_two_families(tmp_path, 2.0, rates=(1.6,), sigma=0.01)
+    simulated_studies.write_two_families(tmp_path, 2.0, rates=(1.6,), sigma=0.02, seed=1)
     assert scaling_study.main(["fit", f"--study={tmp_path}", "--unit=flops"]) == 0
     assert "ViT needs more compute for the same loss." in capsys.readouterr().out
     (content,) = json.loads((tmp_path / "comparison.json").read_text())
@@ -136,6 +137,23 @@ def test_plot_draws(tmp_path, capsys):
     assert scaling_study.main(["plot", f"--study={study}", "--unit=flops"]) == 0
     assert f"{study}/figures/transfer_imagenet.png" in capsys.readouterr().out
     assert (tmp_path / "figures" / "ranks_imagenet.svg").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "http://" not in page and "https://" not in page and 'src="/' not in page
+    assert "NFNet with 10 times the compute" in page and "--gin_file=" in page
+    assert all(Trial(name, 8.0, 0.8).name in page for name in simulated_studies.PAPER)
+
+
+def test_the_runs_of_a_study_are_written_for_hparams(tmp_path, capsys):
+    study = simulated_studies.write(tmp_path, variants=("F0", "F1"), epochs=(1,), task="t")
+    assert scaling_study.main(["hparams", f"--study={study}"]) == 0
+    assert f"tensorboard --logdir={study}/tensorboard" in capsys.readouterr().out
+    events = [path for path in (tmp_path / "tensorboard").rglob("*") if "tfevents" in path.name]
+    assert len(events) == 8
+    tags = set()
+    for event in tf.compat.v1.train.summary_iterator(str(events[0])):
+        tags |= {value.tag for value in event.summary.value}
+    assert {"_hparams_/session_start_info", "validation_loss", "validation_top1"} <= tags
 
 
 @pytest.mark.parametrize("core_hours", [400, 5000, 110000])
