@@ -124,6 +124,19 @@ def test_families_are_compared_by_the_command(tmp_path, capsys):
     assert content["differ"] and middle["low"] <= 2.0 <= middle["high"]
 
 
+def test_the_papers_grid_is_counted_before_it_is_run(capsys):
+    """Of F0 and F7+ alone, for time: what the table of the TPU's compiler gives for the ends of the paper's range."""
+    some = ['Study.variants=("F0", "F7+")', "Study.epochs=(0.25, 8.0)", "Study.finetune_files=()"]
+    words = ["cost", "--gin_file=gin/study/jft.gin", *(f"--gin_param={each}" for each in some)]
+    assert scaling_study.main(words) == 0
+    output = capsys.readouterr().out
+    flops = 0.25 * 4e9 * speeds.training_flops("F0")
+    assert f"| F0 | 19.15 | {flops:.3g} ({speeds.core_hours('F0', 1e9):,.0f}) |" in output
+    assert f"({speeds.core_hours('F7+', 32e9):,.0f}) |" in output
+    study = scaling_study.load(["gin/study/jft.gin"], [])
+    assert study.members[0].variants == list(simulated_studies.PAPER) and set(study.epochs) == {0.25, 0.5, 1, 2, 4, 8}
+
+
 def test_mixed_data_are_refused(tmp_path, capsys):
     study = simulated_studies.write(tmp_path)
     simulated_studies.write_run(study, Trial("F0", 1.0, 3.2), digest="other")
