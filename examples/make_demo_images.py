@@ -13,21 +13,19 @@ seen, in pairs that it has not. Twelve files are broken on purpose, as some of a
 """
 
 import argparse
-import concurrent.futures
-import functools
 import io
 import itertools
-import json
-import multiprocessing
 import os
 import pathlib
-import shutil
 import sys
 import zlib
 
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from examples import made_folder
 
 MARKER = "demo_images.json"
 
@@ -207,8 +205,8 @@ def make(
 ) -> dict[str, int]:
     """Makes the demo images in `output_dir`, or finds them made.
 
-    The images are drawn in `OUTPUT_DIR.partial`, which takes its final name when all are there: `output_dir`
-    holds all images or does not exist. The same arguments give the same bytes for any number of `processes`.
+    `output_dir` holds all images or does not exist. The same arguments give the same bytes for any number of
+    `processes`.
 
     Returns:
       What the folder holds: the seed and the counts, as its `demo_images.json` says.
@@ -218,39 +216,25 @@ def make(
     """
     if min(pretrain_images_per_class, finetune_images_per_class) < 1:
         raise ValueError("Each class needs at least one image: give counts of 1 or more.")
-    output_dir = pathlib.Path(output_dir)
+    counts = {
+        **{f"pretrain/{name}": pretrain_images_per_class for name in PRETRAIN_CLASSES},
+        **{f"finetune/{name}": finetune_images_per_class for name in FINETUNE_CLASSES},
+    }
+    broken = broken_files(seed)
     description = {
         "seed": seed,
         "pretrain_images": pretrain_images_per_class * len(PRETRAIN_CLASSES),
         "finetune_images": finetune_images_per_class * len(FINETUNE_CLASSES),
-        "broken_files": len(broken_files(seed)),
+        "broken_files": len(broken),
     }
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        marker = output_dir / MARKER
-        found = json.loads(marker.read_text()) if marker.exists() else f"no {MARKER}"
-        if found != description:
-            raise ValueError(
-                f"{output_dir} holds {found}, not the images asked for, {description}: "
-                "remove that folder or name another with --output_dir."
-            )
-        return description
 
-    partial = output_dir.with_name(output_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    tasks = [(partial / "pretrain" / name, name, pretrain_images_per_class) for name in PRETRAIN_CLASSES]
-    tasks += [(partial / "finetune" / name, name, finetune_images_per_class) for name in FINETUNE_CLASSES]
-    # Fresh interpreters, not forks: the caller may have threads of its own.
-    with (
-        concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
-        tqdm(total=sum(count for *_, count in tasks), unit=" images", desc="demo images") as progress,
-    ):
-        pending = [pool.submit(functools.partial(_write_class, seed=seed), *task) for task in tasks]
-        for done in concurrent.futures.as_completed(pending):
-            progress.update(done.result())
-    for path, data in broken_files(seed).items():
-        (partial / path).write_bytes(data)
-    (partial / MARKER).write_text(json.dumps(description, indent=2) + "\n")
-    partial.rename(output_dir)
+    def fill(folder: pathlib.Path) -> None:
+        tasks = [(folder / path, os.path.basename(path), count, seed) for path, count in counts.items()]
+        made_folder.in_processes(_write_class, tasks, sum(counts.values()), "demo images", processes)
+        for path, data in broken.items():
+            (folder / path).write_bytes(data)
+
+    made_folder.make(pathlib.Path(output_dir), MARKER, description, fill)
     return description
 
 

@@ -15,6 +15,7 @@ import time
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.compiler.xla.service import hlo_pb2
 
 from pipeline import registry
 from pipeline.data.augment import Augmentation
@@ -141,6 +142,12 @@ def test_trace(tmp_path):
     assert traced.replicas == 16
     sums = set(re.findall(rb"all-reduce\.\d+", traced.hlo))
     assert len(sums) == 1 + 8  # the ledger's counts, and the gradients: two layers of kernel, gain and bias, a last one
+    for computation in hlo_pb2.HloModuleProto.FromString(
+        traced.hlo
+    ).computations:  # what a reader reserves goes by these
+        assert [instruction.id for instruction in computation.instructions] == list(
+            range(len(computation.instructions))
+        )
     lines = set(traced.sources.values())
     assert any(line.startswith("pipeline/model/layers.py:") and line.endswith(" call, gradient") for line in lines)
     assert any(line.startswith("pipeline/train/optimizer.py:") for line in lines)
@@ -273,7 +280,7 @@ def test_a_topology_that_the_compiler_does_not_know():
 @pytest.mark.slow
 def test_nano_for_a_v4(tmp_path):
     """The whole command: a step that fits, with the fields that its users read."""
-    params = [f"--gin_param={param}" for param in SMALL]
+    params = [f"--gin_param={param}" for param in (*SMALL, "Experiment.shard_optimizer=False")]
     path = tmp_path / "nano.json"
     done = run("--gin_file=gin/f0_jft.gin", *params, "--topology=v4:2x2x1", "--replica_batch=32", f"--json={path}")
     assert done.returncode == 0, done.stderr

@@ -145,8 +145,8 @@ def compile_hlo(hlo: bytes, topology: str, configuration: str, replicas: int = 1
         except FileNotFoundError:
             if done.returncode == -signal.SIGKILL:
                 raise CompilerError(
-                    f"The compiler was killed after {seconds:.0f} s, very likely for lack of memory: F7+ takes 21 GB, "
-                    "and more on a slice. Close other programs, or check on a machine with more memory."
+                    f"The compiler was killed after {seconds:.0f} s, very likely for lack of memory: F7+ takes 13 GB. "
+                    "Close other programs, or check on a machine with more memory."
                 ) from None
             raise CompilerError(
                 f"The compiler ended with exit code {done.returncode} and no result for {topology}: "
