@@ -45,6 +45,7 @@ ARROWS = {
         "pipeline/objective.py",
     ),
     "pipeline/study/": (
+        "pipeline/evaluation/page.py",
         "pipeline/model/cost.py",
         "pipeline/model/speeds.py",
         "pipeline/model/variants.py",

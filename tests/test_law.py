@@ -121,6 +121,47 @@ def test_intervals_of_the_law_with_a_floor_cover_the_truth():
     assert (shares < 0.98).all(), shares
 
 
+@pytest.mark.parametrize("points", [5, 12])
+def test_bends_of_straight_lines_are_found_at_the_stated_rate(points):
+    x = np.geomspace(1, 200, points)
+    rngs = (np.random.default_rng(seed) for seed in range(500))
+    share = np.mean([law.bend(x, power(x, rng.normal(0, 0.02, points))).found for rng in rngs])
+    # Two standard errors of a share of 0.1 in 500 are 0.027.
+    assert share == pytest.approx(1 - law.LEVEL, abs=0.03)
+
+
+def test_the_quadratic_term_is_that_of_a_parabola():
+    x = np.geomspace(1, 1e4, 9)
+    noise = np.random.default_rng(8).normal(0, 0.01, 9)
+    fitted = law.bend(x, power(x, noise, floor=1.0))
+    assert fitted.quadratic == pytest.approx(np.polyfit(np.log(x), np.log(power(x, noise, floor=1.0)), 2)[0])
+    assert fitted.found and fitted.interval[0] > 0
+    assert not law.bend(x, power(x)).found  # exact: what is left is rounding
+
+
+def test_the_straight_end_begins_after_the_knee():
+    x = np.geomspace(1, 1e4, 17)
+    y = np.where(x < 100, 3.0, 3.0 * (x / 100) ** -0.25)
+    assert law.straight_end(x, y) == 8
+    assert law.straight_end(x, power(x)) == 0
+    assert law.straight_end(x, np.exp(-0.01 * np.log(x) ** 3)) is None
+    assert law.straight_end(x[:4], y[:4]) == 0  # too few to tell
+    with pytest.raises(StudyError, match="at least 5 points, found 4"):
+        law.bend(x[:4], y[:4])
+
+
+def test_the_slope_of_the_straight_end_covers_the_law_after_a_knee():
+    x, hits = np.geomspace(1, 1e4, 17), 0
+    y = np.where(x < 100, 3.0, 3.0 * (x / 100) ** -0.25)
+    for seed in range(100):
+        noisy = y * np.exp(np.random.default_rng(seed).normal(0, 0.02, 17))
+        start = law.straight_end(x, noisy)
+        low, high = law.fit_line(x[start:], noisy[start:], 200, seed).slope_interval
+        hits += low <= -0.25 <= high
+    # The interval does not cover the choice of where the end begins.
+    assert 0.75 <= hits / 100 <= 0.97
+
+
 def test_frontier_by_hand():
     compute = [1, 2, 3, 4, 5, 4, 1]
     loss = [9, 8, 8.5, 6, 6, 7, 10]

@@ -15,7 +15,10 @@ from pipeline.study import StudyError, law, recipe
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, UNITS, Run
 
 Result = TypeVar("Result")
-LAW_FILE = "law.json"
+_BENT = (
+    f"The frontier bends up to its end: no {law.MIN_POINTS_BEND} of its last points follow a straight line, so these "
+    "runs are no ground to extrapolate from. Add larger budgets of compute."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,25 +48,31 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """A study's laws.
+    """The laws of one family of a study.
 
     Attributes:
+      family: its name.
       unit: of compute.
       cells: every variant and epoch budget at its best learning rate, by rising compute.
       compute: of each cell, float64 [cells].
       frontier: indices of the cells that no cheaper cell beats.
-      line: log-log line of loss against compute on the frontier.
-      saturating: L = E + A C^-a there, or why there is none.
+      bend: of the frontier on log-log axes; None where it has too few points to tell.
+      trusted: indices of the longest end of the frontier that shows no bend; empty if all do.
+      line: log-log line of loss against compute on `trusted`, or why there is none.
+      saturating: L = E + A C^-a, or why there is none; on the whole frontier, unless that bends downwards.
       growth: exponents of the best size and epoch budget against compute, or why there are none.
       held_out: law's name to the largest run beside its prediction from the smaller ones, or why there is none.
       diverged, unfinished: how many pre-trainings were left out.
     """
 
+    family: str
     unit: str
     cells: tuple[Cell, ...]
     compute: np.ndarray
     frontier: np.ndarray
-    line: law.Line
+    bend: law.Bend | None
+    trusted: np.ndarray
+    line: law.Line | str
     saturating: law.Saturating | str
     growth: law.Growth | str
     held_out: dict[str, law.HeldOut | str]
@@ -78,11 +87,64 @@ class Analysis:
     @property
     def decades(self) -> float:
         """How far the frontier's compute reaches, in powers of ten."""
-        return float(np.ptp(np.log10(self.compute[self.frontier])))
+        return self._reach(self.frontier)
+
+    @property
+    def trusted_decades(self) -> float:
+        """How far the compute of `trusted` reaches, in powers of ten."""
+        return self._reach(self.trusted)
+
+    @property
+    def laws(self) -> dict[str, law.Law]:
+        """The laws that could be fitted, by name."""
+        both = {"line": self.line, "with floor": self.saturating}
+        return {name: fitted for name, fitted in both.items() if not isinstance(fitted, str)}
+
+    def _reach(self, indices: np.ndarray) -> float:
+        return float(np.ptp(np.log10(self.compute[indices]))) if len(indices) else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyAnalysis:
+    """The laws of all families of a study.
+
+    Attributes:
+      families: those that can be fitted, by name.
+      left_out: name of every other family to the reason.
+    """
+
+    families: dict[str, Analysis]
+    left_out: dict[str, str]
+
+    def choose(self, family: str | None) -> Analysis:
+        """The analysis of a family by its name, or of the only one where None; a StudyError where there is no such."""
+        if family in self.left_out:
+            raise StudyError(f"{family} cannot be fitted: {self.left_out[family]}")
+        names = [*self.families, *self.left_out]
+        if (family is None and len(names) > 1) or (family is not None and family not in names):
+            raise StudyError(f"The study has the families {', '.join(names)}: choose one with --family=NAME.")
+        return self.families[family or names[0]]
+
+
+def analyse_families(runs: Sequence[Run], unit: str) -> StudyAnalysis:
+    """Fits the laws of each family of a study.
+
+    Raises:
+      StudyError: data or recipes are mixed, or no family can be fitted.
+    """
+    recipe.check_same(run for run in runs if run.status != UNFINISHED)
+    names = list(dict.fromkeys(run.trial.family for run in sorted(runs, key=lambda run: run.trial.family)))
+    results = {name: _or_reason(analyse, [run for run in runs if run.trial.family == name], unit) for name in names}
+    families = {name: result for name, result in results.items() if isinstance(result, Analysis)}
+    left_out = {name: result for name, result in results.items() if isinstance(result, str)}
+    if not families:
+        reasons = [f"{name}: {reason}" for name, reason in left_out.items()] if len(names) > 1 else left_out.values()
+        raise StudyError("\n".join(reasons))
+    return StudyAnalysis(families, left_out)
 
 
 def analyse(runs: Sequence[Run], unit: str) -> Analysis:
-    """Fits the laws of a study.
+    """Fits the laws of the runs of one family.
 
     Raises:
       StudyError: data or recipes are mixed, too few runs are finished, the frontier holds one model, or a run's cost
@@ -113,20 +175,36 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
             f"{law.MIN_POINTS_LINE}: add models and epoch budgets in between, or other learning rates."
         )
     x, y = compute[frontier], np.array(loss)[frontier]
+    bend = law.bend(x, y) if len(frontier) >= law.MIN_POINTS_BEND else None
+    start = law.straight_end(x, y)
+    straight = slice(len(x) if start is None else start, None)
+    # A law with a floor levels off, which is a bend upwards; it cannot follow one downwards.
+    levelling = straight if bend and bend.found and bend.quadratic < 0 else slice(None)
+    fits = {"line": (law.fit_line, straight), "saturating": (law.fit_saturating, levelling)}
     sizes = [cells[i].runs[0].summary["parameters"] for i in frontier]
-    fits = {"line": law.fit_line, "saturating": law.fit_saturating}
+    laws = {name: _law(x[part], y[part], fit) for name, (fit, part) in fits.items()}
     return Analysis(
+        family=runs[0].trial.family,
         unit=unit,
         cells=cells,
         compute=compute,
         frontier=frontier,
-        line=law.fit_line(x, y),
-        saturating=_or_reason(law.fit_saturating, x, y),
+        bend=bend,
+        trusted=frontier[straight],
+        line=laws["line"],
+        saturating=laws["saturating"],
         growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier]),
-        held_out={name: _or_reason(law.leave_largest_out, x, y, fit) for name, fit in fits.items()},
+        held_out={
+            name: _or_reason(law.leave_largest_out, x[part], y[part], fit) if len(x[part]) else _BENT
+            for name, (fit, part) in fits.items()
+        },
         diverged=diverged,
         unfinished=unfinished,
     )
+
+
+def _law(x: np.ndarray, y: np.ndarray, fit: Callable[..., Result]) -> Result | str:
+    return _or_reason(fit, x, y) if len(x) else _BENT
 
 
 def best_cells(runs: Sequence[Run]) -> list[Cell]:
@@ -155,15 +233,29 @@ def describe(analysis: Analysis) -> str:
     """The analysis as text."""
     percent = f"{law.LEVEL:.0%} interval"
     models = len({analysis.cells[i].variant for i in analysis.frontier})
-    line = analysis.line
     lines = [
-        f"{len(analysis.cells)} pairs of model and epoch budget; left out: {analysis.diverged} diverged and "
-        f"{analysis.unfinished} unfinished runs.",
+        f"{analysis.family}: {len(analysis.cells)} pairs of model and epoch budget; left out: {analysis.diverged} "
+        f"diverged and {analysis.unfinished} unfinished runs.",
         f"Frontier: {len(analysis.frontier)} points, {models} models, {analysis.decades:.2f} decades of compute "
         f"({UNITS[analysis.unit]}).",
-        f"Line:       loss {line.text}, exponent {_interval(line.slope, line.slope_interval)} "
-        f"({percent}), residuals {line.deviation:.2%}",
     ]
+    if bend := analysis.bend:
+        what = "Bends" if bend.found else "No bend found"
+        lines.append(f"{what}:  quadratic term {_interval(bend.quadratic, bend.interval)} ({percent})")
+    if isinstance(analysis.line, str):
+        lines.append(f"Line:       refused. {analysis.line}")
+    else:
+        if len(analysis.trusted) < len(analysis.frontier):
+            low, high = analysis.compute[analysis.trusted[[0, -1]]]
+            lines.append(
+                f"Line:       refused for the whole frontier. Trust its last {analysis.trusted_decades:.2f} decades, "
+                f"{len(analysis.trusted)} points from {low:.3g} to {high:.3g}, which show no bend:"
+            )
+        line = analysis.line
+        lines.append(
+            f"Line:       loss {line.text}, exponent {_interval(line.slope, line.slope_interval)} "
+            f"({percent}), residuals {line.deviation:.2%}"
+        )
     if isinstance(analysis.saturating, str):
         lines.append(f"With floor: not fitted. {analysis.saturating}")
     else:
@@ -186,7 +278,7 @@ def describe(analysis: Analysis) -> str:
         if isinstance(held_out, str):
             lines.append(f"Largest run from the smaller ones ({name}): {held_out}")
             continue
-        cell = analysis.cells[analysis.frontier[held_out.index]]
+        cell = analysis.cells[analysis.frontier[-1]]
         low, high = held_out.interval
         lines.append(
             f"Largest run from the smaller ones ({name}): {cell.variant}, {cell.epochs:g} epochs: predicted "
@@ -199,8 +291,8 @@ def describe(analysis: Analysis) -> str:
     return "\n".join(lines)
 
 
-def write(analysis: Analysis, directory: str) -> str:
-    """Writes the fitted laws as `law.json`; returns its path."""
+def write(analysis: Analysis, directory: str, suffix: str = "") -> str:
+    """Writes the fitted laws as `law.json`, its name followed by `suffix`; returns its path."""
 
     def values(item: law.Law | str) -> dict[str, object]:
         if isinstance(item, str):
@@ -221,9 +313,13 @@ def write(analysis: Analysis, directory: str) -> str:
         parts = {name: values(getattr(analysis.growth, name)) for name in ("size", "epochs", "quotient")}
         growth = {**parts, "agree": analysis.growth.agree}
     content = {
+        "family": analysis.family,
         "unit": analysis.unit,
         "level": law.LEVEL,
         "frontier": frontier,
+        "bend": dataclasses.asdict(analysis.bend) | {"found": analysis.bend.found} if analysis.bend else None,
+        "trusted_points": len(analysis.trusted),
+        "trusted_decades": analysis.trusted_decades,
         "line": values(analysis.line),
         "saturating": values(analysis.saturating),
         "growth": growth,
@@ -234,7 +330,7 @@ def write(analysis: Analysis, directory: str) -> str:
         "diverged": analysis.diverged,
         "unfinished": analysis.unfinished,
     }
-    path = os.path.join(directory, LAW_FILE)
+    path = os.path.join(directory, f"law{suffix}.json")
     files.write_atomically(path, json.dumps(content, indent=1))
     return path
 

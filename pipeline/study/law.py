@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from pipeline.study import StudyError
 
@@ -19,7 +19,7 @@ Values = Sequence[float] | np.ndarray  # [n]
 LEVEL = 0.9  # of all intervals
 RESAMPLES = 400
 _TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-MIN_POINTS_LINE, MIN_POINTS_SATURATING = 4, 5
+MIN_POINTS_LINE, MIN_POINTS_SATURATING, MIN_POINTS_BEND = 4, 5, 5
 HUBER_DELTA = 1e-3  # of Hoffmann et al.; in units of log loss
 
 
@@ -191,6 +191,45 @@ def fit_saturating(x: Values, y: Values, resamples: int = RESAMPLES, seed: int =
     floor, scale, exponent = np.exp(best)
     widening = stats.t.ppf(_TAILS[1], count - 3) / stats.norm.ppf(_TAILS[1])
     return Saturating(floor, scale, exponent, float(np.exp(log_y.min())), center, samples, drawn[:, -1], widening)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bend:
+    """The quadratic term of log y on log x, with its interval: above 0 where a curve levels off."""
+
+    quadratic: float
+    interval: tuple[float, float]
+
+    @property
+    def found(self) -> bool:
+        """Whether the interval excludes a straight line."""
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+
+def bend(x: Values, y: Values) -> Bend:
+    """Whether points bend away from a line on log-log axes; the interval is Student's.
+
+    Raises:
+      StudyError: fewer than 5 points, values that are not positive and finite, or a single x.
+    """
+    log_x, log_y, _ = _logarithms(x, y, MIN_POINTS_BEND, "a test for bends")
+    powers, freedom = np.vander(log_x, 3), len(log_x) - 3
+    inverse = np.linalg.inv(powers.T @ powers)
+    fitted = inverse @ (powers.T @ log_y)
+    deviation = max(np.sqrt(((log_y - powers @ fitted) ** 2).sum() / freedom), 1e-9)  # of exact points: rounding
+    half = special.stdtrit(freedom, _TAILS[1]) * deviation * np.sqrt(inverse[0, 0])
+    return Bend(float(fitted[0]), (float(fitted[0] - half), float(fitted[0] + half)))
+
+
+def straight_end(x: Values, y: Values) -> int | None:
+    """Where the longest end of the points, by rising `x`, begins that shows no bend; None if all ends do.
+
+    Ends have at least 5 points; fewer points than that are not tested.
+    """
+    if len(x) < MIN_POINTS_BEND:
+        return 0
+    starts = range(len(x) - MIN_POINTS_BEND + 1)
+    return next((start for start in starts if not bend(x[start:], y[start:]).found), None)
 
 
 def frontier(compute: Values, loss: Values) -> np.ndarray:

@@ -1,0 +1,202 @@
+"""Two families of a study at equal loss and at equal compute, with intervals.
+
+Both are read off the families' lines on log-log axes. Intervals are percentiles of a bootstrap of whole studies: the
+loss of every cell is varied by the line's residual deviation, and the frontier, its straight end and the line are found
+again. So they cover which runs happen to be on the frontier, and how long its straight end seems to be.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeline import files
+from pipeline.study import StudyError, law
+from pipeline.study.analysis import Analysis
+from pipeline.study.run_files import UNITS
+
+FILE = "comparison.json"
+RESAMPLES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A value with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether the interval does."""
+        return self.low <= value <= self.high
+
+    @property
+    def text(self) -> str:
+        """As `1.5 (1.2 to 1.9)`."""
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Of a family with the `first`.
+
+    Attributes:
+      first, second: names of the families.
+      unit: of compute.
+      losses: the range that both lines reach.
+      compute: the range over which both lines were fitted; None where there is none.
+      ratios: loss to the compute that the second family needs for it, over that of the first; at the ends of `losses`
+        and in the middle.
+      gap: the second's loss over the first's in the middle of `compute`; None where there is none.
+      slopes: difference of their exponents, the second's less the first's.
+    """
+
+    first: str
+    second: str
+    unit: str
+    losses: tuple[float, float]
+    compute: tuple[float, float] | None
+    ratios: dict[float, Interval]
+    gap: Interval | None
+    slopes: Interval
+
+    @property
+    def ratio(self) -> Interval:
+        """The ratio of compute in the middle of the common losses."""
+        return list(self.ratios.values())[1]
+
+    @property
+    def differ(self) -> bool:
+        """Whether a difference is found: the interval of `ratio` excludes 1."""
+        return not self.ratio.holds(1.0)
+
+
+def compare(first: Analysis, second: Analysis) -> Comparison:
+    """Compares two families by their lines.
+
+    Raises:
+      StudyError: one has no line, or the lines reach no common loss.
+    """
+    for analysis in (first, second):
+        if isinstance(analysis.line, str):
+            raise StudyError(f"{analysis.family} has no line to compare. {analysis.line}")
+    points = [(each.compute[each.trusted], each.loss[each.trusted]) for each in (first, second)]
+    losses = _common([loss for _, loss in points])
+    if losses is None:
+        ranges = " and ".join(f"{loss.min():.4g} to {loss.max():.4g}" for _, loss in points)
+        raise StudyError(
+            f"{first.family} and {second.family} reach no common loss where their lines hold ({ranges}): add larger "
+            "budgets to the one, or smaller ones to the other."
+        )
+    middle = float(np.sqrt(losses[0] * losses[1]))
+    compute = _common([compute for compute, _ in points])
+    lines = [_resampled(each, seed) for seed, each in enumerate((first, second))]  # row 0 is of the runs themselves
+
+    def interval(of_line: Callable[[np.ndarray], np.ndarray]) -> Interval:
+        one, other = (of_line(line) for line in lines)
+        kept = min(len(one), len(other))
+        differences = other[:kept] - one[:kept]
+        low, high = np.quantile(differences[1:], [(1 - law.LEVEL) / 2, (1 + law.LEVEL) / 2])
+        return Interval(float(differences[0]), float(low), float(high))
+
+    def needed(loss: float) -> Interval:
+        return _exp(interval(lambda line: (np.log(loss) - line[:, 0]) / line[:, 1]))
+
+    gap = None
+    if compute:
+        log_compute = np.log(compute).mean()
+        gap = _exp(interval(lambda line: line[:, 0] + line[:, 1] * log_compute))
+    return Comparison(
+        first=first.family,
+        second=second.family,
+        unit=first.unit,
+        losses=losses,
+        compute=compute,
+        ratios={loss: needed(loss) for loss in (losses[1], middle, losses[0])},
+        gap=gap,
+        slopes=interval(lambda line: line[:, 1]),
+    )
+
+
+def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
+    """Intercept and slope of log loss on log compute: of a family's line, and of resampled studies; float64 [n, 2]."""
+    rng = np.random.default_rng(seed)
+    line = analysis.line
+    rows = [_intercept_and_slope(line)]
+    for _ in range(RESAMPLES):
+        loss = analysis.loss * np.exp(rng.normal(0, line.deviation, len(analysis.loss)))
+        frontier = law.frontier(analysis.compute, loss)
+        x, y = analysis.compute[frontier], loss[frontier]
+        start = law.straight_end(x, y)
+        if start is not None and len(x) - start >= law.MIN_POINTS_LINE:
+            rows.append(_intercept_and_slope(law.fit_line(x[start:], y[start:], resamples=1)))
+    return np.array(rows)
+
+
+def _intercept_and_slope(line: law.Line) -> tuple[float, float]:
+    return line.intercept - line.slope * np.log(line.center), line.slope
+
+
+def compare_all(analyses: Sequence[Analysis]) -> tuple[list[Comparison], list[str]]:
+    """All pairs of families that can be compared, and why the others cannot."""
+    comparisons, reasons = [], []
+    for first, second in itertools.combinations(analyses, 2):
+        try:
+            comparisons.append(compare(first, second))
+        except StudyError as error:
+            reasons.append(str(error))
+    return comparisons, reasons
+
+
+def describe(comparison: Comparison) -> str:
+    """The comparison as text."""
+    first, second = comparison.first, comparison.second
+    percent = f"{law.LEVEL:.0%} intervals"
+    head = f"{second} and {first} ({UNITS[comparison.unit]}, {percent}): "
+    if comparison.differ:
+        head += f"{second} needs {'more' if comparison.ratio.value > 1 else 'less'} compute for the same loss."
+    else:
+        head += "no difference found."
+    lines = [head]
+    for loss, ratio in comparison.ratios.items():
+        lines.append(f"  For a loss of {loss:.4g}, {second} needs {ratio.text} times the compute of {first}.")
+    if comparison.gap and comparison.compute:
+        middle = np.sqrt(comparison.compute[0] * comparison.compute[1])
+        lines.append(
+            f"  With compute of {middle:.3g}, the loss of {second} is {comparison.gap.text} times that of {first}."
+        )
+    else:
+        lines.append("  Their lines share no range of compute, so their losses are not compared there.")
+    same = "as one exponent would" if comparison.slopes.holds(0.0) else "so the ratio changes with the loss"
+    lines.append(f"  Their exponents differ by {comparison.slopes.text}: {same}.")
+    return "\n".join(lines)
+
+
+def write(comparisons: Sequence[Comparison], directory: str) -> str:
+    """Writes `comparison.json`; returns its path."""
+    path = os.path.join(directory, FILE)
+    content = [
+        {
+            **dataclasses.asdict(each),
+            "ratios": [{"loss": loss, **dataclasses.asdict(ratio)} for loss, ratio in each.ratios.items()],
+            "differ": each.differ,
+            "level": law.LEVEL,
+        }
+        for each in comparisons
+    ]
+    files.write_atomically(path, json.dumps(content, indent=1))
+    return path
+
+
+def _common(values: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """The range that all arrays span; None where there is none."""
+    low, high = max(float(each.min()) for each in values), min(float(each.max()) for each in values)
+    return (low, high) if low < high else None
+
+
+def _exp(interval: Interval) -> Interval:
+    return Interval(*(float(np.exp(end)) for end in (interval.value, interval.low, interval.high)))
