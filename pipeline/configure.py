@@ -201,6 +201,8 @@ def _bind(statement: config_parser.BindingStatement, place: str) -> None:
 
 def _problems(entry: str, tasks: Sequence[str]) -> Iterator[str]:
     macros, configurables, called = _reachable([entry, *tasks])
+    references = [r.config_key for s in _bindings.values() for r in gin_config.iterate_references(s.value)]
+    scopes = {scope for scope, target in references if target not in (_MACRO, _CONSTANT)} - {""}
     defined = {s.scope for s in _bindings.values() if s.selector == _MACRO}
     for s in _bindings.values():
         short = _short(s.selector)
@@ -214,27 +216,30 @@ def _problems(entry: str, tasks: Sequence[str]) -> Iterator[str]:
                 )
         elif s.selector not in configurables:
             yield f"{s.place}: nothing uses {short}.{s.parameter}: no value in this configuration refers to @{short}"
+        elif s.scope and s.scope not in scopes:
+            yield f"{s.place}: nothing uses {s.scope}/{short}.{s.parameter}{_suggest(s.scope, scopes)}"
         elif problem := _type_problem(s):
-            yield f"{s.place}: {short}.{s.parameter} {problem}"
+            yield f"{s.place}: {f'{s.scope}/' if s.scope else ''}{short}.{s.parameter} {problem}"
     for macro in sorted(macros - defined):
         yield (
             f"macro {macro} is used but set nowhere: set it in a gin file or with --gin_param='{macro}=VALUE'"
             + _suggest(macro, defined)
         )
-    for selector in sorted(called):
+    for scope, selector in sorted(called):
         for parameter in inspect.signature(_configurable(selector).wrapped).parameters.values():
-            if parameter.default is parameter.empty and ("", selector, parameter.name) not in _bindings:
-                name = f"{_short(selector)}.{parameter.name}"
+            bound = any((each, selector, parameter.name) in _bindings for each in ("", scope))
+            if parameter.default is parameter.empty and not bound:
+                name = f"{f'{scope}/' if scope else ''}{_short(selector)}.{parameter.name}"
                 yield f"{name} must be set: in a gin file or with --gin_param='{name}=VALUE'"
 
 
-def _reachable(roots: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
-    """What the roots refer to, directly or not: names of macros, selectors of configurables, and of these the ones
-    that gin itself calls, with nothing but its bindings."""
+def _reachable(roots: Sequence[str]) -> tuple[set[str], set[str], set[tuple[str, str]]]:
+    """What the roots refer to, directly or not: names of macros, selectors of configurables, and (scope, selector) of
+    those that gin itself calls, with nothing but its bindings."""
     pending = [_configurable(root).selector for root in roots]
     macros: set[str] = set()
     configurables: set[str] = set()
-    called: set[str] = set()
+    called: set[tuple[str, str]] = set()
     while pending:
         selector = pending.pop()
         configurables.add(selector)
@@ -246,7 +251,7 @@ def _reachable(roots: Sequence[str]) -> tuple[set[str], set[str], set[str]]:
                     macros.add(scope)
                     values.append(_macro_value(scope))
                 elif target not in (_MACRO, _CONSTANT):
-                    called |= {target} if reference.evaluate else set()
+                    called |= {(scope, target)} if reference.evaluate else set()
                     pending += [] if target in configurables else [target]
     return macros, configurables, called
 

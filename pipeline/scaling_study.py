@@ -1,6 +1,8 @@
 """A scaling study: plan a run, run the study, fit its laws, plot its figures.
 
 python pipeline/scaling_study.py plan --core_hours=5000 [--images=N] [--study=DIR]
+python pipeline/scaling_study.py cost --gin_file=gin/study/jft.gin
+python pipeline/scaling_study.py estimate --gin_file=gin/study/demo.gin [--topology=v4:2x2x1]
 python pipeline/scaling_study.py run --gin_file=gin/study/demo.gin [--print_commands]
 python pipeline/scaling_study.py fit --study=DIR [--unit=core_hours|flops|seconds]
 python pipeline/scaling_study.py plot --study=DIR [--unit=...] [--output_dir=DIR/figures]
@@ -16,7 +18,8 @@ import argparse
 from pipeline import configure
 from pipeline.model import speeds
 from pipeline.study import StudyError, planner, run_files, search, sweep
-from pipeline.study.analysis import Analysis, analyse, describe, write
+from pipeline.study.analysis import Analysis, analyse_families, describe, write
+from pipeline.study.family import Family
 from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
 
@@ -39,7 +42,7 @@ def plan(arguments: argparse.Namespace) -> None:
     given = {CORE_HOURS: arguments.core_hours, FLOPS: arguments.flops, SECONDS: arguments.seconds}
     unit, budget = next((unit, budget) for unit, budget in given.items() if budget is not None)
     if arguments.study:
-        result = planner.from_study(budget, unit, run_files.read(arguments.study), arguments.images)
+        result = planner.from_study(budget, unit, run_files.read(arguments.study), arguments.images, arguments.family)
     elif unit == CORE_HOURS:
         result = planner.from_paper(budget, arguments.images or speeds.STUDY_IMAGES)
     else:
@@ -66,27 +69,49 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={FLOPS}")
 
 
-def fit(arguments: argparse.Namespace) -> Analysis:
-    """Fits and prints the laws of a study."""
-    analysis = analyse(run_files.read(arguments.study), arguments.unit)
-    print(describe(analysis))
-    print(f"Written to {write(analysis, arguments.study)}")
-    return analysis
+def cost(arguments: argparse.Namespace) -> None:
+    """Prints what a study costs, before it is run."""
+    study = load(arguments.gin_file, arguments.gin_param)
+    from pipeline import study_cost
+
+    print(study_cost.describe(study))
+
+
+def estimate(arguments: argparse.Namespace) -> None:
+    """Asks the TPU's compiler how fast the models of a study train."""
+    study = load(arguments.gin_file, arguments.gin_param)
+    from pipeline import study_cost
+    from pipeline.tpu import compiler
+
+    compiler.end_with_its_processes()
+    print(f"Written to {study_cost.estimate(study, arguments.topology, arguments.replica_batch)}")
+
+
+def fit(arguments: argparse.Namespace) -> list[Analysis]:
+    """Fits and prints the laws of a study; returns those of each family that can be fitted."""
+    study = analyse_families(run_files.read(arguments.study), arguments.unit)
+    several = len(study.families) + len(study.left_out) > 1
+    for name, reason in study.left_out.items():
+        print(f"{name} is left out: {reason}")
+    for name, analysis in study.families.items():
+        print(describe(analysis))
+        print(f"Written to {write(analysis, arguments.study, f'_{name}' if several else '')}")
+    return list(study.families.values())
 
 
 def plot(arguments: argparse.Namespace) -> None:
     """Fits, and draws the figures."""
     from pipeline.study import figures  # Matplotlib takes a second
 
-    analysis = fit(arguments)
+    analyses = fit(arguments)
     directory = arguments.output_dir or os.path.join(arguments.study, "figures")
-    for path in figures.draw(run_files.read(arguments.study), analysis, directory):
+    for path in figures.draw(run_files.read(arguments.study), analyses, directory):
         print(f"{path} (and .svg, .csv)")
 
 
 def load(gin_files: list[str], gin_params: list[str]) -> search.Study:
     """The study that gin files and bindings over them describe."""
-    configure.register({"Study": search.Study, "scaling_study": scaling_study})
+    configure.register({"Study": search.Study, "Family": Family, "scaling_study": scaling_study})
     configure.load(gin_files, gin_params, entry="scaling_study", tasks=())
     return configure.get("scaling_study")()
 
@@ -107,13 +132,23 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--seconds", type=float, help="seconds of one pre-training, as the study's; needs --study")
     one.add_argument("--images", type=float, help="in an epoch; the study's, or the paper's 4e9, if not given")
     one.add_argument("--study", help="folder of a study whose laws to use instead of the paper's rules")
+    one.add_argument("--family", help="of the study, where it has several")
     one.set_defaults(action=plan)
 
-    one = actions.add_parser("run", help="run what is missing of a study")
-    one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
-    one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
-    one.add_argument("--print_commands", action="store_true", help="print a command a run for a scheduler instead")
-    one.set_defaults(action=run)
+    for action, text in (
+        (cost, "what a study takes, before it is run"),
+        (estimate, "core-hours of its models, by the TPU's compiler"),
+        (run, "run what is missing of a study"),
+    ):
+        one = actions.add_parser(action.__name__, help=text)
+        one.add_argument("--gin_file", action="append", required=True, help="may be repeated, later ones win")
+        one.add_argument("--gin_param", action="append", default=[], help="NAME=VALUE over the files; may be repeated")
+        if action is estimate:
+            one.add_argument("--topology", default="v4:2x2x1", help="kind and shape of a slice")
+            one.add_argument("--replica_batch", type=int, help="images per core; the global batch, 64 at most")
+        if action is run:
+            one.add_argument("--print_commands", action="store_true", help="print a command a run for a scheduler")
+        one.set_defaults(action=action)
 
     for name, action, text in (("fit", fit, "fit the laws"), ("plot", plot, "fit the laws and draw the figures")):
         one = actions.add_parser(name, help=text)

@@ -106,6 +106,17 @@ def test_a_parameter_without_value_is_named(tmp_path):
         load(tmp_path, BASE.replace("Meal.guests = 4", ""))
 
 
+def test_scopes_hold_values_for_several_of_a_kind(tmp_path):
+    lunch = BASE.replace("@Meal()", "@lunch/Meal()").replace("Meal.dish", "lunch/Meal.dish")
+    assert load(tmp_path, lunch) == (Meal("soup", 4), "round")
+    with pytest.raises(configure.ConfigurationError, match=r"nothing uses lanch/Meal\.salt; did you mean lunch"):
+        load(tmp_path, lunch + "lanch/Meal.salt = 2.0")
+    with pytest.raises(configure.ConfigurationError, match=r"lunch/Meal\.guests must be set"):
+        load(tmp_path, lunch.replace("Meal.guests = 4", ""))
+    with pytest.raises(configure.ConfigurationError, match=r"lunch/Meal\.dish must be str"):
+        load(tmp_path, lunch.replace("%DISH", "4").replace('DISH = "soup"', ""))
+
+
 def test_a_mistake_in_a_param_names_the_param(tmp_path):
     with pytest.raises(configure.ConfigurationError, match=r"--gin_param number 2:1: Meal.guests must be int"):
         load(tmp_path, BASE, "Meal.salt=1", "Meal.guests='x'")

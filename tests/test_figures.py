@@ -13,8 +13,8 @@ from scipy import stats
 
 from pipeline.model import speeds
 from pipeline.study import StudyError, figures
-from pipeline.study.analysis import Analysis, analyse, ranks
-from pipeline.study.run_files import CORE_HOURS, DIVERGED_FILE, Run, Trial, read
+from pipeline.study.analysis import Analysis, analyse, analyse_families, ranks
+from pipeline.study.run_files import CORE_HOURS, DIVERGED_FILE, FLOPS, Run, Trial, read
 from tests import simulated_studies
 
 
@@ -38,7 +38,7 @@ def drawn(tmp_path_factory) -> Drawn:
     runs = read(str(folder))
     analysis = analyse(runs, CORE_HOURS)
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        paths = figures.draw(runs, analysis, str(folder / "figures"))
+        paths = figures.draw(runs, [analysis], str(folder / "figures"))
     return Drawn(runs, analysis, folder / "figures", paths, output.getvalue())
 
 
@@ -93,7 +93,7 @@ def test_data_of_the_other_figures(drawn):
 
 
 def test_models_differ_in_more_than_colour(drawn):
-    styles = figures._styles(drawn.analysis).values()
+    styles = figures._styles([drawn.analysis]).values()
     assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 6
 
 
@@ -108,3 +108,20 @@ def test_ranks_need_three_checkpoints(tmp_path):
 def test_diverged_finetunings_are_counted(drawn):
     assert "1 fine-tunings of imagenet diverged and are in none of its figures." in drawn.output
     assert len(rows(drawn.folder / "ranks_imagenet.csv")) == 6 * 6 * 2 - 1
+
+
+def test_figures_of_two_families(tmp_path):
+    """One of both, and each family's own; of one colour and line each."""
+    simulated_studies.write_two_families(tmp_path, 2.0, ("F0", "F1", "F3"), epochs=(0.5, 1, 2), rates=(1.6,), task="t")
+    runs = read(str(tmp_path))
+    analyses = list(analyse_families(runs, FLOPS).families.values())
+    names = {pathlib.Path(path).stem for path in figures.draw(runs, analyses, str(tmp_path / "figures"))}
+    own = {f"{name}_{family}" for name in ("loss", "learning_rate") for family in ("NFNet", "ViT")}
+    assert names == {"families", "transfer_t", "ranks_t", *own}
+    table = rows(tmp_path / "figures" / "families.csv")
+    assert {(row["family"], row["variant"][:3]) for row in table} == {
+        ("NFNet", row["variant"][:3]) for row in table[:9]
+    } | {("ViT", "vit")}
+    styles = figures._styles(analyses)
+    assert len({style["color"] for style in styles.values()}) == 2
+    assert styles["F0"]["linestyle"] != styles["vit_F0"]["linestyle"]

@@ -100,6 +100,23 @@ def test_a_convolutional_backbone_takes_any_resolution():
     assert model(tf.zeros([1, 32, 32, 3])).shape == model(tf.zeros([1, 48, 40, 3])).shape == (1, 5)
 
 
+def test_a_transformer_of_its_own_size_is_the_gardens():
+    size = {"hidden_size": 384, "patch_size": 16, "transformer": {"mlp_dim": 1536, "num_heads": 6, "num_layers": 12}}
+    ours = garden.create("vit", 5, image_size=64, settings=size)
+    theirs = garden.create("vit", 5, image_size=64, settings={"model_name": "vit-s16"})
+    shapes = [[tuple(variable.shape) for variable in weights.named(model).values()] for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    assert graph_cost.multiply_adds(ours, 64) == graph_cost.multiply_adds(theirs, 64)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_the_small_forms_build(family):
+    params = ["EPOCHS=1", "GLOBAL_BATCH=64", "TRAIN_SIZE=24", "EVAL_SIZE=24", "Experiment.num_classes=5", "DATA_DIR=''"]
+    setup = registry.configured(["gin/run/pretrain.gin", f"gin/model/{family}_pico.gin"], params)
+    with tf.Graph().as_default():
+        assert setup.create_model(5)(tf.zeros([2, 24, 24, 3])).shape == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("backbone", "settings", "billions"),
     [("vit", {"model_name": "vit-s16"}, 4.6), ("resnet", {"model_id": 50}, 4.09), ("efficientnet", {}, 0.39)],
@@ -114,6 +131,10 @@ def test_multiply_adds_are_the_published_ones(backbone, settings, billions):
     [
         ({"backbone": "alexnet"}, "Unknown backbone 'alexnet'; the Garden has .*maxvit.*vit"),
         ({"backbone": "vit"}, "'vit' works at one resolution: set image_size"),
+        (
+            {"backbone": "vit", "settings": {"model_name": "vit-s16", "patch_size": 8}, "image_size": 24},
+            "either a model",
+        ),
         ({"backbone": "resnet", "settings": {"depth": 3}}, "has no setting depth; it has .*model_id"),
     ],
 )

@@ -41,6 +41,39 @@ def test_length_and_rate_of_finetuning_belong_to_its_recipe(tmp_path):
         recipe.check_same(run_files.read(str(tmp_path)))
 
 
+def test_families_have_recipes_of_their_own_and_share_records_and_loss(tmp_path):
+    simulated_studies.write_two_families(tmp_path, 2.0, ("F0", "F1"))
+    recipe.check_same(run_files.read(str(tmp_path)))
+    vit = Trial("vit_F1", 1.0, 1.6, family=simulated_studies.VIT)
+    simulated_studies.write_run(tmp_path, vit, digest="another")
+    with pytest.raises(StudyError, match=r"F0_e0\.25.*vit_F1_e1_.*training or evaluation records"):
+        recipe.check_same(run_files.read(str(tmp_path)))
+    folder = pathlib.Path(simulated_studies.write_run(tmp_path, vit))
+    summary = json.loads((folder / "run.json").read_text())
+    for name, wrong, message in (
+        ("Experiment.loss", "'sigmoid'", r"F0_e0\.25.*vit_F1_e1_.*Experiment\.loss: not set in the first, 'sigmoid'"),
+        ("adamw.weight_decay", "0.1", r"vit_F0_e0\.25.*vit_F1_e1_.*adamw\.weight_decay: 0\.05 in the first, 0\.1"),
+        ("garden.settings", "'other'", r"vit_F1_e0\.25.*vit_F1_e1_.*garden\.settings: 'vit_F1' in the first, 'other'"),
+    ):
+        bindings = {**summary["bindings"], name: wrong}
+        (folder / "run.json").write_text(json.dumps({**summary, "bindings": bindings}))
+        with pytest.raises(StudyError, match=rf"(?s){message}"):
+            recipe.check_same(run_files.read(str(tmp_path)))
+
+
+def test_core_hours_of_another_family_are_those_of_the_studys_own_estimate(tmp_path):
+    trial = Trial("vit_F0", 1.0, 1.6, family=simulated_studies.VIT)
+    simulated_studies.write_run(tmp_path, trial, images=3.6e6)
+    (run,) = run_files.read(str(tmp_path))
+    with pytest.raises(StudyError, match=r"vit_F0 in core_hours is unknown.*vit, which is no NFNet.*--unit=flops"):
+        run.compute("core_hours")
+    row = {"images_per_second_per_core": 50.0, "gradient_passes": 2, "replica_batch": 32, "date": "2026-11-22"}
+    row |= {"topology": "v4:2x2x1", "versions": {"libtpu": "1.2"}}
+    (tmp_path / run_files.SPEEDS_FILE).write_text(json.dumps({"models": {"vit_F0": row}}))
+    (run,) = run_files.read(str(tmp_path))
+    assert run.compute("core_hours") == pytest.approx(10)  # 3.6M images at 100 a second
+
+
 def test_what_a_study_varies_is_no_recipe(tmp_path):
     """Variant, budget, learning rate, seed, checkpoint and the records' folder differ between these runs."""
     simulated_studies.write(tmp_path, variants=("F0", "F1"), task="t")

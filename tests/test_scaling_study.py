@@ -74,6 +74,33 @@ def test_what_cannot_be_fitted_is_refused(tmp_path, capsys, options, message, co
     assert not (tmp_path / "law.json").exists()
 
 
+def test_a_family_that_cannot_be_fitted_is_named_and_in_no_figure(tmp_path, capsys):
+    simulated_studies.write(tmp_path)
+    simulated_studies.write_run(tmp_path, Trial("vit_F0", 1.0, 1.6, family=simulated_studies.VIT))
+    assert scaling_study.main(["plot", f"--study={tmp_path}"]) == 0
+    output = capsys.readouterr().out
+    assert "ViT is left out: The cost of vit_F0 in core_hours is unknown" in output
+    assert scaling_study.main(["plot", f"--study={tmp_path}", "--unit=flops"]) == 0
+    output = capsys.readouterr().out
+    assert "ViT is left out: A law needs at least 4 pairs of model and epoch budget with a finished run" in output
+    assert "vit" not in (tmp_path / "figures" / "loss.csv").read_text()
+    assert (tmp_path / "law_NFNet.json").exists() and not (tmp_path / "law_ViT.json").exists()
+    words = ["plan", "--flops=1e22", f"--study={tmp_path}"]
+    assert scaling_study.main(words) == 1
+    assert "has the families NFNet, ViT: choose one with --family" in capsys.readouterr().err
+    assert scaling_study.main([*words, "--family=ViT"]) == 1
+    assert "ViT cannot be fitted" in capsys.readouterr().err
+    assert scaling_study.main([*words, "--family=NFNet"]) == 0
+
+
+def test_a_plan_for_another_family_takes_its_own_configuration(tmp_path, capsys):
+    simulated_studies.write_two_families(tmp_path, 2.0)
+    assert scaling_study.main(["plan", "--flops=1e22", f"--study={tmp_path}", "--family=ViT"]) == 0
+    output = capsys.readouterr().out
+    assert "ViT, vit_F" in output and f"--gin_file={tmp_path}/pretrain/vit_F" in output
+    assert "nfnet.variant" not in output
+
+
 def test_mixed_data_are_refused(tmp_path, capsys):
     study = simulated_studies.write(tmp_path)
     simulated_studies.write_run(study, Trial("F0", 1.0, 3.2), digest="other")
@@ -105,6 +132,34 @@ def test_plan_without_a_study_in_another_unit_is_refused(capsys):
 def test_a_study_that_does_not_exist(capsys):
     assert scaling_study.main(["fit", "--study=nowhere"]) == 1
     assert "No study in 'nowhere'" in capsys.readouterr().err
+
+
+def test_a_study_of_families_is_configured(tmp_path):
+    (tmp_path / "study.gin").write_text(
+        """
+scaling_study.study = @Study()
+Study.directory = "runs/compare"
+Study.epochs = (1.0, 2.0)
+Study.families = (@nfnet/Family(), @vit/Family())
+
+nfnet/Family.name = "NFNet"
+nfnet/Family.models = ("pico", "nano")
+nfnet/Family.learning_rates = (0.4, 0.2)
+nfnet/Family.pretrain_file = "gin/study/demo_pretrain.gin"
+
+vit/Family.name = "ViT"
+vit/Family.models = ("gin/model/vit_pico.gin", "gin/model/vit_nano.gin")
+vit/Family.learning_rates = (0.002, 0.001)
+vit/Family.pretrain_file = "gin/vit_demo.gin"
+"""
+    )
+    study = scaling_study.load([str(tmp_path / "study.gin")], [])
+    assert [(family.name, family.variants) for family in study.members] == [
+        ("NFNet", ["pico", "nano"]),
+        ("ViT", ["vit_pico", "vit_nano"]),
+    ]
+    with pytest.raises(configure.ConfigurationError, match=r"vit/Family\.pretrain_file must be str"):
+        scaling_study.load([str(tmp_path / "study.gin")], ["vit/Family.pretrain_file=3"])
 
 
 def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from pipeline.study import search, sweep
+from pipeline.study.family import Family
 from pipeline.study.run_files import DIVERGED, FINISHED, Run, Trial
 
 
@@ -19,6 +20,16 @@ def study(**changes) -> search.Study:
         **changes,
     }
     return search.Study(**settings)
+
+
+VIT = {"models": ("gin/model/vit_pico.gin", "gin/model/vit_nano.gin"), "learning_rates": (0.002, 0.001)}
+
+
+def two_families(**changes) -> search.Study:
+    """NFNets with a grid around 1, and ViTs with one around 0.001."""
+    nfnets = Family("NFNet", ("nano", "tiny"), (1.0, 0.5), "nfnet/pretrain.gin", ("nfnet/tune.gin",))
+    vits = Family("ViT", pretrain_file="vit/pretrain.gin", finetune_files=("vit/tune.gin",), **VIT)
+    return search.Study("study", (1.0, 2.0), (nfnets, vits), **changes)
 
 
 def finished(loss_of, trials):
@@ -104,6 +115,68 @@ def test_seeds_and_finetuning_follow_the_best(finetune, count):
     assert {trial.learning_rate for trial in again} == {0.5}
 
 
+def test_each_family_is_searched_from_its_own_grid():
+    best = {"NFNet": 0.25, "ViT": 0.004}
+    trials, states = simulate(two_families(), bowl(lambda trial: best[trial.family]))
+    for name, grid in (("NFNet", {1.0, 0.5}), ("ViT", {0.002, 0.001})):
+        first = [trial for trial in trials if trial.family == name and not trial.task]
+        assert {trial.learning_rate for trial in first[:2]} == grid
+        assert {trial.family for trial in trials if trial.variant == first[0].variant} == {name}
+    assert {states[cell].best for cell in states if cell[0].startswith("vit")} == {0.004}
+    assert {states[cell].best for cell in states if not cell[0].startswith("vit")} == {0.25}
+    assert sum(trial.task == "tune" for trial in trials) == 8
+    assert [cell[0] for cell in states] == ["nano"] * 2 + ["tiny"] * 2 + ["vit_pico"] * 2 + ["vit_nano"] * 2
+
+
+def test_the_smallest_model_of_a_family_has_no_neighbour_in_another():
+    settings = two_families()
+    assert settings.neighbour("vit_pico", 1.0) is None
+    assert settings.neighbour("vit_nano", 1.0) == ("vit_pico", 1.0)
+    # Both searches start at once.
+    first = list(search.next_trials(settings, []))
+    assert [(trial.variant, trial.learning_rate) for trial in first] == [
+        ("nano", 1.0), ("nano", 0.5), ("vit_pico", 0.002), ("vit_pico", 0.001)
+    ]  # fmt: skip
+
+
+def test_a_model_is_a_variant_or_a_gin_file_over_the_recipe():
+    nfnets, vits = two_families().members
+    assert nfnets.configuration("nano") == (["nfnet/pretrain.gin"], ['nfnet.variant="nano"'])
+    assert vits.configuration("vit_pico") == (["vit/pretrain.gin", "gin/model/vit_pico.gin"], [])
+    assert vits.configuration("vit_nano", "tune") == (["vit/tune.gin", "gin/model/vit_nano.gin"], [])
+
+
+def test_time_left_of_families():
+    """By FLOPs that finished runs report, where they cannot be counted beforehand."""
+    settings = two_families(max_extensions=0)
+    trials = [settings.trial((name, 1.0), rate, 0) for name, rate in (("nano", 1.0), ("vit_pico", 0.002))]
+    done = [dataclasses.replace(run, wall_seconds=10.0) for run in finished(bowl(lambda trial: 1), trials)]
+    for run in done:
+        run.summary["flops_per_image"] = 1e6
+    ahead = len(list(search.remaining(settings, done)))
+    assert 10 * ahead <= sweep.seconds_left(settings, done) <= 60 * ahead
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": ("nano",)}, "Set either Study.families, or Study.variants"),
+        ({"families": ()}, "Set either Study.families, or Study.variants"),
+        (
+            {"families": (Family("A", ("F0",), (1.0,), "a.gin"), Family("B", ("F0",), (1.0,), "b.gin"))},
+            "distinct names",
+        ),
+        (
+            {"families": (Family("A", ("F0",), (1.0,), "a.gin"), Family("A", ("F1",), (1.0,), "b.gin"))},
+            "distinct names",
+        ),
+    ],
+)
+def test_families_that_cannot_be_told_apart_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(two_families(), **changes)
+
+
 def test_what_remains_is_foreseen():
     settings = study(finetune_files=("gin/a.gin",))
     assert len(list(search.remaining(settings, []))) == 2 + 3 * 3 + 4
@@ -118,6 +191,10 @@ def test_what_remains_is_foreseen():
     ("changes", "message"),
     [
         ({"variants": ("nano", "huge")}, "Unknown variant 'huge'"),
+        ({"learning_rates": (1.0, -0.5)}, "must be positive"),
+        ({"variants": ()}, "The models of NFNet must be distinct, at least one"),
+        ({"variants": ("nano", "nano")}, "The models of NFNet must be distinct"),
+        ({"pretrain_file": ""}, "needs a name and a pretrain_file"),
         ({"learning_rates": (1.0, 0.4)}, r"spaced by factors of two, found \[0.4, 1.0\]"),
         ({"epochs": (1.0, 1.0)}, "Study.epochs must hold distinct values"),
         ({"epochs": (0.0,)}, "must be positive"),

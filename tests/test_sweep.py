@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.study import StudyError, execution, run_files, search, sweep
+from pipeline.study.family import Family
 from pipeline.study.run_files import Trial
 from tests import record_sets, simulated_studies
 
@@ -145,6 +146,24 @@ def test_an_interrupted_run_does_not_resume_with_another_recipe(here, monkeypatc
     with pytest.raises(StudyError, match="do not belong to one study"):
         run(study(here, params=("sgd.momentum=0.8",)))
     assert starts(folder) == 1 and (folder / "trial.json").read_text() == trial
+
+
+def test_families_run_with_their_own_recipes(here, tmp_path):
+    """A model is a variant, or a gin file after the recipe's."""
+    (tmp_path / "vit.gin").write_text(
+        "include 'gin/run/train.gin'\ninclude 'gin/run/adamw.gin'\nDATA_DIR = ''\nGLOBAL_BATCH = 32\nTRAIN_SIZE = 24\n"
+        "EVAL_SIZE = 24\nWARMUP_EPOCHS = 0\n"
+    )
+    nfnets = Family("NFNet", ("nano",), (0.5,), "gin/study/demo_pretrain.gin")
+    vits = Family("ViT", ("gin/model/vit_pico.gin",), (0.5,), str(tmp_path / "vit.gin"))
+    done = run(search.Study(str(here), (1.0,), (nfnets, vits)))
+    assert {(one.trial.family, one.trial.variant, one.status) for one in done} == {
+        ("NFNet", "nano", "finished"),
+        ("ViT", "vit_pico", "finished"),
+    }
+    recipes = {one.trial.family: one.bindings for one in done}
+    assert recipes["ViT"]["garden.backbone"] == "'vit'" and recipes["ViT"]["adamw.weight_decay"] == "0.05"
+    assert recipes["NFNet"]["sgd.momentum"] == "0.9"
 
 
 def test_a_second_sweep_is_refused(here):

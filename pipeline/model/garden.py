@@ -46,7 +46,8 @@ def create(
       num_classes: length of the logits.
       image_size: resolution in pixels, the same in training and evaluation; 'vit' and 'maxvit' need it, convolutional
         networks take any where it is None.
-      settings: fields of the backbone's configuration, such as `{"model_name": "vit-s16"}`.
+      settings: fields of the backbone's configuration, such as `{"model_name": "vit-s16"}`. A 'vit' without a model
+        name takes its size from `hidden_size`, `patch_size` and `transformer`.
       target_device: see `classifier.py`; the Garden's operations are the same for all.
 
     Raises:
@@ -69,8 +70,23 @@ def create(
         raise ValueError(f"Backbone {backbone!r} has no setting {', '.join(unknown)}; it has {', '.join(fields)}.")
     chosen.get().override(dict(settings or {}))
     del target_device
+    own_size = backbone == "vit" and bool({"hidden_size", "patch_size", "transformer"} & set(settings or {}))
+    if own_size and "model_name" in (settings or {}):
+        raise ValueError("A 'vit' has either a model_name or a size of its own (hidden_size, patch_size, transformer).")
     # Keras numbers layers through a process; what checkpoints call them must not depend on models created before.
     tf_keras.backend.reset_uids()
     shape = [None, image_size, image_size, 3]
-    network = factory.build_backbone(tf_keras.layers.InputSpec(shape=shape), chosen, common.NormActivation())
+    specs = tf_keras.layers.InputSpec(shape=shape)
+    if own_size:
+        network = _vision_transformer(chosen.get().as_dict(), specs)
+    else:
+        network = factory.build_backbone(specs, chosen, common.NormActivation())
     return classifier.Classifier(Trunk(backbone, network, image_size), num_classes, name=f"garden_{backbone}")
+
+
+def _vision_transformer(fields: dict, specs: tf_keras.layers.InputSpec) -> tf_keras.Model:
+    """A transformer of the size that `fields` give; the Garden's factory builds those of its table alone."""
+    from official.vision.modeling.backbones import vit
+
+    fields = {name: value for name, value in fields.items() if name != "model_name"}
+    return vit.VisionTransformer(input_specs=specs, **fields.pop("transformer"), **fields)

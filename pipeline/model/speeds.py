@@ -5,7 +5,7 @@ import json
 import math
 import os
 
-from pipeline.model import cost
+from pipeline.model import cost, variants
 
 RESOLUTION, CLASSES = 224, 30_000  # of the study's pre-training
 FINETUNING_RESOLUTION, FINETUNING_CLASSES = 384, 1000
@@ -39,7 +39,8 @@ def read_table(path: str, section: str = "variants") -> dict[str, Speed]:
 
     Args:
       path: of the file.
-      section: 'variants' for pre-training at 224 pixels, 'finetuning' for fine-tuning at 384.
+      section: 'variants' for pre-training at 224 pixels, 'finetuning' for fine-tuning at 384, 'models' for those of a
+        study.
     """
     if not os.path.exists(path):
         return {}
@@ -91,8 +92,14 @@ def speed(variant: str, flops_per_image: float | None = None) -> Speed:
       flops_per_image: of a forward and a backward pass; at 224 pixels and 30k classes where None.
 
     Raises:
-      UnknownSpeedError: the variant has no entry, and the FLOPs are outside the range of the entries.
+      UnknownSpeedError: the variant has no entry, and the FLOPs are outside the range of the entries; or it is of
+        another family, whose speed does not follow from NFNets'.
     """
+    if variant not in variants.VARIANTS:
+        raise UnknownSpeedError(
+            f"No cost in TPU-v4 core-hours is known for {variant}, which is no NFNet: estimate the models of the study "
+            "with `scaling_study.py estimate`, or use --unit=flops or --unit=seconds."
+        )
     work = training_flops(variant) if flops_per_image is None else flops_per_image
     if entries := _entries(variant):
         nearest = min(entries, key=lambda flops: abs(math.log(flops / work)))
@@ -115,7 +122,7 @@ def _interpolated(variant: str, work: float) -> Speed:
         raise UnknownSpeedError(
             f"No cost in TPU-v4 core-hours is known for {variant} at {work:.3g} FLOPs an image: speeds are known from "
             f"{entries[0][0]:.3g} ({entries[0][2]}) to {entries[-1][0]:.3g} ({entries[-1][2]}). Use --unit=flops or "
-            "--unit=seconds, or add the variant to tools/tpu_table.py and run `make tpu-table`."
+            "--unit=seconds, or estimate the models of the study with `scaling_study.py estimate`."
         )
     upper = next((i for i in range(1, len(entries)) if work <= entries[i][0]), len(entries) - 1)
     (low, slow, low_name), (high, fast, high_name) = entries[upper - 1], entries[upper]

@@ -15,7 +15,6 @@ from pipeline.study import StudyError, law, recipe
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, UNITS, Run
 
 Result = TypeVar("Result")
-LAW_FILE = "law.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """A study's laws.
+    """The laws of one family of a study.
 
     Attributes:
+      family: its name.
       unit: of compute.
       cells: every variant and epoch budget at its best learning rate, by rising compute.
       compute: of each cell, float64 [cells].
@@ -59,6 +59,7 @@ class Analysis:
       diverged, unfinished: how many pre-trainings were left out.
     """
 
+    family: str
     unit: str
     cells: tuple[Cell, ...]
     compute: np.ndarray
@@ -81,8 +82,47 @@ class Analysis:
         return float(np.ptp(np.log10(self.compute[self.frontier])))
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyAnalysis:
+    """The laws of all families of a study.
+
+    Attributes:
+      families: those that can be fitted, by name.
+      left_out: name of every other family to the reason.
+    """
+
+    families: dict[str, Analysis]
+    left_out: dict[str, str]
+
+    def choose(self, family: str | None) -> Analysis:
+        """The analysis of a family by its name, or of the only one where None; a StudyError where there is no such."""
+        if family in self.left_out:
+            raise StudyError(f"{family} cannot be fitted: {self.left_out[family]}")
+        names = [*self.families, *self.left_out]
+        if (family is None and len(names) > 1) or (family is not None and family not in names):
+            raise StudyError(f"The study has the families {', '.join(names)}: choose one with --family=NAME.")
+        return self.families[family or names[0]]
+
+
+def analyse_families(runs: Sequence[Run], unit: str) -> StudyAnalysis:
+    """Fits the laws of each family of a study.
+
+    Raises:
+      StudyError: data or recipes are mixed, or no family can be fitted.
+    """
+    recipe.check_same(run for run in runs if run.status != UNFINISHED)
+    names = list(dict.fromkeys(run.trial.family for run in sorted(runs, key=lambda run: run.trial.family)))
+    results = {name: _or_reason(analyse, [run for run in runs if run.trial.family == name], unit) for name in names}
+    families = {name: result for name, result in results.items() if isinstance(result, Analysis)}
+    left_out = {name: result for name, result in results.items() if isinstance(result, str)}
+    if not families:
+        reasons = [f"{name}: {reason}" for name, reason in left_out.items()] if len(names) > 1 else left_out.values()
+        raise StudyError("\n".join(reasons))
+    return StudyAnalysis(families, left_out)
+
+
 def analyse(runs: Sequence[Run], unit: str) -> Analysis:
-    """Fits the laws of a study.
+    """Fits the laws of the runs of one family.
 
     Raises:
       StudyError: data or recipes are mixed, too few runs are finished, the frontier holds one model, or a run's cost
@@ -116,6 +156,7 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
     sizes = [cells[i].runs[0].summary["parameters"] for i in frontier]
     fits = {"line": law.fit_line, "saturating": law.fit_saturating}
     return Analysis(
+        family=runs[0].trial.family,
         unit=unit,
         cells=cells,
         compute=compute,
@@ -157,8 +198,8 @@ def describe(analysis: Analysis) -> str:
     models = len({analysis.cells[i].variant for i in analysis.frontier})
     line = analysis.line
     lines = [
-        f"{len(analysis.cells)} pairs of model and epoch budget; left out: {analysis.diverged} diverged and "
-        f"{analysis.unfinished} unfinished runs.",
+        f"{analysis.family}: {len(analysis.cells)} pairs of model and epoch budget; left out: {analysis.diverged} "
+        f"diverged and {analysis.unfinished} unfinished runs.",
         f"Frontier: {len(analysis.frontier)} points, {models} models, {analysis.decades:.2f} decades of compute "
         f"({UNITS[analysis.unit]}).",
         f"Line:       loss {line.text}, exponent {_interval(line.slope, line.slope_interval)} "
@@ -199,8 +240,8 @@ def describe(analysis: Analysis) -> str:
     return "\n".join(lines)
 
 
-def write(analysis: Analysis, directory: str) -> str:
-    """Writes the fitted laws as `law.json`; returns its path."""
+def write(analysis: Analysis, directory: str, suffix: str = "") -> str:
+    """Writes the fitted laws as `law.json`, its name followed by `suffix`; returns its path."""
 
     def values(item: law.Law | str) -> dict[str, object]:
         if isinstance(item, str):
@@ -221,6 +262,7 @@ def write(analysis: Analysis, directory: str) -> str:
         parts = {name: values(getattr(analysis.growth, name)) for name in ("size", "epochs", "quotient")}
         growth = {**parts, "agree": analysis.growth.agree}
     content = {
+        "family": analysis.family,
         "unit": analysis.unit,
         "level": law.LEVEL,
         "frontier": frontier,
@@ -234,7 +276,7 @@ def write(analysis: Analysis, directory: str) -> str:
         "diverged": analysis.diverged,
         "unfinished": analysis.unfinished,
     }
-    path = os.path.join(directory, LAW_FILE)
+    path = os.path.join(directory, f"law{suffix}.json")
     files.write_atomically(path, json.dumps(content, indent=1))
     return path
 

@@ -1,6 +1,7 @@
 """The study's figures, each as PNG, SVG and the CSV behind it.
 
-Models differ in colour, marker and line style at once, so that they can be distinguished in grey and when colour-blind.
+Models differ in colour, marker and line style at once, so that they can be distinguished in grey and when colour-blind;
+of several families, each has one colour and line style.
 """
 
 import csv
@@ -15,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from pipeline.figure_style import STYLE
-from pipeline.study import StudyError
+from pipeline.study import StudyError, law
 from pipeline.study.analysis import Analysis, ranks
 from pipeline.study.law import LEVEL, Law
 from pipeline.study.run_files import CORE_HOURS, DIVERGED, FINISHED, UNITS, Run
@@ -43,20 +44,29 @@ REPORTED = (
 )
 
 
-def draw(runs: Sequence[Run], analysis: Analysis, directory: str) -> list[str]:
+def draw(runs: Sequence[Run], analyses: Sequence[Analysis], directory: str) -> list[str]:
     """Draws every figure for which there are runs into `directory`; returns the paths of the PNG files.
 
+    The figures of a family end in its name where there are several.
+
     Raises:
-      StudyError: a run's cost in the analysis' unit is unknown.
+      StudyError: a run's cost in the analyses' unit is unknown.
     """
     os.makedirs(directory, exist_ok=True)
-    styles = _styles(analysis)
+    styles = _styles(analyses)
+    runs = [run for run in runs if run.trial.family in {analysis.family for analysis in analyses}]
     with plt.rc_context(_RC):
-        paths = [_loss(analysis, styles, directory), _learning_rate(analysis, styles, directory)]
+        paths = []
+        for analysis in analyses:
+            own = {name: styles[name] for name in _variants(analysis)}
+            suffix = f"_{analysis.family}" if len(analyses) > 1 else ""
+            paths += [_loss(analysis, own, directory, suffix), _learning_rate(analysis, own, directory, suffix)]
+        if len(analyses) > 1:
+            paths.insert(0, _families(analyses, directory))
         for task in sorted({run.trial.task for run in runs if run.trial.task and run.status == FINISHED}):
             if lost := sum(run.trial.task == task and run.status == DIVERGED for run in runs):
                 print(f"{lost} fine-tunings of {task} diverged and are in none of its figures.")
-            paths.append(_transfer(runs, analysis, task, styles, directory))
+            paths.append(_transfer(runs, analyses, task, styles, directory))
             try:
                 ranked = ranks(runs, task)
             except StudyError as error:
@@ -66,7 +76,30 @@ def draw(runs: Sequence[Run], analysis: Analysis, directory: str) -> list[str]:
     return paths
 
 
-def _loss(analysis: Analysis, styles: dict, directory: str) -> str:
+def _families(analyses: Sequence[Analysis], directory: str) -> str:
+    """Held-out loss against compute: every family's runs, frontier and line."""
+    figure, axes = plt.subplots(figsize=(6.8, 4.4))
+    rows: list[tuple] = []
+    for place, analysis in enumerate(analyses):
+        colour, on = _COLOURS[place % len(_COLOURS)], analysis.frontier
+        marker = {"marker": _MARKERS[place % len(_MARKERS)], "color": colour, "lw": 0}
+        axes.plot(analysis.compute, analysis.loss, alpha=0.3, ms=4, **marker)
+        axes.plot(analysis.compute[on], analysis.loss[on], ms=6, label=analysis.family, **marker)
+        for i, cell in enumerate(analysis.cells):
+            values = (cell.variant, cell.epochs, cell.learning_rate, analysis.compute[i], cell.loss, int(i in on))
+            rows.append((analysis.family, *values))
+        reach = np.geomspace(analysis.compute[on].min(), analysis.compute[on].max(), 100)
+        predicted = analysis.line.predict(reach)
+        axes.plot(reach, predicted.value, _LINES[place % len(_LINES)], color=colour, lw=1.4)
+        axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.2, lw=0)
+    axes.set(xscale="log", yscale="log", xlabel=UNITS[analyses[0].unit], ylabel="held-out loss")
+    _plain_ticks(axes.yaxis)
+    axes.legend(fontsize=8, title=f"frontiers, lines with {LEVEL:.0%} bands", title_fontsize=8)
+    head = ("family", "variant", "epochs", "learning_rate", analyses[0].unit, "validation_loss", "on_frontier")
+    return _save(figure, directory, "families", head, rows)
+
+
+def _loss(analysis: Analysis, styles: dict, directory: str, suffix: str) -> str:
     """Held-out loss against compute by model (the paper's figure 2)."""
     figure, axes = plt.subplots(figsize=(8.6, 4.4))
     rows = []
@@ -100,12 +133,12 @@ def _loss(analysis: Analysis, styles: dict, directory: str) -> str:
     # Beside the axes: curves of loss may be anywhere in them.
     axes.legend(fontsize=8, title=f"bands: {LEVEL:.0%}", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     head = ("law", analysis.unit, "validation_loss", "law_low", "law_high", "new_run_low", "new_run_high")
-    _write_csv(os.path.join(directory, "loss_laws.csv"), head, laws)
+    _write_csv(os.path.join(directory, f"loss_laws{suffix}.csv"), head, laws)
     head = ("variant", "epochs", "learning_rate", "seeds", analysis.unit, "validation_loss", "on_frontier")
-    return _save(figure, directory, "loss", head, rows)
+    return _save(figure, directory, f"loss{suffix}", head, rows)
 
 
-def _learning_rate(analysis: Analysis, styles: dict, directory: str) -> str:
+def _learning_rate(analysis: Analysis, styles: dict, directory: str, suffix: str) -> str:
     """Best learning rate against epoch budget by model (the paper's figure 3)."""
     figure, axes = plt.subplots(figsize=(6.4, 4.4))
     rows = []
@@ -126,20 +159,21 @@ def _learning_rate(analysis: Analysis, styles: dict, directory: str) -> str:
     title = f"{len(at_edge)} of {len(analysis.cells)} are on the edge of what was tried" if at_edge else None
     axes.legend(fontsize=8, title=title, title_fontsize=8)
     head = ("variant", "epochs", "best_learning_rate", "edge", "lowest_tried", "highest_tried")
-    return _save(figure, directory, "learning_rate", head, rows)
+    return _save(figure, directory, f"learning_rate{suffix}", head, rows)
 
 
-def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, directory: str) -> str:
+def _transfer(runs: Sequence[Run], analyses: Sequence[Analysis], task: str, styles: dict, directory: str) -> str:
     """Fine-tuned top-1 error against compute of pre-training, beside reported numbers (the paper's figure 1)."""
     pretraining = {run.trial: run for run in runs if not run.trial.task and run.status == FINISHED}
     tuned = [run for run in runs if run.trial.task == task and run.status == FINISHED]
     tuned = [run for run in tuned if run.trial.pretraining in pretraining]
     rows: list[tuple] = []
+    unit, of_family = analyses[0].unit, {name: each.family for each in analyses for name in _variants(each)}
     for run in tuned:
-        compute = pretraining[run.trial.pretraining].compute(analysis.unit)
+        compute = pretraining[run.trial.pretraining].compute(unit)
         rows.append((run.trial.variant, run.trial.epochs, run.trial.learning_rate, run.trial.seed, compute, run.error))
     rows.sort(key=lambda row: (list(styles).index(row[0]) if row[0] in styles else len(styles), row[4]))
-    together = analysis.unit == CORE_HOURS
+    together = unit == CORE_HOURS
     figure, panels = plt.subplots(1, 1 if together else 2, figsize=(6.4 if together else 10, 4.4), squeeze=False)
     axes, beside = panels[0][0], panels[0][-1]
     for variant, style in styles.items():
@@ -149,10 +183,17 @@ def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, 
                 min((row for row in here if row[1] == epochs), key=lambda row: row[5])
                 for epochs in sorted({row[1] for row in here})
             ]
-            axes.plot(*np.array([row[4:] for row in best]).T, label=variant, **style)
+            line = {} if len(analyses) == 1 else {"linestyle": "none"}
+            axes.plot(*np.array([row[4:] for row in best]).T, label=variant, **{**style, **line})
             rest = {**style, "linestyle": "none", "alpha": 0.4, "ms": 4}
             axes.plot(*np.array([row[4:] for row in here]).T, **rest)
-    axes.set(xscale="log", yscale="log", xlabel=UNITS[analysis.unit], ylabel=f"top-1 error after {task}")
+    for analysis in analyses if len(analyses) > 1 else ():  # a curve for each family: what no cheaper run beats
+        here = [row for row in rows if of_family.get(row[0]) == analysis.family]
+        on = [here[i] for i in law.frontier([row[4] for row in here], [row[5] for row in here])]
+        if on:
+            line = {name: styles[on[0][0]][name] for name in ("color", "linestyle")}
+            axes.plot(*np.array([row[4:] for row in on]).T, lw=1.4, label=f"{analysis.family}: best", **line)
+    axes.set(xscale="log", yscale="log", xlabel=UNITS[unit], ylabel=f"top-1 error after {task}")
     for i, (name, compute, error) in enumerate(REPORTED):
         beside.plot(compute, error, _MARKERS[-1 - i], color="#7F7F7F", mfc="white", ms=8, lw=0, label=name)
     if not together:
@@ -168,7 +209,7 @@ def _transfer(runs: Sequence[Run], analysis: Analysis, task: str, styles: dict, 
     for panel in panels[0]:
         _plain_ticks(panel.yaxis, percent=True)
         panel.legend(fontsize=8, title="hollow: as reported" if together else None, title_fontsize=8)
-    head = ["model", "epochs", "learning_rate", "seed", analysis.unit, "top1_error"]
+    head = ["model", "epochs", "learning_rate", "seed", unit, "top1_error"]
     if not together:
         head.append(CORE_HOURS)
         rows = [(*row, "") for row in rows]
@@ -199,18 +240,26 @@ def _ranks(ranked: tuple, task: str, styles: dict, directory: str) -> str:
     return _save(figure, directory, f"ranks_{task}", head, rows)
 
 
-def _styles(analysis: Analysis) -> dict[str, dict]:
-    """Colour, marker and line of each variant, small models first."""
+def _variants(analysis: Analysis) -> list[str]:
+    """The models of a family, small ones first."""
     sizes = {cell.variant: cell.runs[0].summary["parameters"] for cell in analysis.cells}
+    return sorted(sizes, key=lambda variant: sizes[variant])
+
+
+def _styles(analyses: Sequence[Analysis]) -> dict[str, dict]:
+    """Colour, marker and line of each model; of several families, each has one colour and line."""
+    places = [(i, variant) for analysis in analyses for i, variant in enumerate(_variants(analysis))]
+    families = {variant: place for place, analysis in enumerate(analyses) for variant in _variants(analysis)}
     return {
         variant: {
-            "color": _COLOURS[i % len(_COLOURS)],
+            "color": _COLOURS[hue % len(_COLOURS)],
             "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _LINES[i % len(_LINES)],
+            "linestyle": _LINES[hue % len(_LINES)],
             "lw": 1.4,
             "ms": 5.5,
         }
-        for i, variant in enumerate(sorted(sizes, key=lambda variant: sizes[variant]))
+        for i, variant in places
+        for hue in [i if len(analyses) == 1 else families[variant]]
     }
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from pipeline.model import speeds, variants
 from pipeline.study import StudyError, law
-from pipeline.study.analysis import Analysis, Cell, analyse
-from pipeline.study.run_files import CONFIG_FILE, CORE_HOURS, Run
+from pipeline.study.analysis import Analysis, Cell, analyse_families
+from pipeline.study.run_files import CONFIG_FILE, CORE_HOURS, NFNET, Run
 
 ONE_EPOCH_CORE_HOURS = 5_000  # where the best budget of JFT-4B passes one epoch, as reported
 MIN_EPOCHS, MAX_EPOCHS = 0.25, 8.0  # what the paper studied
@@ -50,7 +50,9 @@ class Plan:
 
     Attributes:
       budget, unit: what was asked for.
+      family: of the model.
       choice, batch: the variant, its epochs, and the images of a step.
+      speed: of the model on a TPU-v4 core, None for a plan in another unit.
       best_epochs: what the rule calls best for this budget.
       learning_rates: to try, in order.
       prediction: held-out loss by each fitted law, name to (value, low, high); empty without a study.
@@ -60,7 +62,9 @@ class Plan:
 
     budget: float
     unit: str
+    family: str
     choice: Candidate
+    speed: speeds.Speed | None
     best_epochs: float
     learning_rates: tuple[float, ...]
     batch: int
@@ -95,19 +99,21 @@ def from_paper(core_hours: float, images: float = speeds.STUDY_IMAGES) -> Plan:
             f"{rates[0]:g} here is our guess."
         )
     command = _paper_command(choice, rates[0])
-    return Plan(core_hours, CORE_HOURS, choice, best, rates, BATCH, {}, tuple(remarks), command)
+    return Plan(core_hours, CORE_HOURS, NFNET, choice, _speed(choice), best, rates, BATCH, {}, tuple(remarks), command)
 
 
-def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | None = None) -> Plan:
+def from_study(
+    budget: float, unit: str, runs: Sequence[Run], images: float | None = None, family: str | None = None
+) -> Plan:
     """A plan by the laws of the study `runs`, for one run of pre-training that takes `budget` of `unit`.
 
-    An epoch has `images` images, as many as in the study where None.
+    An epoch has `images` images, as many as in the study where None. `family` may be None if the study has one.
 
     Raises:
       StudyError: the study cannot be fitted, its optimum does not grow, or its cost in `unit` is unknown.
     """
     _check(budget, unit)
-    analysis = analyse(runs, unit)
+    analysis = analyse_families(runs, unit).choose(family)
     if isinstance(analysis.growth, str):
         raise StudyError(f"The study does not say how the best epoch budget grows. {analysis.growth}")
     summary = analysis.cells[0].runs[0].summary
@@ -117,7 +123,7 @@ def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | No
     for cell in analysis.cells:
         run = cell.runs[0]
         compute_per_epoch[cell.variant] = run.compute(unit) / run.summary["examples_seen"] * images
-    if unit == CORE_HOURS:
+    if unit == CORE_HOURS and analysis.family == NFNET:
         compute_per_epoch = _core_hours_per_epoch(images) | compute_per_epoch
     best = float(analysis.growth.epochs.predict([budget]).value[0]) * own_images / images
     choice = _choose(budget, compute_per_epoch, best)
@@ -130,7 +136,8 @@ def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | No
         )
     if images != own_images:
         remarks.append("The study had another number of images; its law is taken to hold for the number seen.")
-    near = min(analysis.cells, key=lambda cell: _distance(cell, choice, analysis))
+    own = [cell for cell in analysis.cells if cell.variant == choice.variant] or analysis.cells
+    near = min(own, key=lambda cell: _distance(cell, choice, analysis))
     rates = (near.learning_rate, near.learning_rate / 2)
     remarks.append(f"Learning rates from the study's {near.variant}, {near.epochs:g} epochs: its best and half of it.")
     fits: dict[str, law.Law] = {"line": analysis.line}
@@ -139,7 +146,9 @@ def from_study(budget: float, unit: str, runs: Sequence[Run], images: float | No
     predictions = {name: _predicted(fit, choice.compute) for name, fit in fits.items()}
     command = _study_command(near.runs[0], choice, rates[0], on_tpu=unit == CORE_HOURS)
     batch = int(near.runs[0].bindings["Data.batch"])
-    return Plan(budget, unit, choice, best, rates, batch, predictions, tuple(remarks), command)
+    speed = (near.runs[0].tpu_speed or _speed(choice)) if unit == CORE_HOURS else None
+    family = analysis.family
+    return Plan(budget, unit, family, choice, speed, best, rates, batch, predictions, tuple(remarks), command)
 
 
 def describe(plan: Plan) -> str:
@@ -147,19 +156,18 @@ def describe(plan: Plan) -> str:
     choice, unit = plan.choice, plan.unit.replace("_", "-")
     lines = [
         f"Budget            {_number(plan.budget)} {unit} for one run of pre-training",
-        f"Model             NFNet-{choice.variant}",
+        f"Model             {plan.family}{'-' if plan.family == NFNET else ', '}{choice.variant}",
         f"Epochs            {choice.epochs:g}, {_number(choice.compute)} {unit} "
         f"(the rule calls {plan.best_epochs:.2g} best)",
         f"Learning rates    {' and '.join(f'{rate:g}' for rate in plan.learning_rates)}, a run each; where the lowest "
         "is the best, half of it too, and where the highest is, twice of it",
     ]
-    if plan.unit == CORE_HOURS:
+    if plan.speed:
         cores = slice_cores(choice, plan.batch)
         lines += [
             f"Batch             {plan.batch}, {plan.batch / cores:g} per core",
             f"Topology          TPU v4-{cores} ({TOPOLOGIES[cores]} chips), {choice.compute / cores:.3g} hours",
-            f"Speed             {speeds.speed(choice.variant).images_per_second:.3g} images/s per core, "
-            f"at 224 pixels and 30,000 classes, {speeds.speed(choice.variant).source}",
+            f"Speed             {plan.speed.images_per_second:.3g} images/s per core, {plan.speed.source}",
         ]
     else:
         lines.append("Batch, topology   those of the study")
@@ -234,7 +242,8 @@ def _paper_command(choice: Candidate, rate: float) -> tuple[str, ...]:
 
 def _study_command(run: Run, choice: Candidate, rate: float, on_tpu: bool) -> tuple[str, ...]:
     """The recipe of `run` with the chosen model, epochs and learning rate."""
-    bindings = [f'nfnet.variant="{choice.variant}"', f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}"]
+    model = [f'nfnet.variant="{choice.variant}"'] if "nfnet.variant" in run.bindings else []  # else it is the run's own
+    bindings = [*model, f"EPOCHS={choice.epochs:g}", f"LEARNING_RATE={rate:g}"]
     if on_tpu:
         bindings.append('Loop.strategy="tpu"')
     config = os.path.join(run.folder, CONFIG_FILE)
@@ -252,6 +261,13 @@ def _distance(cell: Cell, choice: Candidate, analysis: Analysis) -> float:
     size = sizes[0] if sizes else speeds.training_flops(choice.variant) / 3
     own = cell.runs[0].summary["flops_per_image"]
     return abs(math.log(own / size)) + abs(math.log(cell.epochs / choice.epochs))
+
+
+def _speed(choice: Candidate) -> speeds.Speed:
+    """Of an NFNet in the study's pre-training."""
+    known = speeds.speed(choice.variant)
+    where = f"at {speeds.RESOLUTION} pixels and {speeds.CLASSES:,} classes"
+    return dataclasses.replace(known, source=f"{where}, {known.source}")
 
 
 def _predicted(fit: law.Law, compute: float) -> tuple[float, float, float]:

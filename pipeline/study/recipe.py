@@ -6,33 +6,47 @@ from pipeline.study import StudyError
 from pipeline.study.run_files import Run
 
 # Bindings that a study sets for each run. Records are compared by content and not by folder.
-VARIED = frozenset({"nfnet.variant", "Experiment.seed", "Experiment.initial_checkpoint", "Data.directory"})
+VARIED = frozenset({"Experiment.seed", "Experiment.initial_checkpoint", "Data.directory"})
 VARIED_IN_PRETRAINING = VARIED | {"Experiment.epochs", "cosine.peak", "linear.peak", "constant.peak"}
+# Bindings that may differ between the models of a family, but not between two runs of one.
+OF_MODEL = frozenset({"nfnet.variant", "garden.settings"})
+# Bindings that decide what a loss measures: the same in all families, which have recipes of their own beside that.
+OF_LOSS = frozenset({"Experiment.loss", "Experiment.num_classes"})
 
 
 def check_same(runs: Iterable[Run]) -> None:
-    """Checks that all pre-trainings share records and recipe, and so do all fine-tunings of a task.
+    """Checks that the runs of a study may be compared.
+
+    The pre-trainings of a family share a recipe, and so do its fine-tunings on a task; a model is the same in all of
+    its runs; and all families share the records and the loss.
 
     Raises:
       StudyError: names two runs that differ, and in what.
     """
-    first: dict[str, Run] = {}
-    first_with_data: dict[str, Run] = {}
-    for run in runs:
-        task, other = run.trial.task, first.setdefault(run.trial.task, run)
-        if lines := differences(other, run):
+    first: dict[tuple, Run] = {}
+
+    def check(kind: tuple, run: Run, names: Iterable[str] | None = None) -> None:
+        other = first.setdefault(kind, run)
+        if lines := differences(other, run, names):
             raise StudyError(_mixed(other, run, "recipe:\n  " + "\n  ".join(lines)))
+
+    for run in runs:
+        trial = run.trial
+        check((trial.task, trial.family), run)
+        check((trial.task, trial.family, trial.variant), run, OF_MODEL)
+        check((trial.task,), run, OF_LOSS)
         if "data_digest" in run.summary:
-            other = first_with_data.setdefault(task, run)
+            other = first.setdefault((trial.task, "data"), run)
             if run.summary["data_digest"] != other.summary["data_digest"]:
                 raise StudyError(_mixed(other, run, "training or evaluation records: their data_digest differs."))
 
 
-def differences(first: Run, second: Run) -> list[str]:
-    """How the recipes of two runs of one task differ, a line for each binding."""
-    varied = VARIED if first.trial.task else VARIED_IN_PRETRAINING
-    names = sorted((first.bindings.keys() | second.bindings.keys()) - varied)
-    values = ((name, first.bindings.get(name, "not set"), second.bindings.get(name, "not set")) for name in names)
+def differences(first: Run, second: Run, names: Iterable[str] | None = None) -> list[str]:
+    """How the recipes of two runs of one task differ, a line for each binding; of `names` alone where given."""
+    ones, others = first.bindings, second.bindings
+    if names is None:
+        names = (ones.keys() | others.keys()) - (VARIED if first.trial.task else VARIED_IN_PRETRAINING) - OF_MODEL
+    values = ((name, ones.get(name, "not set"), others.get(name, "not set")) for name in sorted(names))
     return [f"{name}: {one} in the first, {other} in the second" for name, one, other in values if one != other]
 
 

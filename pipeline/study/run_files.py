@@ -16,8 +16,10 @@ from pipeline.study import StudyError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
 TRIAL_FILE, DIVERGED_FILE = "trial.json", "diverged.txt"
+SPEEDS_FILE = "tpu_v4_speeds.json"  # of a study: what the TPU's compiler estimates for its own models
 SUMMARY_FILE, CONFIG_FILE = "run.json", "config.gin"
 FINISHED, DIVERGED, UNFINISHED = "finished", "diverged", "unfinished"
+NFNET = "NFNet"  # the family of a study that names none
 CORE_HOURS, FLOPS, SECONDS = "core_hours", "flops", "seconds"
 UNITS = {
     CORE_HOURS: "TPU-v4 core-hours of pre-training",
@@ -31,6 +33,7 @@ class Trial:
     """One run of a study.
 
     Epochs and peak learning rate are those of pre-training; `task` is the fine-tuning task, '' for pre-training itself.
+    `variant` is the model's name, which one `family` of the study has.
     """
 
     variant: str
@@ -38,6 +41,7 @@ class Trial:
     learning_rate: float
     seed: int = 0
     task: str = ""
+    family: str = NFNET
 
     @property
     def name(self) -> str:
@@ -64,6 +68,7 @@ class Run:
       bindings: its resolved configuration, `configurable.parameter` to the value's text.
       summary: its run.json; empty unless it is finished.
       wall_seconds: that it took so far, with the start of its processes.
+      tpu_speed: of its model by the study's own estimate, None where it has none.
     """
 
     trial: Trial
@@ -72,6 +77,7 @@ class Run:
     bindings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     summary: Mapping = dataclasses.field(default_factory=dict)
     wall_seconds: float = 0.0
+    tpu_speed: speeds.Speed | None = None
 
     @property
     def loss(self) -> float:
@@ -102,13 +108,15 @@ class Run:
             flops = 3 * self.summary["flops_per_image"]
             if unit == FLOPS:
                 return flops * images * passes
+            if unit == CORE_HOURS and self.tpu_speed:
+                return passes * images / self.tpu_speed.images_per_second / 3600
             if unit == CORE_HOURS:
                 return speeds.core_hours(self.summary["variant"], images, flops, passes)
         except KeyError as error:
             path = os.path.join(self.folder, SUMMARY_FILE)
             raise StudyError(f"{path} lacks {error}, so its compute in {unit} is unknown: run it again.") from error
         except speeds.UnknownSpeedError as error:
-            raise StudyError(str(error)) from error
+            raise StudyError(f"The cost of {self.trial.variant} in {unit} is unknown. {error}") from error
         raise StudyError(f"Unknown unit {unit!r}; expected one of {', '.join(UNITS)}.")
 
 
@@ -127,7 +135,9 @@ def read(directory: str) -> list[Run]:
 
 def read_any(directory: str) -> list[Run]:
     """As `read`; empty where there is no run yet."""
+    estimates = speeds.read_table(os.path.join(directory, SPEEDS_FILE), "models")
     runs = [_read_run(folder) for folder, _, names in os.walk(directory) if TRIAL_FILE in names]
+    runs = [dataclasses.replace(run, tpu_speed=estimates.get(run.trial.variant)) for run in runs]
     return sorted(runs, key=lambda run: (run.trial.task, run.trial))
 
 

@@ -1,14 +1,14 @@
 """Which runs a study needs next: a pure function of its settings and of what has finished."""
 
 import dataclasses
-import itertools
+import functools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.model import cost, variants
+from pipeline.model import cost
 from pipeline.study import StudyError
-from pipeline.study.run_files import FINISHED, UNFINISHED, Run, Trial
+from pipeline.study.family import Family
+from pipeline.study.run_files import FINISHED, NFNET, UNFINISHED, Run, Trial
 
 TWO_TRIALS, GRID = "two_trials", "grid"
 BEST, ALL = "best", "all"
@@ -16,29 +16,29 @@ BEST, ALL = "best", "all"
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A scaling study.
+    """A scaling study: of `families`, or of NFNets alone, which `variants` and the settings after it describe.
 
     Attributes:
       directory: where its runs go.
-      variants: of the NFNet family.
-      epochs: budgets of pre-training.
-      learning_rates: the grid of a variant's and budget's first search, by factors of two.
-      pretrain_file: gin file of pre-training; the study sets nfnet.variant, EPOCHS, LEARNING_RATE and SEED over it.
-      finetune_files: gin file of each fine-tuning task; over it, nfnet.variant, INITIAL_CHECKPOINT and SEED are set.
+      epochs: budgets of pre-training, the same for all models.
+      families: what is compared, each with a recipe of its own; their models have distinct names.
+      variants: of NFNet, in any order; for a study of these alone.
+      learning_rates, pretrain_file, finetune_files: of `variants`; see `Family`.
       seeds: the first is used to find the learning rate, the others repeat the best.
       search: 'two_trials' starts from the neighbour's best learning rate and half of it, 'grid' from all of
         `learning_rates` in every cell; both continue where the best is on an edge of what was tried.
       max_extensions: how many learning rates may be added to those of the start.
       at_once: runs at the same time on this machine.
-      finetune: 'best' fine-tunes the best learning rate of each variant and budget, 'all' every pre-training.
+      finetune: 'best' fine-tunes the best learning rate of each model and budget, 'all' every pre-training.
       params: gin bindings over every file.
     """
 
     directory: str
-    variants: Sequence[str]
     epochs: Sequence[float]
-    learning_rates: Sequence[float]
-    pretrain_file: str
+    families: Sequence[Family] = ()
+    variants: Sequence[str] = ()
+    learning_rates: Sequence[float] = ()
+    pretrain_file: str = ""
     finetune_files: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
     search: str = TWO_TRIALS
@@ -48,42 +48,60 @@ class Study:
     params: Sequence[str] = ()
 
     def __post_init__(self):
-        for name in ("variants", "epochs", "learning_rates", "seeds"):
+        for name in ("epochs", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise StudyError(f"Study.{name} must hold distinct values, at least one; found {values}.")
-        for variant in self.variants:
-            variants.get(variant)  # raises for a variant that does not exist
-        if min(self.epochs) <= 0 or min(self.learning_rates) <= 0:
-            raise StudyError("Study.epochs and Study.learning_rates must be positive.")
+        if min(self.epochs) <= 0:
+            raise StudyError("Study.epochs must be positive.")
         if self.at_once < 1:
             raise StudyError(f"Study.at_once is {self.at_once}; expected 1 or more runs.")
-        rates = sorted(self.learning_rates)
-        if any(not math.isclose(2 * low, high) for low, high in itertools.pairwise(rates)):
-            raise StudyError(f"Study.learning_rates must be spaced by factors of two, found {rates}.")
         for name, options in (("search", (TWO_TRIALS, GRID)), ("finetune", (BEST, ALL))):
             if getattr(self, name) not in options:
                 raise StudyError(f"Study.{name} is {getattr(self, name)!r}; expected one of {options}.")
-        if len(set(self.tasks)) != len(self.finetune_files):
-            raise StudyError(f"Study.finetune_files must have distinct names, found {self.tasks}.")
+        given = bool(self.variants or self.learning_rates or self.pretrain_file or self.finetune_files)
+        if given == bool(self.families):
+            raise StudyError(
+                "Set either Study.families, or Study.variants, learning_rates and pretrain_file for a study of NFNets."
+            )
+        for what in ("name", "variants"):
+            values = [value for each in self.members for value in _listed(getattr(each, what))]
+            if len(set(values)) != len(values):
+                raise StudyError(f"The families of a study and their models must have distinct names, found {values}.")
 
-    @property
-    def tasks(self) -> dict[str, str]:
-        """Name of each fine-tuning task to its gin file."""
-        return {os.path.splitext(os.path.basename(file))[0]: file for file in self.finetune_files}
+    @functools.cached_property
+    def members(self) -> tuple[Family, ...]:
+        """The study's families, one or several."""
+        if self.families:
+            return tuple(self.families)
+        models = sorted(self.variants, key=lambda name: cost.multiply_adds(name, 224, 1))
+        return (Family(NFNET, models, self.learning_rates, self.pretrain_file, self.finetune_files),)
+
+    def family(self, variant: str) -> Family:
+        """The family that has a model."""
+        return next(each for each in self.members if variant in each.variants)
 
     @property
     def grid(self) -> list[tuple[str, float]]:
-        """All (variant, epochs), small models and budgets first."""
-        variants = sorted(self.variants, key=lambda variant: cost.multiply_adds(variant, 224, 1))
-        return [(variant, epochs) for variant in variants for epochs in sorted(self.epochs)]
+        """All (variant, epochs) by family, small models and budgets first."""
+        return [
+            (variant, epochs) for each in self.members for variant in each.variants for epochs in sorted(self.epochs)
+        ]
 
     def neighbour(self, variant: str, epochs: float) -> tuple[str, float] | None:
-        """The next smaller budget of the variant; for its smallest budget, that of the next smaller variant."""
+        """The next smaller budget of the model; for its smallest budget, that of the family's next smaller model."""
         budgets, place = len(self.epochs), self.grid.index((variant, epochs))
         if place % budgets:
             return self.grid[place - 1]
-        return self.grid[place - budgets] if place else None
+        return None if variant == self.family(variant).variants[0] else self.grid[place - budgets]
+
+    def trial(self, cell: tuple[str, float], learning_rate: float, seed: int, task: str = "") -> Trial:
+        """The trial of a (variant, epochs)."""
+        return Trial(*cell, learning_rate, seed, task, self.family(cell[0]).name)
+
+
+def _listed(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +125,10 @@ def next_trials(study: Study, runs: Sequence[Run]) -> dict[Trial, str]:
     reasons: dict[Trial, str] = {}
     for cell, search in searches(study, runs).items():
         for rate, reason in search.missing:
-            reasons[Trial(*cell, rate, study.seeds[0])] = reason
+            reasons[study.trial(cell, rate, study.seeds[0])] = reason
         if search.best is not None:
-            reasons |= {Trial(*cell, search.best, seed): "another seed" for seed in study.seeds[1:]}
-            reasons |= {trial: "fine-tuning" for trial in _finetunings(study, Trial(*cell, search.best), done)}
+            reasons |= {study.trial(cell, search.best, seed): "another seed" for seed in study.seeds[1:]}
+            reasons |= {trial: "fine-tuning" for trial in _finetunings(study, cell, search.best, done)}
     return {trial: reason for trial, reason in reasons.items() if trial not in done}
 
 
@@ -130,7 +148,7 @@ def searches(study: Study, runs: Sequence[Run]) -> dict[tuple[str, float], Searc
             for trial, run in done.items()
             if (trial.variant, trial.epochs, trial.seed, trial.task) == (*cell, study.seeds[0], "")
         }
-        states[cell] = _search(study, start, tried)
+        states[cell] = _search(study.family(cell[0]).learning_rates, start, tried, study.max_extensions)
     return states
 
 
@@ -142,28 +160,28 @@ def remaining(study: Study, runs: Sequence[Run]) -> Iterator[Trial]:
         state = states.get(cell)
         if state is not None and state.best is not None:
             continue
+        rates = study.family(cell[0]).learning_rates
         if state is None:
-            first = study.learning_rates[0]  # stands for the neighbour's best, with the rates below and above it
+            first = rates[0]  # stands for the neighbour's best, with the rates below and above it
             trials = (first, first / 2, first * 2)[: 2 + study.max_extensions]
-            rates = study.learning_rates if study.search == GRID else trials
-            yield from (Trial(*cell, rate, study.seeds[0]) for rate in rates)
-        rate = study.learning_rates[0]
-        yield from (Trial(*cell, rate, seed) for seed in study.seeds[1:])
-        yield from (Trial(*cell, rate, study.seeds[0], task) for task in study.tasks)
+            tried = rates if study.search == GRID else trials
+            yield from (study.trial(cell, rate, study.seeds[0]) for rate in tried)
+        yield from (study.trial(cell, rates[0], seed) for seed in study.seeds[1:])
+        yield from (study.trial(cell, rates[0], study.seeds[0], task) for task in study.family(cell[0]).tasks)
 
 
 def _done(runs: Sequence[Run]) -> dict[Trial, Run]:
     return {run.trial: run for run in runs if run.status != UNFINISHED}
 
 
-def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> Search:
-    rates = sorted(study.learning_rates, reverse=True) if start is None else [start, start / 2]
+def _search(grid: Sequence[float], start: float | None, tried: Mapping[float, float], max_extensions: int) -> Search:
+    rates = sorted(grid, reverse=True) if start is None else [start, start / 2]
     why = "the grid" if start is None else f"the neighbour's best learning rate is {start:g}"
     if missing := [rate for rate in rates if not any(math.isclose(rate, other, rel_tol=1e-6) for other in tried)]:
         return Search(tuple((rate, why) for rate in missing))
     best, lowest, highest = min(tried, key=lambda rate: tried[rate]), min(tried), max(tried)
     diverged = math.isinf(tried[best])
-    may_extend = len(tried) < len(rates) + study.max_extensions
+    may_extend = len(tried) < len(rates) + max_extensions
     if not may_extend and diverged:
         return Search(note=f"every learning rate from {lowest:g} to {highest:g} diverged")
     if diverged:
@@ -176,9 +194,9 @@ def _search(study: Study, start: float | None, tried: Mapping[float, float]) -> 
     return Search(best=best)
 
 
-def _finetunings(study: Study, best: Trial, done: Mapping[Trial, Run]) -> Iterator[Trial]:
-    best = dataclasses.replace(best, seed=study.seeds[0])
+def _finetunings(study: Study, cell: tuple[str, float], best: float, done: Mapping[Trial, Run]) -> Iterator[Trial]:
+    chosen = study.trial(cell, best, study.seeds[0])
     for trial, run in done.items():
-        same = (trial.variant, trial.epochs, trial.task) == (best.variant, best.epochs, "")
-        if same and run.status == FINISHED and (study.finetune == ALL or trial == best):
-            yield from (dataclasses.replace(trial, task=task) for task in study.tasks)
+        same = (trial.variant, trial.epochs, trial.task) == (*cell, "")
+        if same and run.status == FINISHED and (study.finetune == ALL or trial == chosen):
+            yield from (dataclasses.replace(trial, task=task) for task in study.family(cell[0]).tasks)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pipeline.model import cost
 from pipeline.study import StudyError, recipe, run_files, search
 from pipeline.study.execution import Execution, Stopped
+from pipeline.study.family import Family
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, Run, Trial
 from pipeline.study.search import Study
 
@@ -86,7 +87,7 @@ def _in_order(study: Study, pending: Iterable[Trial]) -> list[Trial]:
     """What can run now. Several at once: the longest chains first, so that none is left alone at the end."""
     if study.at_once == 1:
         return list(pending)
-    return sorted(pending, key=lambda trial: -cost.multiply_adds(trial.variant, 224, 1))
+    return sorted(pending, key=lambda trial: -study.family(trial.variant).variants.index(trial.variant))
 
 
 def commands(study: Study, resolve: Resolve) -> list[str]:
@@ -100,24 +101,23 @@ def commands(study: Study, resolve: Resolve) -> list[str]:
 
 def arguments(study: Study, trial: Trial) -> list[str]:
     """Arguments of `pipeline/main.py` that run `trial`."""
-    file, bindings = _configuration(study, trial)
-    params = (f"--gin_param={binding}" for binding in bindings)
-    return [f"--gin_file={file}", *params, f"--model_dir={trial.folder(study.directory)}"]
+    files, bindings = configuration(study, trial)
+    words = [*(f"--gin_file={file}" for file in files), *(f"--gin_param={binding}" for binding in bindings)]
+    return [*words, f"--model_dir={trial.folder(study.directory)}"]
 
 
-def _configuration(study: Study, trial: Trial) -> tuple[str, list[str]]:
-    """The trial's gin file, and the bindings over it."""
-    bindings = [*study.params, f'nfnet.variant="{trial.variant}"', f"SEED={trial.seed}"]
+def configuration(study: Study, trial: Trial) -> tuple[list[str], list[str]]:
+    """The trial's gin files, and the bindings over them."""
+    files, model = study.family(trial.variant).configuration(trial.variant, trial.task)
+    bindings = [*study.params, *model, f"SEED={trial.seed}"]
     if trial.task:
-        bindings.append(f'INITIAL_CHECKPOINT="{trial.pretraining.folder(study.directory)}"')
-        return study.tasks[trial.task], bindings
-    return study.pretrain_file, [*bindings, f"EPOCHS={trial.epochs!r}", f"LEARNING_RATE={trial.learning_rate!r}"]
+        return files, [*bindings, f'INITIAL_CHECKPOINT="{trial.pretraining.folder(study.directory)}"']
+    return files, [*bindings, f"EPOCHS={trial.epochs!r}", f"LEARNING_RATE={trial.learning_rate!r}"]
 
 
 def _start(study: Study, resolve: Resolve, trial: Trial, runs: Sequence[Run]) -> Run:
     """The run of `trial` that is about to start; a StudyError where it does not belong to the study's other `runs`."""
-    file, bindings = _configuration(study, trial)
-    new = run_files.start(trial, study.directory, resolve([file], bindings))
+    new = run_files.start(trial, study.directory, resolve(*configuration(study, trial)))
     recipe.check_same([*runs, new])
     return new
 
@@ -166,30 +166,44 @@ def over(runs: Sequence[Run]) -> set[Trial]:
 def seconds_left(study: Study, runs: Sequence[Run]) -> float | None:
     """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None before the first.
 
-    A run takes a constant time, and one in proportion to its model's multiply-adds and epochs; both are fitted, for
-    pre-training and for fine-tuning.
+    A run takes a constant time, and one in proportion to its model's FLOPs and epochs; both are fitted, for the
+    pre-trainings and for the fine-tunings of each family. Where there is none of a kind yet, it is the mean of all.
     """
+    finished = [run for run in runs if run.status == FINISHED and run.wall_seconds]
+    if not finished:
+        return None
+    sizes = {name: size for family in study.members for name, size in _relative_sizes(family, finished).items()}
 
     def work(trial: Trial) -> float:
-        return cost.multiply_adds(trial.variant, 224, 1) * (1 if trial.task else trial.epochs)
+        return sizes[trial.variant] * (1 if trial.task else trial.epochs)
 
     total = 0.0
     ahead = list(search.remaining(study, runs))
-    finished = [run for run in runs if run.status == FINISHED and run.wall_seconds]
-    for is_task in (False, True):
-        coming = [work(trial) for trial in ahead if bool(trial.task) == is_task]
-        past = [(work(run.trial), run.wall_seconds) for run in finished if bool(run.trial.task) == is_task]
-        if coming and not past:
-            if not finished or not is_task:
-                return None
-            past = [(work(run.trial), run.wall_seconds) for run in finished[:1]]  # no fine-tuning yet: as the first run
-        if coming:
-            x, y = np.array(past).T
-            slope = y.mean() / x.mean()
-            if len(set(x)) > 1:
-                slope = min(max(np.polyfit(x, y, 1)[0], 0.0), slope)
-            total += sum(y.mean() + slope * (one - x.mean()) for one in coming)
+    for kind in {(trial.family, bool(trial.task)) for trial in ahead}:
+        coming = [work(trial) for trial in ahead if (trial.family, bool(trial.task)) == kind]
+        past = [run for run in finished if (run.trial.family, bool(run.trial.task)) == kind]
+        x = np.array([work(run.trial) for run in past])
+        y = np.array([run.wall_seconds for run in past or finished])
+        slope = y.mean() / x.mean() if past else 0.0
+        if len(set(x)) > 1:
+            slope = min(max(np.polyfit(x, y, 1)[0], 0.0), slope)
+        total += len(coming) * y.mean() + (slope * sum(one - x.mean() for one in coming) if past else 0.0)
     return total / study.at_once
+
+
+def _relative_sizes(family: Family, finished: Sequence[Run]) -> dict[str, float]:
+    """FLOPs of an image by model, up to a factor: counted for NFNets, reported by runs for others.
+
+    A model without a finished run is taken to be twice the one before.
+    """
+    known = {run.trial.variant: run.summary.get("flops_per_image") for run in finished if not run.trial.task}
+    sizes: dict[str, float] = {}
+    for variant, model in zip(family.variants, family.models, strict=True):
+        if variant == model:
+            sizes[variant] = cost.multiply_adds(variant, 224, 1)
+        else:
+            sizes[variant] = known.get(variant) or 2 * max(sizes.values(), default=0.5)
+    return sizes
 
 
 @contextlib.contextmanager
