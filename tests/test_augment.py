@@ -80,14 +80,15 @@ def pillow_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @pytest.mark.parametrize("height, width, size", [(100, 140, 224), (200, 150, 256), (50, 45, 96)])
 @pytest.mark.parametrize("view", augment.EVAL_VIEWS)
-def test_both_evaluation_views_are_what_pillow_makes(view, height, width, size):
+def test_the_evaluation_views_are_what_pillow_makes(view, height, width, size):
     image, border = noise(height, width), min(32, int(size / 7))
     if view == "resize_crop":  # the whole image as a square, whatever its shape, and then its centre
         resized = pillow_resize(image, size + border, size + border)
         start = (border + 1) // 2
         expected = resized[start : start + size, start : start + size]
     else:
-        side = round(min(height, width) * size / (size + min(32, size / 7)))
+        share = 1 if view == "square_resize" else size / (size + min(32, size / 7))
+        side = round(min(height, width) * share)
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         square = Image.fromarray(image).crop((left, top, left + side, top + side))
         expected = pillow_resize(np.asarray(square), size, size)
@@ -163,6 +164,26 @@ def test_an_image_without_a_crop_gives_its_centre_as_the_authors_code_does(kind)
     (centre,) = views(augment.Augmentation(min_object_covered=0.1, **asked), image, [[3, 4]], 32)
     np.testing.assert_array_equal(centre, augment.evaluation_view(image, 32))
     assert np.abs(free.astype(float) - centre).mean() > 5  # the whole strip, squashed
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_crop_larger_than_the_image_repeats_its_outermost_pixels(kind):
+    encoded = encode(noise(40, 60), kind)
+    extended = np.pad(tf.io.decode_image(encoded, channels=3), ((4, 4), (6, 6), (0, 0)), mode="edge")
+    all_of_it = augment.Augmentation(min_area=1.44, max_area=1.44, min_ratio=1.5, max_ratio=1.5, flip=False)
+    (found,) = views(all_of_it, encoded, [[3, 4]], 56)
+    np.testing.assert_allclose(found, cubic_resize(extended, 56), atol=0.8)
+
+
+def test_crops_up_to_a_larger_area_show_objects_smaller_and_larger():
+    image = np.zeros((80, 80, 3), np.uint8)
+    image[1:-1, 1:-1] = 255
+    augmentation = augment.Augmentation(min_area=0.7, max_area=1.3, flip=False, min_object_covered=0.8)
+    found = np.array(views(augmentation, encode(image), np.arange(600).reshape(300, 2), 40))
+    shown = (found[..., 0] > 127).mean((1, 2))
+    assert 0.6 < shown.min() < 0.75 and shown.max() > 0.98  # of the view; the image is 1 / 1.3 of the largest crop
+    smaller = (found[:, 20, [0, -1], 0] < 127).all(1) & (found[:, [0, -1], 20, 0] < 127).all(1)
+    assert 0.05 < smaller.mean() < 0.6
 
 
 def test_jpeg_window_is_the_window_of_the_decoded_image():
@@ -285,6 +306,7 @@ def test_groups_make_mixing_independent_of_the_share():
     [
         ({"min_area": 0.0}, "min_area is 0.0"),
         ({"min_area": 0.9, "max_area": 0.5}, "min_area is 0.9, max_area 0.5"),
+        ({"max_area": 5.0}, "max_area 5.0; expected 0 < min <= max <= 4"),
         ({"min_ratio": 2.0}, "min_ratio is 2.0"),
         ({"erasing": 1.5}, "erasing is 1.5"),
         (

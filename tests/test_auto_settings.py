@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import re
 import shutil
 
@@ -87,7 +88,7 @@ def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_p
     assert re.search(
         r"For 1\d\d images of 3 classes, about 45 pixels, from random weights: GLOBAL_BATCH = 32,", printed
     )
-    assert " EPOCHS" not in printed
+    assert " EPOCHS" not in printed and "learned nothing" not in printed
     lines = [line for line in report.read_metrics(run) if "validation_loss" in line]
     assert len(lines) == 6 and lines[-1]["validation_top1"] > 0.8
     best = min(lines, key=lambda line: line["validation_loss"])
@@ -98,6 +99,8 @@ def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_p
     assert other.values["TRAIN_SIZE"] == other.values["EVAL_SIZE"] == 32 and run in other.reason
     with pytest.raises(checkpoint.CheckpointError, match="nothing"):
         auto_settings.choose(str(moved), initial_checkpoint=f"{tmp_path}/nothing")
+    with open(f"{run}/saved_model/1/metadata.json") as file:  # what it was evaluated with
+        assert json.load(file)["eval_view"] == registry.configured([f"{run}/config.gin"], []).data.eval_view
     shutil.rmtree(moved)  # what was chosen is part of the run's configuration
     registry.run_configured([], [], run, task="export")
     assert sorted(tf.io.gfile.listdir(f"{run}/saved_model")) == ["1", "2"]
@@ -109,7 +112,9 @@ def test_training_ends_where_the_validation_loss_no_longer_falls(records, tmp_pa
     setup = dataclasses.replace(setup, schedule=frozen)
     loop, context = Loop(evaluate_every_epochs=1), RunContext(str(tmp_path))
     summary = train(context, setup, loop)
-    assert "No lower validation loss for 2 epochs: stopped after step" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "No lower validation loss for 2 epochs: stopped after step" in printed.err
+    assert re.search(r"WARNING: this model has learned nothing: its loss, \S+, is not below 0\.\d+", printed.out)
     evaluated = [line for line in report.read_metrics(str(tmp_path)) if "validation_loss" in line]
     assert 3 <= len(evaluated) < 20 and summary["step"] == evaluated[-1]["step"]
     assert train(context, setup, loop) == summary

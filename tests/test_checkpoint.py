@@ -83,6 +83,17 @@ def test_a_damaged_checkpoint_is_skipped_and_never_loaded(tmp_path, damage, mess
         checkpoint.open_checkpoint(str(newest))
 
 
+def test_facts_are_read_without_the_variables(tmp_path):
+    save(tmp_path, 1)
+    newest = pathlib.Path(save(tmp_path, 2))
+    flip(newest)
+    assert checkpoint.find(str(tmp_path)).step == 1
+    assert checkpoint.find(str(tmp_path), verify=False).step == 2
+    assert checkpoint.find(str(newest), verify=False).step == 2
+    truncate(newest)
+    assert checkpoint.find(str(tmp_path), verify=False).step == 1
+
+
 def test_saving_over_a_half_written_checkpoint_replaces_it(tmp_path):
     half = tmp_path / "step-00000003"
     half.mkdir()

@@ -140,6 +140,7 @@ def test_the_page_is_whole_escaped_and_needs_no_network(evaluated, model_dir):
     assert "&amp;amp;" in text and "aaaa…aaaa" in text
     assert not re.search(r"https?:|//[a-z]|@import|<link", text)
     assert "src=" not in re.sub(r'src="data:image/(png|jpeg);', "", text)
+    assert "Guessing the class frequencies has a loss of 2." in text
     assert len(text) < 100_000 and len(page) < 3_000_000
     assert page.count("data:image/jpeg") == len(list((model_dir / "evaluation" / "train").glob("*.jpg")))
 

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from pipeline.evaluation import metrics
+from pipeline.evaluation import guessing, metrics
 
 
 @pytest.fixture(params=[(500, 7), (200, 40), (1, 1), (30, 2)], ids=str)
@@ -61,3 +61,21 @@ def test_confidences_of_0_and_1_are_in_the_outer_bins():
     calibration = metrics.calibration(np.array([0.0, 1.0, 1.0]), np.array([False, True, True]))
     assert calibration.examples.tolist() == [1, *[0] * 13, 2]
     assert calibration.error == 0
+
+
+def test_no_answer_that_is_the_same_for_all_images_beats_the_class_frequencies():
+    counts, rng = np.array([5, 0, 30, 8]), np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), counts)
+    for answer in [counts / counts.sum(), *rng.dirichlet(np.ones(4), 200)]:
+        loss = np.mean([-np.log(answer[label]) for label in labels])
+        assert loss > guessing.frequency_loss(counts) - 1e-12
+    assert guessing.frequency_loss([7, 7, 7]) == pytest.approx(np.log(3))
+
+
+def test_a_model_that_is_not_better_than_guessing_is_warned_of():
+    assert guessing.warning(1.0, [7, 7, 7]) == "" == guessing.warning(0.0, [9, 0])
+    assert "loss, 1.2, is not below 1.099" in guessing.warning(1.2, [7, 7, 7])
+    assert "the same 2,100 images" in guessing.warning(float("nan"), [700, 700, 700])
+    for loss, top1, lines in ((1.0, 0.5, 1), (1.0, 0.3, 1), (1.2, 0.5, 1), (1.2, 0.3, 2)):
+        found = guessing.notes({"loss": loss, "top1": top1}, [7, 7, 7])
+        assert len(found) == lines and "loss of 1.099 and a top-1 of 33.33%" in found[0]

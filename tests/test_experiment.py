@@ -1,6 +1,7 @@
 """What an experiment is told, what it makes of records, and what it refuses."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from pipeline import objective
 from pipeline.data import reader
-from pipeline.data.augment import Augmentation
+from pipeline.data.augment import EVAL_VIEWS, Augmentation
 from pipeline.data.input import Data
 from pipeline.data.mixing import Mixing
 from pipeline.train import components
@@ -180,10 +181,11 @@ def test_an_evaluation_view_that_does_not_exist_is_refused():
 
 def test_evaluation_takes_the_view_that_is_set(records):
     images = []
-    for view in ("crop_resize", "resize_crop"):
+    for view in EVAL_VIEWS:
         what = data(eval_view=view).evaluation_view(objective.SOFTMAX)(parsed(0, 1))
         images.append(next(what.as_numpy_iterator())["image"])
-    assert np.abs(images[0].astype(float) - images[1]).mean() > 1
+    for one, other in itertools.combinations(images, 2):
+        assert np.abs(one.astype(float) - other).mean() > 1
 
 
 @pytest.mark.parametrize(

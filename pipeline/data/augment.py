@@ -21,10 +21,12 @@ STDDEV_RGB = np.array([0.229, 0.224, 0.225], np.float32) * 255
 # resolutions that would cut off the object, so there the share stays what it is at 224.
 CROP_PADDING = 32
 MAX_CROP_PADDING = 1 / 7
-# The geometry of the evaluation view, as the authors name it: the central square of the image, resized; or all of the
-# image, resized to a square whatever its shape, of which the centre is taken.
-CROP_RESIZE, RESIZE_CROP = "crop_resize", "resize_crop"
-EVAL_VIEWS = (CROP_RESIZE, RESIZE_CROP)
+# The geometry of the evaluation view. Of the authors, as they name it: the central square of the image without its
+# border, resized; or all of the image, resized to a square whatever its shape, of which the centre is taken. And ours,
+# for objects that fill the image: the central square with its border, resized.
+CROP_RESIZE, RESIZE_CROP, SQUARE_RESIZE = "crop_resize", "resize_crop", "square_resize"
+EVAL_VIEWS = (CROP_RESIZE, RESIZE_CROP, SQUARE_RESIZE)
+_MOST_AREA = 4  # of a random crop, as a share of the image's: twice its height and width
 # Images that are prepared at a time: as many as the host of a TPU has cores. Fewer cores take them one after another.
 PARALLEL_CALLS = 128
 
@@ -44,7 +46,8 @@ def evaluation_view(encoded: tf.Tensor, size: int, view: str = CROP_RESIZE) -> t
       encoded: string [], a JPEG, PNG, GIF (its first frame) or BMP.
       size: pixels a side.
       view: one of `EVAL_VIEWS`. 'crop_resize' resizes the central square that holds size / (size + padding) of the
-        shorter side; 'resize_crop' resizes the image to a square of size + padding and takes its centre.
+        shorter side; 'resize_crop' resizes the image to a square of size + padding and takes its centre;
+        'square_resize' resizes the central square of the shorter side.
 
     Returns:
       The view, bicubic: uint8 [size, size, 3].
@@ -71,7 +74,8 @@ def view_of_decoded(
         image = _resize(image, int(size + padding))
         image = _square(image, *_central_square(image.shape[-3:], size, mirrored))
         return tf.ensure_shape(image, [*image.shape[:-3], size, size, 3])
-    return _resize(_square(image, *_central_window(tf.shape(image)[-3:], size / (size + padding), mirrored)), size)
+    share = 1.0 if view == SQUARE_RESIZE else size / (size + padding)
+    return _resize(_square(image, *_central_window(tf.shape(image)[-3:], share, mirrored)), size)
 
 
 def _square(image: tf.Tensor, begin: tf.Tensor, extent: tf.Tensor) -> tf.Tensor:
@@ -99,7 +103,8 @@ class Augmentation:
     """How a training image is varied.
 
     Attributes:
-      min_area, max_area: share of the image that the random crop keeps.
+      min_area, max_area: area of the random crop as a share of the image's. Above 1 a crop may reach beyond the image,
+        whose outermost pixels are repeated there: objects are then seen smaller than in the image, too.
       min_ratio, max_ratio: width over height of the crop.
       min_object_covered: least share of the object that the crop keeps. The object is the whole image, so this is a
         second least area. Where it is set, an image of which no such crop is found gives the evaluation's central one.
@@ -124,15 +129,16 @@ class Augmentation:
     repeats: int = 1
 
     def __post_init__(self):
-        if not 0 < self.min_area <= self.max_area <= 1:
+        if not 0 < self.min_area <= self.max_area <= _MOST_AREA:
             raise ValueError(
-                f"Augmentation.min_area is {self.min_area}, max_area {self.max_area}; expected 0 < min <= max <= 1."
+                f"Augmentation.min_area is {self.min_area}, max_area {self.max_area}; expected 0 < min <= max <= "
+                f"{_MOST_AREA}."
             )
         if not 0 < self.min_ratio <= self.max_ratio:
             raise ValueError(
                 f"Augmentation.min_ratio is {self.min_ratio}, max_ratio {self.max_ratio}; expected 0 < min <= max."
             )
-        if not 0 <= self.min_object_covered <= self.max_area:
+        if not 0 <= self.min_object_covered <= min(1, self.max_area):
             raise ValueError(
                 f"Augmentation.min_object_covered is {self.min_object_covered}; expected a share from 0 to max_area, "
                 f"{self.max_area}."
@@ -208,17 +214,18 @@ class Augmentation:
         return random_erasing(image, _fold(seed, "erasing"), self.erasing) if self.erasing else image
 
     def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-        is_jpeg = tf.io.is_jpeg(encoded)
-        share = size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
+        frame = max(1.0, self.max_area)  # area of what is cropped, as a share of the image's
+        border = (1 - frame**-0.5) / 2
+        share = 1 - 2 * border if border else size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
 
         def crop_window(shape):
             begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
                 shape,
-                tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+                tf.constant([[[border, border, 1 - border, 1 - border]]]),
                 seed,
                 min_object_covered=self.min_object_covered,
                 aspect_ratio_range=(self.min_ratio, self.max_ratio),
-                area_range=(self.min_area, self.max_area),
+                area_range=(self.min_area / frame, self.max_area / frame),
                 max_attempts=10,
                 use_image_if_no_bounding_boxes=True,
             )
@@ -235,9 +242,21 @@ class Augmentation:
 
         def decode_all():
             image = decode(encoded)
+            if border:
+                image = _extended(image, border / (1 - 2 * border))
             return tf.slice(image, *crop_window(tf.shape(image)))
 
-        return tf.ensure_shape(tf.cond(is_jpeg, decode_window, decode_all), [None, None, 3])
+        image = decode_all() if border else tf.cond(tf.io.is_jpeg(encoded), decode_window, decode_all)
+        return tf.ensure_shape(image, [None, None, 3])
+
+
+def _extended(image: tf.Tensor, border: float) -> tf.Tensor:
+    """An image, uint8 [height, width, 3], with a `border` of its outermost pixels, as a share of height and width."""
+    for axis in (0, 1):
+        length = tf.shape(image)[axis]
+        added = tf.cast(tf.round(tf.cast(length, tf.float32) * border), tf.int32)
+        image = tf.gather(image, tf.clip_by_value(tf.range(-added, length + added), 0, length - 1), axis=axis)
+    return image
 
 
 def _fold(seed: tf.Tensor, purpose: str) -> tf.Tensor:

@@ -41,6 +41,7 @@ class Evaluation:
       split: name of the split.
       data: folder of the record set.
       values: metrics by name, of `Evaluator` and `of_predictions`.
+      notes: lines at the top of the page.
     """
 
     run: str
@@ -48,6 +49,7 @@ class Evaluation:
     split: str
     data: str
     values: dict[str, float]
+    notes: Sequence[str] = ()
 
     @property
     def directory(self) -> str:
@@ -96,7 +98,7 @@ def write(evaluation: Evaluation, predictions: Predictions, names: Sequence[str]
     ]
     page = _page(evaluation, predictions, [section for part in parts for section in part.sections])
     summary = {**dataclasses.asdict(evaluation), "examples": predictions.examples, **evaluation.values}
-    del summary["values"]
+    del summary["values"], summary["notes"]
     content = {METRICS: (json.dumps(summary, indent=1) + "\n").encode()}
     for part in parts:
         content |= part.files
@@ -116,6 +118,7 @@ def _page(evaluation: Evaluation, predictions: Predictions, sections: Sequence[S
     values = evaluation.values
     numbers = [(titles.get(name, name), format(values[name], form)) for name, form in formats.items() if name in values]
     lines = [f"Checkpoint of step {evaluation.step:,}; {predictions.examples:,} examples of {evaluation.data}."]
+    lines += evaluation.notes
     if predictions.several_labels:
         lines.append("An example may have several labels: top-1 and top-5 count whether one of them is found.")
     return Page(f"{evaluation.run}: {evaluation.split}", lines, numbers, sections)

@@ -84,7 +84,7 @@ def rules(
 
 
 def _trained_size(initial_checkpoint: str) -> int:
-    bindings = checkpoint.find(initial_checkpoint).facts.get("bindings", {})
+    bindings = checkpoint.find(initial_checkpoint, verify=False).facts.get("bindings", {})
     return int(bindings.get("Data.train_size", _IMPORTED_SIZE))
 
 

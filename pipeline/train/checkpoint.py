@@ -188,33 +188,37 @@ def checkpoints(directory: str) -> list[str]:
     return [os.path.join(directory, name) for _, name in sorted(steps.items())]
 
 
-def latest(directory: str) -> Saved | None:
-    """The newest whole checkpoint in `directory`, None where there is none; damaged ones are skipped with a warning."""
+def latest(directory: str, verify: bool = True) -> Saved | None:
+    """The newest whole checkpoint in `directory`, None where there is none; damaged ones are skipped with a warning.
+
+    `verify` as of `open_checkpoint`.
+    """
     for path in reversed(checkpoints(directory)):
         try:
-            return open_checkpoint(path)
+            return open_checkpoint(path, verify)
         except CheckpointError as error:
             logging.warning("Skipping a checkpoint that is not whole: %s", error)
     return None
 
 
-def find(path: str, which: str = NEWEST) -> Saved:
+def find(path: str, which: str = NEWEST, verify: bool = True) -> Saved:
     """The checkpoint at `path`: a checkpoint's own folder, or a run's or an import's folder.
 
     Args:
       path: of the folder.
       which: of a run's checkpoints, 'newest', or 'best': that with the lowest validation loss, if the run keeps it.
+      verify: as of `open_checkpoint`; for its facts alone, the variables need not be read.
 
     Raises:
       CheckpointError: there is none.
     """
     if which not in (NEWEST, BEST):
         raise ValueError(f"which_checkpoint is {which!r}; expected {NEWEST!r} or {BEST!r}.")
-    if which == BEST and (saved := latest(os.path.join(path, BEST))):
+    if which == BEST and (saved := latest(os.path.join(path, BEST), verify)):
         return saved
     if tf.io.gfile.exists(os.path.join(path, COMMIT_FILE)):
-        return open_checkpoint(path)
-    saved = latest(os.path.join(path, "checkpoints")) or latest(path)
+        return open_checkpoint(path, verify)
+    saved = latest(os.path.join(path, "checkpoints"), verify) or latest(path, verify)
     if saved is None:
         what = "holds no whole checkpoint" if tf.io.gfile.exists(path) else "does not exist"
         raise CheckpointError(f"{path} {what}: give the folder of a run, or of one of its checkpoints.")

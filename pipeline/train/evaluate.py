@@ -8,8 +8,9 @@ import tensorflow as tf
 from pipeline import report
 from pipeline.data import record
 from pipeline.data.manifest import Manifest
-from pipeline.evaluation import run_page, split_report
+from pipeline.evaluation import guessing, run_page, split_report
 from pipeline.evaluation.collector import Collector
+from pipeline.objective import SOFTMAX
 from pipeline.train import checkpoint, distribution, tensorboard
 from pipeline.train.actions import validation_metrics
 from pipeline.train.checkpoint import Saved
@@ -67,7 +68,10 @@ def evaluate(
     metrics |= split_report.of_predictions(predictions)
     print(f"{split}, step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     if distribution.is_chief():
-        evaluation = split_report.Evaluation(context.model_dir, saved.step, split, experiment.data.directory, metrics)
+        comparable = experiment.objective is SOFTMAX and not predictions.several_labels
+        notes = guessing.notes(metrics, predictions.class_counts.labelled) if comparable else ()
+        data = experiment.data.directory
+        evaluation = split_report.Evaluation(context.model_dir, saved.step, split, data, metrics, notes)
         print(f"Report: {split_report.write(evaluation, predictions, manifest.classes, records)}")
         lines = report.add_evaluation(context.model_dir, saved.step, split, metrics)
         tensorboard.write_evaluations(context.model_dir, split, lines)

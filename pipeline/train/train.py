@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import orbit
 
 from pipeline import files, report
+from pipeline.data import record, statistics
+from pipeline.data.manifest import ManifestError
 from pipeline.data.order import EpochBudget
-from pipeline.evaluation import run_page
+from pipeline.evaluation import guessing, run_page
+from pipeline.objective import SOFTMAX
 from pipeline.train import actions, components, distribution, starting_point, tensorboard
 from pipeline.train.controller import explained_errors, inner_loop, quiet_orbit
 from pipeline.train.evaluator import Evaluator
@@ -96,7 +99,21 @@ def train(context: RunContext, experiment: Experiment, loop: Loop = Loop()) -> d
         report.write_summary(context.model_dir, summary)
         run_page.write_or_warn(context.model_dir, experiment.data.directory)
     print(f"{context.model_dir}: step {summary['step']}, {report.describe(actions.validation_metrics(summary))}")
+    if warning := _warning(experiment, run, metrics.evaluations):
+        print(f"\n{warning}\n")
     return summary
+
+
+def _warning(experiment: Experiment, run: components.RunComponents, evaluations: Sequence[dict]) -> str:
+    """A warning where the lowest validation loss is not below that of guessing; '' where it is, or none is known."""
+    several_labels = run.validation.manifest.label_kind == record.MULTI_LABEL
+    if experiment.objective is not SOFTMAX or several_labels or not evaluations:
+        return ""
+    try:
+        counts = statistics.read(experiment.data.directory).images_per_class[experiment.data.validation_split]
+    except ManifestError:  # records of an older version have no counts
+        return ""
+    return guessing.warning(min(line[actions.BEST_METRIC] for line in evaluations), counts)
 
 
 def stops_early(experiment: Experiment, run: components.RunComponents, metrics: Sequence[dict]) -> bool:
