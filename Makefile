@@ -11,7 +11,7 @@ BAZEL_FLAGS := --jobs=2 --repo_env=PYTHON=$(abspath $(RUN))
 export TF_CPP_MIN_LOG_LEVEL ?= $(if $(wildcard /proc/driver/nvidia/version),2,3)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation study test test-all test-serving bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-own bench-serve bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean
+.PHONY: help setup quickstart ablation study-records study compare test test-all test-serving bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-own bench-serve bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,13 +59,18 @@ quickstart: setup ## images -> records -> training -> predictions; INPUT=FOLDER 
 ablation: setup ## what AGC, SAM, EMA, mixing and repeated augmentation are worth on the demo images
 	$(RUN) examples/ablation.py
 
-study: setup ## a real scaling study in small, on the demo images
-	$(RUN) examples/make_demo_images.py --output_dir=runs/quickstart/images
-	$(RUN) beam/build_tfrecords.py --input=runs/quickstart/images/pretrain \
-	  --output_dir=runs/quickstart/records/pretrain --name=pretrain --validation_examples=500
-	$(RUN) beam/build_tfrecords.py --input=runs/quickstart/images/finetune \
-	  --output_dir=runs/quickstart/records/finetune --name=finetune --validation_fraction=0.4
+study-records: setup
+	$(RUN) examples/make_pattern_images.py --output_dir=runs/study_images
+	for set in pretrain finetune; do \
+	  $(RUN) beam/build_tfrecords.py --input="runs/study_images/$$set/*.tar" --output_dir=runs/study_records/$$set \
+	    --name=$$set || exit 1; done
+
+study: study-records ## a scaling study in small: the law of NFNets
 	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo.gin
+	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
+
+compare: study-records ## ConvNets beside transformers in small: adds ViTs to the runs of `make study`
+	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo_compare.gin
 	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 
 test: setup ## the quick tests, in two processes

@@ -220,18 +220,17 @@ def make(
         **{f"pretrain/{name}": pretrain_images_per_class for name in PRETRAIN_CLASSES},
         **{f"finetune/{name}": finetune_images_per_class for name in FINETUNE_CLASSES},
     }
-    broken = broken_files(seed)
     description = {
         "seed": seed,
         "pretrain_images": pretrain_images_per_class * len(PRETRAIN_CLASSES),
         "finetune_images": finetune_images_per_class * len(FINETUNE_CLASSES),
-        "broken_files": len(broken),
+        "broken_files": len(broken_files(seed)),
     }
 
     def fill(folder: pathlib.Path) -> None:
         tasks = [(folder / path, os.path.basename(path), count, seed) for path, count in counts.items()]
         made_folder.in_processes(_write_class, tasks, sum(counts.values()), "demo images", processes)
-        for path, data in broken.items():
+        for path, data in broken_files(seed).items():
             (folder / path).write_bytes(data)
 
     made_folder.make(pathlib.Path(output_dir), MARKER, description, fill)

@@ -76,6 +76,7 @@ def _published(multiple: int, dropout_rate: float, widths: tuple[int, int, int, 
 _DROPOUT_RATES = (0.2, 0.3, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5)
 
 VARIANTS: dict[str, Variant] = {
+    "femto": Variant((16, 16, 32, 32), (1, 1, 1, 1), 0.0, 8, (4, 4, 8, 8)),
     "pico": Variant((16, 32, 64, 64), (1, 1, 2, 1), 0.0, 8, (8, 8, 12, 12)),
     "nano": Variant((32, 64, 128, 128), (1, 1, 2, 1), 0.0, 8, (8, 12, 16, 16)),
     "micro": Variant((48, 96, 192, 192), (1, 1, 3, 1), 0.0, 8, (12, 12, 24, 24)),
@@ -85,7 +86,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 #: Variants of our own for one machine, smallest first.
-SMALL = ("pico", "nano", "micro", "tiny")
+SMALL = ("femto", "pico", "nano", "micro", "tiny")
 #: The variants of the scaling study (Smith et al., "ConvNets Match Vision Transformers at Scale", 2023), smallest
 #: first, and the images that a core of TPU v4 trains on in a step at 224 pixels.
 STUDY_CORE_BATCHES = {"F0": 64, "F1": 64, "F3": 32, "F3+": 32, "F7": 32, "F7+": 32}
