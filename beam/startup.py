@@ -1,6 +1,7 @@
 """TensorFlow's import, the longest part of a job's start, without what the job does not use."""
 
 import sys
+from typing import Any
 
 _OPTIONAL = ("jax", "pandas", "tf_keras")  # TensorFlow imports them where they are installed, and does without
 
@@ -11,7 +12,8 @@ def import_tensorflow() -> None:
     That takes a third less than `import tensorflow`.
     """
     skipped = [name for name in _OPTIONAL if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(skipped))  # with None there, importing one raises ModuleNotFoundError
+    absent: dict[str, Any] = dict.fromkeys(skipped)  # importing what is None there raises ModuleNotFoundError
+    sys.modules.update(absent)
     try:
         import tensorflow  # noqa: F401
     finally:

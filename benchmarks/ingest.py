@@ -224,13 +224,18 @@ def main() -> None:
         folder = os.path.join(scratch, "images")
         make_images(folder, flags.images)
         results = {method: measure(method, folder, scratch, flags.images) for method in METHODS}
-        large = []
+        pairs: list[tuple[str, dict | None, dict | None, float]] = [
+            ("checking and writing / decoding alone", results["job"], results["decoding"], 0.8),
+            ("checking and writing / TFDS Beam writer", results["job"], results["tfds_writer"], 4.0),
+            ("shrinking and writing / img2dataset's resizer", results["job_resizing"], results["img2dataset"], 1.0),
+        ]
         for size, count, goal in _LARGE:
             photographs = os.path.join(scratch, "photographs")
             make_images(photographs, count, size, different=10)
-            print(f"{size[0]} x {size[1]}:")
-            pair = [measure(method, photographs, scratch, count) for method in ("job_resizing", "img2dataset")]
-            large.append((f"{size[0]} x {size[1]}: shrinking and writing / img2dataset's resizer", *pair, goal))
+            name = f"{size[0]} x {size[1]}"
+            print(f"{name}:")
+            ours, theirs = (measure(method, photographs, scratch, count) for method in ("job_resizing", "img2dataset"))
+            pairs.append((f"{name}: shrinking and writing / img2dataset's resizer", ours, theirs, goal))
             shutil.rmtree(photographs)
         memory = []
         for count in (2000, flags.many) if flags.many else ():
@@ -240,12 +245,7 @@ def main() -> None:
             shutil.rmtree(many)
         start, tensorflow = start_up(folder, scratch)
     print()
-    for text, ours, theirs, goal in (
-        ("checking and writing / decoding alone", results["job"], results["decoding"], 0.8),
-        ("shrinking and writing / img2dataset's resizer", results["job_resizing"], results["img2dataset"], 1.0),
-        *large,
-        ("checking and writing / TFDS Beam writer", results["job"], results["tfds_writer"], 4.0),
-    ):
+    for text, ours, theirs, goal in pairs:
         if ours and theirs:
             wall, core = (ours[rate] / theirs[rate] for rate in ("rate", "core_rate"))
             print(f"{text:<60} {wall:5.2f} by the clock, {core:5.2f} by processor time (goal: at least {goal})")

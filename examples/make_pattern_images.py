@@ -20,6 +20,7 @@ import os
 import pathlib
 import sys
 import tarfile
+from typing import NamedTuple
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -35,9 +36,21 @@ CONTRAST = (0.6, 1.0)
 NOISE = 64  # standard deviation, in grey levels
 EXPONENT = 1.3  # of Zipf's law
 SHARD = 4_000  # images
+
+
+class PatternSet(NamedTuple):
+    """Numbers of classes, patterns and images; the k-th pattern is shown in proportion to k^-exponent."""
+
+    classes: int
+    patterns: int
+    train: int
+    validation: int
+    exponent: float
+
+
 SETS = {
-    "pretrain": {"classes": 256, "patterns": 16_384, "train": 128_000, "validation": 4_000, "exponent": EXPONENT},
-    "finetune": {"classes": 32, "patterns": 256, "train": 4_000, "validation": 2_000, "exponent": 0.0},
+    "pretrain": PatternSet(classes=256, patterns=16_384, train=128_000, validation=4_000, exponent=EXPONENT),
+    "finetune": PatternSet(classes=32, patterns=256, train=4_000, validation=2_000, exponent=0.0),
 }
 
 
@@ -51,12 +64,13 @@ class Patterns:
     """
 
     def __init__(self, name: str, seed: int):
-        random, count = np.random.default_rng([seed, list(SETS).index(name)]), SETS[name]["patterns"]
-        grids = random.integers(0, 256, (count, CELLS, CELLS, 3), np.uint8)
+        random, chosen = np.random.default_rng([seed, list(SETS).index(name)]), SETS[name]
+        grids = random.integers(0, 256, (chosen.patterns, CELLS, CELLS, 3), np.uint8)
         size = (PATTERN_SIDE, PATTERN_SIDE)
-        self.images = np.stack([Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR) for grid in grids])
-        self.classes = random.integers(0, SETS[name]["classes"], count)
-        weights = np.arange(1, count + 1) ** -SETS[name]["exponent"]
+        resized = (Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR) for grid in grids)
+        self.images = np.stack([np.asarray(image) for image in resized])
+        self.classes = random.integers(0, chosen.classes, chosen.patterns)
+        weights = np.arange(1, chosen.patterns + 1) ** -chosen.exponent
         self.frequencies = weights / weights.sum()
 
     def draw(self, random: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -99,9 +113,9 @@ def make(output_dir: str | os.PathLike, seed: int = 0, share: float = 1.0, proce
     if not 0 < share <= 1:
         raise ValueError(f"--share is {share}; expected more than 0 and at most 1.")
     counts = {
-        f"{name}/{split}": round(numbers[split] * share)
-        for name, numbers in SETS.items()
-        for split in ("train", "validation")
+        f"{name}/{split}": round(count * share)
+        for name, chosen in SETS.items()
+        for split, count in (("train", chosen.train), ("validation", chosen.validation))
     }
 
     def fill(folder: pathlib.Path) -> None:

@@ -169,13 +169,13 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--print_commands", action="store_true", help="print a command a run for a scheduler")
         one.set_defaults(action=action)
 
-    for name, action, text in (("fit", fit, "fit the laws"), ("plot", plot, "fit the laws and draw the figures")):
+    for name, text in (("fit", "fit the laws"), ("plot", "fit the laws, draw the figures and write the page")):
         one = actions.add_parser(name, help=text)
         one.add_argument("--study", required=True, help="folder of the study")
         one.add_argument("--unit", choices=list(UNITS), default=CORE_HOURS, help="of compute")
-        if action is plot:
+        if name == "plot":
             one.add_argument("--output_dir", help="figures in the study's folder if not given")
-        one.set_defaults(action=action)
+        one.set_defaults(action=plot if name == "plot" else fit)
     one = actions.add_parser("hparams", help="write the runs for TensorBoard's HParams")
     one.add_argument("--study", required=True, help="folder of the study")
     one.set_defaults(action=hparams)

@@ -36,7 +36,7 @@ def test_shards_hold_images_beside_their_classes(small):
             labels = [archive.extractfile(name).read() for name in names[1::2]]
             with Image.open(io.BytesIO(archive.extractfile(names[0]).read())) as image:
                 assert (image.mode, image.size) == ("RGB", (patterns.SIDE, patterns.SIDE))
-        assert max(map(int, labels)) < patterns.SETS[path.parent.name]["classes"]
+        assert max(map(int, labels)) < patterns.SETS[path.parent.name].classes
         counts[f"{path.parent.name}/{path.stem.split('-')[0]}"] += len(labels)
     assert counts == {"pretrain/train": 512, "pretrain/validation": 16, "finetune/train": 16, "finetune/validation": 8}
 

@@ -1,11 +1,12 @@
 """Whether a model of one label an example has learned anything: it is compared with guessing the class frequencies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 
-def frequency_loss(counts: Sequence[int]) -> float:
+def frequency_loss(counts: npt.ArrayLike) -> float:
     """The lowest cross-entropy, in nats, of an answer that is the same for all images: the class frequencies.
 
     `counts` are the images of each class; one class at least has images.
@@ -15,7 +16,7 @@ def frequency_loss(counts: Sequence[int]) -> float:
     return float(-np.sum(present * np.log(present)))
 
 
-def warning(loss: float, counts: Sequence[int]) -> str:
+def warning(loss: float, counts: npt.ArrayLike) -> str:
     """What to tell the user of a model whose loss on images of these classes is `loss`; '' where guessing is worse."""
     guessing = frequency_loss(counts)
     if loss < guessing or np.count_nonzero(counts) < 2:
@@ -28,7 +29,7 @@ def warning(loss: float, counts: Sequence[int]) -> str:
     )
 
 
-def notes(metrics: Mapping[str, float], counts: Sequence[int]) -> list[str]:
+def notes(metrics: Mapping[str, float], counts: npt.ArrayLike) -> list[str]:
     """What guessing would score on a split, and a warning where neither `loss` nor `top1` of `metrics` is better."""
     top1 = np.max(counts) / np.sum(counts)
     line = f"Guessing the class frequencies has a loss of {frequency_loss(counts):.4g} and a top-1 of {top1:.2%}."

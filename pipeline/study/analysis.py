@@ -180,9 +180,7 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
     straight = slice(len(x) if start is None else start, None)
     # A law with a floor levels off, which is a bend upwards; it cannot follow one downwards.
     levelling = straight if bend and bend.found and bend.quadratic < 0 else slice(None)
-    fits = {"line": (law.fit_line, straight), "saturating": (law.fit_saturating, levelling)}
     sizes = [cells[i].runs[0].summary["parameters"] for i in frontier]
-    laws = {name: _law(x[part], y[part], fit) for name, (fit, part) in fits.items()}
     return Analysis(
         family=runs[0].trial.family,
         unit=unit,
@@ -191,20 +189,20 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
         frontier=frontier,
         bend=bend,
         trusted=frontier[straight],
-        line=laws["line"],
-        saturating=laws["saturating"],
+        line=_law(law.fit_line, x[straight], y[straight]),
+        saturating=_law(law.fit_saturating, x[levelling], y[levelling]),
         growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier]),
         held_out={
-            name: _or_reason(law.leave_largest_out, x[part], y[part], fit) if len(x[part]) else _BENT
-            for name, (fit, part) in fits.items()
+            "line": _law(law.leave_largest_out, x[straight], y[straight], law.fit_line),
+            "saturating": _law(law.leave_largest_out, x[levelling], y[levelling], law.fit_saturating),
         },
         diverged=diverged,
         unfinished=unfinished,
     )
 
 
-def _law(x: np.ndarray, y: np.ndarray, fit: Callable[..., Result]) -> Result | str:
-    return _or_reason(fit, x, y) if len(x) else _BENT
+def _law(fit: Callable[..., Result], x: np.ndarray, y: np.ndarray, *arguments: Any) -> Result | str:
+    return _or_reason(fit, x, y, *arguments) if len(x) else _BENT
 
 
 def best_cells(runs: Sequence[Run]) -> list[Cell]:

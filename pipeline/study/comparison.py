@@ -81,9 +81,7 @@ def compare(first: Analysis, second: Analysis) -> Comparison:
     Raises:
       StudyError: one has no line, or the lines reach no common loss.
     """
-    for analysis in (first, second):
-        if isinstance(analysis.line, str):
-            raise StudyError(f"{analysis.family} has no line to compare. {analysis.line}")
+    lines = [_resampled(each, seed) for seed, each in enumerate((first, second))]
     points = [(each.compute[each.trusted], each.loss[each.trusted]) for each in (first, second)]
     losses = _common([loss for _, loss in points])
     if losses is None:
@@ -94,7 +92,6 @@ def compare(first: Analysis, second: Analysis) -> Comparison:
         )
     middle = float(np.sqrt(losses[0] * losses[1]))
     compute = _common([compute for compute, _ in points])
-    lines = [_resampled(each, seed) for seed, each in enumerate((first, second))]  # row 0 is of the runs themselves
 
     def interval(of_line: Callable[[np.ndarray], np.ndarray]) -> Interval:
         one, other = (of_line(line) for line in lines)
@@ -123,9 +120,15 @@ def compare(first: Analysis, second: Analysis) -> Comparison:
 
 
 def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
-    """Intercept and slope of log loss on log compute: of a family's line, and of resampled studies; float64 [n, 2]."""
+    """Intercept and slope of log loss on log compute, float64 [n, 2]: of the line in row 0, then of resampled studies.
+
+    Raises:
+      StudyError: the family has no line.
+    """
     rng = np.random.default_rng(seed)
     line = analysis.line
+    if isinstance(line, str):
+        raise StudyError(f"{analysis.family} has no line to compare. {line}")
     rows = [_intercept_and_slope(line)]
     for _ in range(RESAMPLES):
         loss = analysis.loss * np.exp(rng.normal(0, line.deviation, len(analysis.loss)))

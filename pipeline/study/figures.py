@@ -90,7 +90,8 @@ def _families(analyses: Sequence[Analysis], directory: str) -> str:
             rows.append((analysis.family, *values))
         if isinstance(analysis.line, str):
             continue
-        reach = np.geomspace(*analysis.compute[analysis.trusted[[0, -1]]], 100)
+        low, high = analysis.compute[analysis.trusted[[0, -1]]]
+        reach = np.geomspace(low, high, 100)
         predicted = analysis.line.predict(reach)
         axes.plot(reach, predicted.value, _LINES[place % len(_LINES)], color=colour, lw=1.4)
         axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.2, lw=0)

@@ -68,8 +68,10 @@ def evaluate(
     metrics |= split_report.of_predictions(predictions)
     print(f"{split}, step {saved.step} of {context.model_dir}: {report.describe(metrics)}")
     if distribution.is_chief():
-        comparable = experiment.objective is SOFTMAX and not predictions.several_labels
-        notes = guessing.notes(metrics, predictions.class_counts.labelled) if comparable else ()
+        counts = (
+            predictions.class_counts if experiment.objective is SOFTMAX and not predictions.several_labels else None
+        )
+        notes = guessing.notes(metrics, counts.labelled) if counts else ()
         data = experiment.data.directory
         evaluation = split_report.Evaluation(context.model_dir, saved.step, split, data, metrics, notes)
         print(f"Report: {split_report.write(evaluation, predictions, manifest.classes, records)}")
