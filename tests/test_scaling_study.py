@@ -1,5 +1,6 @@
 """The command line: from runs on disk to laws, figures and plans; errors, with exit code 1."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -217,16 +218,22 @@ vit/Family.pretrain_file = "gin/vit_demo.gin"
 
 def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
     study = scaling_study.load([str(ROOT / "gin/study/demo.gin")], [])
-    assert len(study.grid) == 20
+    assert len(study.grid) == 25
     # From the smallest run to the largest: at least 1.5 decades of compute.
-    work = [speeds.training_flops(variant, 48, 44) * epochs for variant, epochs in study.grid]
+    work = [speeds.training_flops(variant, 24, 256) * epochs for variant, epochs in study.grid]
     assert np.log10(max(work) / min(work)) > 1.5
     for file in (study.pretrain_file, *study.finetune_files):
         registry.register()
         configure.load([str(ROOT / file)], [], entry="main", tasks=registry.TASKS)
-        assert configure.get("Experiment")().data.train_size == 48
+        assert configure.get("Experiment")().data.train_size == 24
     words = ["run", f"--gin_file={ROOT / 'gin/study/demo.gin'}", "--print_commands"]
     assert scaling_study.main([*words, f'--gin_param=Study.directory="{tmp_path}"']) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(study.learning_rates)
     assert scaling_study.main([*words, "--gin_param=Study.variant=3"]) == 1
     assert "Study" in capsys.readouterr().err
+    compared = scaling_study.load([str(ROOT / "gin/study/demo_compare.gin")], [])
+    assert [family.name for family in compared.families] == ["NFNet", "ViT"]
+    assert (compared.directory, compared.epochs) == (study.directory, study.epochs)
+    nfnets = dataclasses.replace(study.members[0], models=tuple(study.variants))
+    assert compared.families[0] == nfnets  # its runs are those of the study
+    assert compared.families[0].tasks.keys() == compared.families[1].tasks.keys()
