@@ -6,7 +6,7 @@ Downloads public packages (see own_images.py), builds records of each set, train
 set but DATA_DIR and, where a set may be mirrored, MIRROR, and tests the best checkpoint. Then `keras_cnn.py` trains for
 as many processor seconds as the whole training took, from start to end of the process, with its settings tuned for
 each set by hand. AdamW and the resolutions of `auto_settings.py` were chosen on clothes and photographs, with their
-test accuracy in sight; what of an image is seen, without it (docs/own_images.md).
+test accuracy in sight; how crops vary, on validation images of clothes and icons (docs/own_images.md).
 """
 
 import argparse

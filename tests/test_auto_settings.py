@@ -99,7 +99,7 @@ def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_p
     assert other.values["TRAIN_SIZE"] == other.values["EVAL_SIZE"] == 32 and run in other.reason
     with pytest.raises(checkpoint.CheckpointError, match="nothing"):
         auto_settings.choose(str(moved), initial_checkpoint=f"{tmp_path}/nothing")
-    with open(f"{run}/saved_model/1/metadata.json") as file:  # what it was evaluated with
+    with open(f"{run}/saved_model/1/assets.extra/metadata.json") as file:  # what it was evaluated with
         assert json.load(file)["eval_view"] == registry.configured([f"{run}/config.gin"], []).data.eval_view
     shutil.rmtree(moved)  # what was chosen is part of the run's configuration
     registry.run_configured([], [], run, task="export")
