@@ -237,3 +237,8 @@ def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
     nfnets = dataclasses.replace(study.members[0], models=tuple(study.variants))
     assert compared.families[0] == nfnets  # its runs are those of the study
     assert compared.families[0].tasks.keys() == compared.families[1].tasks.keys()
+    for family in compared.families:
+        for task in ("", *family.tasks):
+            files, bindings = family.configuration(family.variants[-1], task)
+            experiment = registry.configured([str(ROOT / file) for file in files], bindings)
+            assert (experiment.data.train_size, experiment.ema_decay is None) == (24, not task)
