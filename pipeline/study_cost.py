@@ -86,7 +86,7 @@ def _core_hours(
     variant: str, speed: speeds.Speed | None, images: float, flops_per_image: float, passes: int
 ) -> float | None:
     if speed:
-        return passes * images / speed.images_per_second / 3600
+        return speed.core_hours(images, passes)
     try:
         return speeds.core_hours(variant, images, flops_per_image, passes)
     except speeds.UnknownSpeedError:
@@ -143,10 +143,10 @@ def _total(costs: Iterable[RunCost]) -> RunCost:
     return RunCost(math.nan, math.fsum(each.flops for each in costs), total)
 
 
-def estimate(study: Study, topology: str, replica_batch: int | None = None, recompile: bool = False) -> str:
+def estimate(study: Study, topology: str, replica_batch: int | None = None) -> str:
     """Compiles the pre-training step of each model of a study for one core, and writes their speeds into its folder.
 
-    Models that the file has from the same compiler are skipped unless `recompile`.
+    Models that the file has from the same compiler are skipped.
 
     Args:
       study: whose models.
@@ -169,7 +169,7 @@ def estimate(study: Study, topology: str, replica_batch: int | None = None, reco
     os.makedirs(study.directory, exist_ok=True)
     for family in study.members:
         for variant in family.variants:
-            if not recompile and rows.get(variant, {}).get("versions") == compiler.versions():
+            if rows.get(variant, {}).get("versions") == compiler.versions():
                 continue
             trial = study.trial((variant, min(study.epochs)), family.learning_rates[0], study.seeds[0])
             configured = functools.partial(registry.configured, *sweep.configuration(study, trial))

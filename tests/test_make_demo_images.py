@@ -1,18 +1,12 @@
-import hashlib
 import io
 import json
-import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from examples import make_demo_images as demo
-
-
-def digests(folder: pathlib.Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+from tests.folders import digests
 
 
 @pytest.fixture(scope="module")

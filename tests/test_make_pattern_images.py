@@ -1,7 +1,5 @@
 import collections
-import hashlib
 import io
-import pathlib
 import tarfile
 
 import numpy as np
@@ -9,13 +7,9 @@ import pytest
 from PIL import Image
 
 from examples import make_pattern_images as patterns
+from tests.folders import digests
 
 SHARE = 0.004
-
-
-def digests(folder: pathlib.Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,10 @@ class Speed:
     images_per_second: float
     source: str
 
+    def core_hours(self, images: float, passes: int = 1) -> float:
+        """TPU-v4 core-hours of `images` that take so many forward and backward passes each, two with SAM."""
+        return passes * images / self.images_per_second / 3600
+
 
 def _of_budget(epochs: float, core_hours: float, source: str) -> Speed:
     return Speed(
@@ -142,4 +146,4 @@ def core_hours(variant: str, images: float, flops_per_image: float | None = None
     Raises:
       UnknownSpeedError: no speed is known.
     """
-    return passes * images / speed(variant, flops_per_image).images_per_second / 3600
+    return speed(variant, flops_per_image).core_hours(images, passes)

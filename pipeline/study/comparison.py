@@ -97,7 +97,7 @@ def compare(first: Analysis, second: Analysis) -> Comparison:
         one, other = (of_line(line) for line in lines)
         kept = min(len(one), len(other))
         differences = other[:kept] - one[:kept]
-        low, high = np.quantile(differences[1:], [(1 - law.LEVEL) / 2, (1 + law.LEVEL) / 2])
+        low, high = np.quantile(differences[1:], law.TAILS)
         return Interval(float(differences[0]), float(low), float(high))
 
     def needed(loss: float) -> Interval:

@@ -18,7 +18,7 @@ from pipeline.study import StudyError
 Values = Sequence[float] | np.ndarray  # [n]
 LEVEL = 0.9  # of all intervals
 RESAMPLES = 400
-_TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 MIN_POINTS_LINE, MIN_POINTS_SATURATING, MIN_POINTS_BEND = 4, 5, 5
 HUBER_DELTA = 1e-3  # of Hoffmann et al.; in units of log loss
 
@@ -82,7 +82,7 @@ class Line:
         return Prediction(np.exp(log_value), _exp(confidence), _exp(prediction))
 
     def _quantiles(self, pivots: np.ndarray) -> np.ndarray:
-        return np.quantile(pivots, _TAILS, axis=0)
+        return np.quantile(pivots, TAILS, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Saturating:
 
     def _interval(self, log_value: float | np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Percentiles of `samples`, moved away from `log_value` by `widening`, as values."""
-        ends = np.quantile(samples, _TAILS, axis=0)
+        ends = np.quantile(samples, TAILS, axis=0)
         return _exp(log_value + self.widening * (end - log_value) for end in ends)
 
 
@@ -189,7 +189,7 @@ def fit_saturating(x: Values, y: Values, resamples: int = RESAMPLES, seed: int =
     drawn = rng.choice(residuals, (resamples, count + 1))
     samples = _minimise_rows(best, log_x, fitted + drawn[:, :-1])
     floor, scale, exponent = np.exp(best)
-    widening = stats.t.ppf(_TAILS[1], count - 3) / stats.norm.ppf(_TAILS[1])
+    widening = stats.t.ppf(TAILS[1], count - 3) / stats.norm.ppf(TAILS[1])
     return Saturating(floor, scale, exponent, float(np.exp(log_y.min())), center, samples, drawn[:, -1], widening)
 
 
@@ -217,7 +217,7 @@ def bend(x: Values, y: Values) -> Bend:
     inverse = np.linalg.inv(powers.T @ powers)
     fitted = inverse @ (powers.T @ log_y)
     deviation = max(np.sqrt(((log_y - powers @ fitted) ** 2).sum() / freedom), 1e-9)  # of exact points: rounding
-    half = special.stdtrit(freedom, _TAILS[1]) * deviation * np.sqrt(inverse[0, 0])
+    half = special.stdtrit(freedom, TAILS[1]) * deviation * np.sqrt(inverse[0, 0])
     return Bend(float(fitted[0]), (float(fitted[0] - half), float(fitted[0] + half)))
 
 

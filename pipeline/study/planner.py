@@ -113,7 +113,12 @@ def from_study(
       StudyError: the study cannot be fitted, its optimum does not grow, or its cost in `unit` is unknown.
     """
     _check(budget, unit)
-    analysis = analyse_families(runs, unit).choose(family)
+    return from_analysis(budget, analyse_families(runs, unit).choose(family), images)
+
+
+def from_analysis(budget: float, analysis: Analysis, images: float | None = None) -> Plan:
+    """As `from_study`, in the unit and for the family of laws that are fitted already; `budget` is positive."""
+    unit = analysis.unit
     if isinstance(analysis.growth, str):
         raise StudyError(f"The study does not say how the best epoch budget grows. {analysis.growth}")
     summary = analysis.cells[0].runs[0].summary

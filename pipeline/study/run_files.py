@@ -109,7 +109,7 @@ class Run:
             if unit == FLOPS:
                 return flops * images * passes
             if unit == CORE_HOURS and self.tpu_speed:
-                return passes * images / self.tpu_speed.images_per_second / 3600
+                return self.tpu_speed.core_hours(images, passes)
             if unit == CORE_HOURS:
                 return speeds.core_hours(self.summary["variant"], images, flops, passes)
         except KeyError as error:

@@ -64,8 +64,8 @@ class Study:
             raise StudyError(
                 "Set either Study.families, or Study.variants, learning_rates and pretrain_file for a study of NFNets."
             )
-        for what in ("name", "variants"):
-            values = [value for each in self.members for value in _listed(getattr(each, what))]
+        models = [variant for each in self.members for variant in each.variants]
+        for values in ([each.name for each in self.members], models):
             if len(set(values)) != len(values):
                 raise StudyError(f"The families of a study and their models must have distinct names, found {values}.")
 
@@ -98,10 +98,6 @@ class Study:
     def trial(self, cell: tuple[str, float], learning_rate: float, seed: int, task: str = "") -> Trial:
         """The trial of a (variant, epochs)."""
         return Trial(*cell, learning_rate, seed, task, self.family(cell[0]).name)
-
-
-def _listed(value: str | Sequence[str]) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value
 
 
 @dataclasses.dataclass(frozen=True)

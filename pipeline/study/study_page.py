@@ -37,7 +37,7 @@ def write(
         *(Section(f"Laws of {name}", _lines(analysis.describe(each))) for name, each in study.families.items()),
         *([Section("Left out", [f"{name}: {why}" for name, why in study.left_out.items()])] if study.left_out else []),
         Section("Figures", pictures=[_picture(path) for path in figures]),
-        *(_plan(name, each, runs, unit) for name, each in study.families.items()),
+        *(_plan(each) for each in study.families.values()),
         Section("Cells", ["Each model and epoch budget at its best learning rate."], tables=[_cells(study, unit)]),
         Section("Runs", tables=[_runs(runs, study, unit)]),
     ]
@@ -61,12 +61,12 @@ def _picture(path: str) -> Picture:
         return Picture(file.read(), f"{name}: {caption}")
 
 
-def _plan(name: str, each: analysis.Analysis, runs: Sequence[Run], unit: str) -> Section:
+def _plan(each: analysis.Analysis) -> Section:
     """What the family's laws plan with ten times the compute of its largest frontier run."""
     budget = _AHEAD * float(each.compute[each.frontier].max())
-    title = f"{name} with {_AHEAD} times the compute"
+    title = f"{each.family} with {_AHEAD} times the compute"
     try:
-        plan = planner.describe(planner.from_study(budget, unit, runs, family=name))
+        plan = planner.describe(planner.from_analysis(budget, each))
     except StudyError as error:
         return Section(title, [f"No plan: {error}"])
     return Section(title, code=plan, code_title="the plan, with its command")
