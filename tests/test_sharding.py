@@ -10,8 +10,9 @@ import tf_keras
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.order import EpochBudget, Order
-from pipeline.model import classifier, nfnet
+from pipeline.model import classifier, layers, nfnet, tpu_layers, variants
 from pipeline.sharding import collectives, gathering, sharded_variable
+from pipeline.sharding.row_order import RowOrder
 from pipeline.sharding.sharded_variable import RowShardedVariable
 from pipeline.sharding.slice_strategy import SliceStrategy
 from pipeline.train import checkpoint, optimizer, state
@@ -30,6 +31,19 @@ def _slow_adamw(learning_rate):  # but not that of `tiny_runs`
     return optimizer.AdamW(1e-3)
 
 
+class GroupedTrunk(tiny_runs.TinyTrunk):
+    """With two groups in its block: 400 rows in an order of their own, which 3 replicas share with padding."""
+
+    def __init__(self):
+        super().__init__(0.0)
+        self.conv = layers.WSConv(variants.Conv("block", 16, 16, kernel=5, groups=2))
+
+
+def grouped(num_classes, target_device=None):
+    """A model of grouped convolutions."""
+    return classifier.Classifier(GroupedTrunk(), num_classes, name="grouped")
+
+
 RECIPES = {
     "pre-training": {},
     "one part after the other": {"accumulation_steps": 2},
@@ -40,12 +54,16 @@ RECIPES = {
     "a frozen stem": {"frozen": ("stem/*",)},
     "AdamW": {"optimizer": _slow_adamw},
     "without an average": {"ema_decay": None},
+    "groups": {"model": grouped},
+    "groups in parts": {"model": grouped, "accumulation_steps": 2},
+    "groups and SAM": {"model": grouped, "sam": SAM()},
 }
 
 
 @pytest.fixture(autouse=True)
 def small_kernels_too(monkeypatch):
     monkeypatch.setattr(sharded_variable, "MIN_VALUES", 128)
+    monkeypatch.setattr(tpu_layers, "GROUP_WIDTH", 8)
 
 
 @functools.cache
@@ -250,6 +268,29 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         checkpoint.restore(saved, created.groups)
     assert "model/linear/kernel has shape (128, 10) in the checkpoint and (16, 10) in the model" in str(error.value)
     assert len(str(error.value).splitlines()) < 15
+
+
+def test_rows_of_grouped_kernels_go_from_group_to_group():
+    kernel = np.random.default_rng(0).normal(size=[3, 2, 8, 24]).astype(np.float32)
+    order = RowOrder(kernel.shape)
+    matrix = order.matrix(tf.constant(kernel))
+    assert (order.groups, order.fan_in, tuple(matrix.shape)) == (3, 48, (order.rows, order.columns))
+    # Height, width, group, input channel.
+    np.testing.assert_array_equal(matrix[((2 * 2 + 1) * 3 + 1) * 8 + 5], kernel[2, 1, 5, 8:16])
+    np.testing.assert_array_equal(order.kernel(matrix), kernel)
+    np.testing.assert_allclose(order.unit_sums(matrix), kernel.sum((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(order.by_row(tf.range(24.0), order.rows)[5 * 8], np.arange(16.0, 24.0))
+
+
+@pytest.mark.parametrize("variant", ["F0", "F1", "F3", "F3+", "F7+"])
+def test_grouped_kernels_are_known_by_their_shape(variant, monkeypatch):
+    monkeypatch.setattr(tpu_layers, "GROUP_WIDTH", 128)
+    spec = variants.get(variant)
+    convs = [*variants.stem(spec), *(conv for block in variants.blocks(spec) for conv in block.convs)]
+    assert any(conv.groups > 1 for conv in convs)
+    for conv in convs:
+        shape = (conv.kernel, conv.kernel, conv.in_channels // conv.groups, conv.channels)
+        assert RowOrder(shape).groups == conv.groups, conv.name
 
 
 def test_a_variable_is_whole_outside_of_steps():

@@ -62,10 +62,14 @@ def gather_rows(shard: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def scatter_rows(matrix: tf.Tensor) -> tf.Tensor:
-    """This replica's shard of the sum over replicas of `matrix`, float32 [rows, columns]."""
+    """This replica's shard, float32, of the sum over replicas of `matrix` [rows, columns], added in float32."""
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     rows, columns = matrix.shape
     own = shard_rows(rows, replicas)
+    if _uses_xla() and matrix.dtype != tf.float32:
+        # XLA would convert before it brings the gradient into the order of rows, and move twice the bytes.
+        (matrix,) = gen_xla_ops.xla_optimization_barrier([matrix])
+    matrix = tf.cast(matrix, tf.float32)
     if own * replicas > rows:
         matrix = tf.pad(matrix, [[0, own * replicas - rows], [0, 0]])
     if _uses_xla():

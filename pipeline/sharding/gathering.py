@@ -67,7 +67,7 @@ def gather(model: tf_keras.Model, raw: bool = False) -> Gathered:
             return gathered.standardized(variable.name), standardized[variable.name].kernel()
         if whole := shared_out.get(variable.name):
             shard = tf.cast(tf.identity(whole.shard), dtypes.get(variable.name, whole.dtype))
-            return variable.name, _whole(shard, whole)
+            return variable.name, whole.gathered(shard)
         return None, variable
 
     gains = {conv.gain.name for conv in convolutions}
@@ -80,7 +80,7 @@ def gather(model: tf_keras.Model, raw: bool = False) -> Gathered:
     def back(gradients: Sequence[tf.Tensor]) -> Tensors:
         by_name = {v.name: gradient for v, gradient in zip(trainable, gradients, strict=True)}
         for name in [name for name in by_name if name in shared_out]:
-            by_name[name] = collectives.scatter_rows(_matrix(tf.cast(by_name[name], tf.float32)))
+            by_name[name] = collectives.scatter_rows(shared_out[name].order.matrix(by_name[name]))
         by_name |= _standardization_gradients([each for name, each in standardized.items() if name in by_name], by_name)
         return [by_name[v.name] for v in model.trainable_variables]
 
@@ -91,23 +91,14 @@ def _layers(model: tf_keras.Model, kind: type = tf_keras.layers.Layer) -> list:
     return [layer for layer in model.submodules if isinstance(layer, kind) and not isinstance(layer, tf_keras.Model)]
 
 
-def _matrix(values: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(values, [-1, values.shape[-1]])
-
-
-def _whole(shard: tf.Tensor, variable: RowShardedVariable) -> tf.Tensor:
-    """The tensor of the shape of `variable` of which each replica gives its shard."""
-    return tf.reshape(collectives.gather_rows(shard, variable.rows), variable.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Standardized:
     """A convolution's kernel, standardised in this replica's rows; formulas as in `tpu_layers.standardize`.
 
     Attributes:
       conv: the convolution.
-      centred: the shard less the mean of each column.
-      spread: [columns], the sum over all rows of its square.
+      centred: the shard less the mean of each output unit.
+      spread: [units], the sum of its square over all values of the unit.
     """
 
     conv: layers.WSConv
@@ -121,29 +112,38 @@ class _Standardized:
 
     def kernel(self) -> tf.Tensor:
         """The whole standardised kernel, HWIO in the compute dtype, gathered."""
-        shard = tf.cast(self.centred * (self.inverse * self.conv.gain), self.conv.compute_dtype)
-        return _whole(shard, self.conv.kernel)
+        shard = self.centred * self._by_row(self.inverse * self.conv.gain)
+        return self.conv.kernel.gathered(tf.cast(shard, self.conv.compute_dtype))
 
     def kernel_gradient(self, upstream: tf.Tensor, total: tf.Tensor, along: tf.Tensor) -> tf.Tensor:
         """The shard of the kernel's gradient from `upstream`, the shard of that of the standardised kernel.
 
-        `total` and `along` are sums over all rows, of `upstream` and of `upstream * centred`.
+        `total` and `along`, [units], are sums over all values of a unit, of `upstream` and of `upstream * centred`.
         """
         factor = self.inverse * self.conv.gain
         floored = self.spread <= layers.STANDARDIZATION_EPSILON  # where the deviation is a constant
         slope = tf.where(floored, 0.0, -factor * along / tf.maximum(self.spread, layers.STANDARDIZATION_EPSILON))
-        constant = -factor * total / self.conv.kernel.rows
+        constant = -factor * total / self.conv.kernel.order.fan_in
+        factor, slope, constant = map(self._by_row, (factor, slope, constant))
         return _without_padding(upstream * factor + self.centred * slope + constant, self.conv.kernel)
+
+    def _by_row(self, units: tf.Tensor) -> tf.Tensor:
+        return self.conv.kernel.order.by_row(units, self.centred.shape[0])
 
 
 def _standardize(convolutions: Sequence[layers.WSConv]) -> list[_Standardized]:
-    shards = [tf.identity(conv.kernel.shard) for conv in convolutions]
-    totals = collectives.sums([tf.reduce_sum(shard, 0) for shard in shards])
-    centred = [
-        _without_padding(shard - total / conv.kernel.rows, conv.kernel)
-        for conv, shard, total in zip(convolutions, shards, totals, strict=True)
+    kernels = [conv.kernel for conv in convolutions]
+    orders = [kernel.order for kernel in kernels]
+    shards = [tf.identity(kernel.shard) for kernel in kernels]
+    totals = collectives.sums([order.unit_sums(shard) for order, shard in zip(orders, shards, strict=True)])
+    means = [
+        order.by_row(total / order.fan_in, shard.shape[0])
+        for order, total, shard in zip(orders, totals, shards, strict=True)
     ]
-    spreads = collectives.sums([tf.reduce_sum(tf.square(values), 0) for values in centred])
+    centred = [_without_padding(shard - mean, k) for shard, mean, k in zip(shards, means, kernels, strict=True)]
+    spreads = collectives.sums(
+        [order.unit_sums(tf.square(values)) for order, values in zip(orders, centred, strict=True)]
+    )
     return [_Standardized(*each) for each in zip(convolutions, centred, spreads, strict=True)]
 
 
@@ -155,8 +155,9 @@ def _standardization_gradients(
     `upstream` has, by name of the kernel, the shards of the gradients of the standardised kernels.
     """
     shards = [upstream[each.conv.kernel.name] for each in standardized]
-    own_totals = [tf.reduce_sum(shard, 0) for shard in shards]
-    own_along = [tf.reduce_sum(shard * each.centred, 0) for each, shard in zip(standardized, shards, strict=True)]
+    pairs = list(zip(standardized, shards, strict=True))
+    own_totals = [each.conv.kernel.order.unit_sums(shard) for each, shard in pairs]
+    own_along = [each.conv.kernel.order.unit_sums(shard * each.centred) for each, shard in pairs]
     sums = collectives.sums(own_totals + own_along)
     totals, along = sums[: len(shards)], sums[len(shards) :]
     gradients = {}
@@ -169,7 +170,7 @@ def _standardization_gradients(
 def _without_padding(shard: tf.Tensor, variable: RowShardedVariable) -> tf.Tensor:
     """`shard` with zeros in the rows that are none of the whole's."""
     own = shard.shape[0]
-    if own * tf.distribute.get_replica_context().num_replicas_in_sync == variable.rows:
+    if own * tf.distribute.get_replica_context().num_replicas_in_sync == variable.order.rows:
         return shard
     numbers = collectives.shard_number() * own + tf.range(own)
-    return tf.where(numbers[:, tf.newaxis] < variable.rows, shard, 0.0)
+    return tf.where(numbers[:, tf.newaxis] < variable.order.rows, shard, 0.0)

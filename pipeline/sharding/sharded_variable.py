@@ -11,6 +11,7 @@ from absl import logging
 
 from pipeline.model import gathered, weights
 from pipeline.sharding import collectives
+from pipeline.sharding.row_order import RowOrder
 from pipeline.sharding.slice_strategy import SliceStrategy
 
 #: Kernels of fewer values stay whole on each replica: what a collective costs is more than what they cost.
@@ -19,22 +20,21 @@ _CHECKPOINT_KEY = "VARIABLE_VALUE"  # TensorFlow's own for a variable's value
 
 
 class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
-    """A float32 variable [..., columns] whose rows, all axes but the last, are shared out over replicas.
+    """A float32 variable whose values, in rows of a matrix, are shared out over replicas.
 
     Read as a tensor inside `strategy.run` it is what `gathered` holds for it, else gathered from all replicas;
     outside it is put together from their parts. A checkpoint holds it whole, as it does any other variable.
 
     Attributes:
       shard: float32 [rows of a shard, columns], this replica's part; inside `strategy.run` alone.
-      rows, columns: of the whole matrix.
+      order: how the whole's values lie in the matrix.
     """
 
     def __init__(self, shard: tf.Variable, trainable: bool = True, *, shape: Sequence[int]):
         """`shard` has a part on each replica, made with `per_replica`; `shape` is that of the whole."""
         self.shard = shard
         self._whole_shape, self._is_trainable = tf.TensorShape(shape), trainable
-        self.columns = self._whole_shape[-1]
-        self.rows = self._whole_shape.num_elements() // self.columns
+        self.order = RowOrder(tuple(self._whole_shape))
 
     @property
     def name(self) -> str:
@@ -73,7 +73,11 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
         context = tf.distribute.get_replica_context()
         if context is None or context.num_replicas_in_sync == 1:  # of no replica, or outside of any strategy
             return self._assembled()
-        return tf.reshape(collectives.gather_rows(tf.convert_to_tensor(self.shard), self.rows), self.shape)
+        return self.gathered(tf.convert_to_tensor(self.shard))
+
+    def gathered(self, shard: tf.Tensor) -> tf.Tensor:
+        """The tensor of the whole's shape of which each replica gives its `shard`; inside `strategy.run`."""
+        return self.order.kernel(collectives.gather_rows(shard, self.order.rows))
 
     def read_value(self) -> tf.Tensor:
         """The whole."""
@@ -111,11 +115,11 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
         with tf.device(self._host()):
             parts = [part.read_value() for part in self.parts]
             in_order = [part for _, part in sorted(zip(self._shard_numbers(), parts, strict=True), key=lambda p: p[0])]
-            return tf.reshape(tf.concat(in_order, 0)[: self.rows], self.shape)
+            return self.order.kernel(tf.concat(in_order, 0)[: self.order.rows])
 
     def _split(self, whole: tf.Tensor) -> list[tf.Tensor]:
         """What each of `parts` holds of a tensor of the whole's shape."""
-        own, matrix = self.shard.shape[0], tf.reshape(whole, [self.rows, self.columns])
+        own, matrix = self.shard.shape[0], self.order.matrix(whole)
         slices = [matrix[number * own : (number + 1) * own] for number in self._shard_numbers()]
         return [tf.pad(rows, [[0, own - rows.shape[0]], [0, 0]]) for rows in slices]
 
@@ -173,9 +177,12 @@ def sharding_kernels(wanted: bool | None = None) -> Iterator[None]:
     def create(next_creator: Callable[..., tf.Variable], **settings: Any) -> tf.Variable:
         shape, dtype, initial = (settings[name] for name in ("shape", "dtype", "initial_value"))
         is_kernel = settings["trainable"] and shape is not None and shape.rank >= 2 and dtype == tf.float32
-        if not is_kernel or shape.num_elements() < MIN_VALUES or shape.num_elements() // shape[-1] < replicas:
+        if not is_kernel or shape.num_elements() < MIN_VALUES:
             return next_creator(**settings)
-        own = [collectives.shard_rows(shape.num_elements() // shape[-1], replicas), shape[-1]]
+        order = RowOrder(tuple(shape))
+        if order.rows < replicas:
+            return next_creator(**settings)
+        own = [collectives.shard_rows(order.rows, replicas), order.columns]
         zeros = functools.partial(tf.zeros, own)
         shard = per_replica(next_creator, **settings | {"initial_value": zeros, "shape": own})
         variable = RowShardedVariable(shard, shape=shape)

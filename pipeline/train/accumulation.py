@@ -22,7 +22,8 @@ def sum_over_parts(
       batch: tensors [batch, ...]; each part takes the next `batch / parts` examples.
       seed: int32 [2]; a single part gets it unchanged.
       parts: how many; a divisor of the batch.
-      zeros: where the sums start, in the structure and shapes of what `compute` returns.
+      zeros: where the sums start, in the structure and shapes of what `compute` returns, and of the dtypes in which to
+        add; a single part's tensors keep their own.
     """
     if parts == 1:
         return compute(batch, seed)
@@ -31,7 +32,7 @@ def sum_over_parts(
     def add(index, sums):
         part = {name: values[index] for name, values in split.items()}
         more = compute(part, tf.random.experimental.stateless_fold_in(seed, index))
-        return index + 1, tf.nest.map_structure(tf.add, sums, more)
+        return index + 1, tf.nest.map_structure(lambda total, value: total + tf.cast(value, total.dtype), sums, more)
 
     # One part at a time is the point: iterations that overlap would hold the memory of several.
     return tf.while_loop(lambda index, _: index < parts, add, (0, zeros), parallel_iterations=1)[1]

@@ -29,14 +29,12 @@ def unit_norms(values: tf.Tensor) -> tf.Tensor:
 
 def clip_adaptively(gradient: tf.Tensor, weight: tf.Tensor, clipping: float, epsilon: float) -> tf.Tensor:
     """Scales the gradient of each output unit down to at most `clipping * max(norm of its weight, epsilon)`."""
-    return _scale_down(gradient, unit_norms(gradient), unit_norms(weight), clipping, epsilon)
+    return gradient * _scale(unit_norms(gradient), unit_norms(weight), clipping, epsilon)
 
 
-def _scale_down(
-    gradient: tf.Tensor, norms: tf.Tensor, weight_norms: tf.Tensor, clipping: float, epsilon: float
-) -> tf.Tensor:
+def _scale(norms: tf.Tensor, weight_norms: tf.Tensor, clipping: float, epsilon: float) -> tf.Tensor:
     largest = clipping * tf.maximum(weight_norms, epsilon)
-    return tf.where(norms > largest, gradient * (largest / tf.maximum(norms, 1e-6)), gradient)
+    return tf.where(norms > largest, largest / tf.maximum(norms, 1e-6), 1.0)
 
 
 class Scheduled:
@@ -109,17 +107,18 @@ class SGD(Scheduled, ShardedUpdates, tf_keras.optimizers.SGD):
         """Sums gradients over replicas, and clips them."""
         pairs = super().aggregate_gradients(grads_and_vars)
         # The norms of what is shared out over replicas are sums over them.
-        shards = [(gradient, of_replica(v)) for gradient, v in pairs if sharded(v)]
-        clipped = [(gradient, shard) for gradient, shard in shards if self._threshold(shard) is not None]
-        squares = [tf.reduce_sum(tf.square(values), 0) for pair in clipped for values in pair]
+        shards = [(gradient, whole) for gradient, v in pairs if (whole := sharded(v))]
+        clipped = [(gradient, whole) for gradient, whole in shards if self._threshold(whole.shard) is not None]
+        squares = [w.order.unit_sums(tf.square(values)) for gradient, w in clipped for values in (gradient, w.shard)]
         norms = iter([tf.sqrt(total) for total in collectives.sums(squares)])
 
         def clip(gradient, variable):
             threshold = self._threshold(of_replica(variable))
             if threshold is None:
                 return gradient
-            if sharded(variable):
-                return _scale_down(gradient, next(norms), next(norms), threshold, self._clipping_epsilon)
+            if whole := sharded(variable):
+                scale = _scale(next(norms), next(norms), threshold, self._clipping_epsilon)
+                return gradient * whole.order.by_row(scale, gradient.shape[0])
             return clip_adaptively(gradient, variable, threshold, self._clipping_epsilon)
 
         return [(clip(gradient, variable), variable) for gradient, variable in pairs]

@@ -120,7 +120,6 @@ class TrainingStep:
             forward = memory.operations()
             gradients = tape.gradient(share, weights.sources)
         self.kept_bytes.append(memory.kept_bytes(forward, gradients) if forward else 0)
-        gradients = [None if gradient is None else tf.cast(gradient, tf.float32) for gradient in gradients]
         return gradients, total, tf.reduce_sum(of_each["top1"] * batch["weight"])
 
 
