@@ -67,20 +67,34 @@ def test_what_is_computed_again_is_not_kept():
     assert plain == 4 * 64 * 8 * (1 + 3) and recomputed == 4 * 64 * 8 * (1 + 1)
 
 
+GB = 1 << 30
+
+
 def test_the_message_names_the_estimate_what_there_is_and_what_would_fit():
+    machine = memory.Machine(total=24 * GB, free=21 * GB, held=2 * GB)
     with pytest.raises(memory.OutOfMemoryError) as error:
-        memory.check(images=4096, parts=2, kept=60 << 30, state=1 << 30, available=24 << 30)
-    for part in ("2,048 images", "61.0 GiB", "60.0 GiB", "1.0 GiB", "24.0 GiB", "785 images", "accumulation_steps = 8"):
+        memory.check(images=4096, parts=2, kept=60 * GB, state=1 * GB, machine=machine)
+    for part in ("2,048 images", "60.0 GiB", "2.0 GiB", "1.0 GiB", "24.0 GiB", "21.0 GiB", "573 images", "steps = 8"):
         assert part in str(error.value)
 
 
-def test_weights_alone_may_be_too_much():
+@pytest.mark.parametrize(("free", "held"), [(24, 25), (0, 1)])
+def test_the_process_or_others_may_leave_no_room(free, held):
     with pytest.raises(memory.OutOfMemoryError, match="No batch of this model fits"):
-        memory.check(images=8, parts=1, kept=1 << 30, state=25 << 30, available=24 << 30)
+        memory.check(images=8, parts=1, kept=GB, state=GB, machine=memory.Machine(24 * GB, free * GB, held * GB))
 
 
-def test_what_fits_exactly_is_not_refused():
-    memory.check(images=8, parts=1, kept=23 << 30, state=1 << 30, available=24 << 30)
+@pytest.mark.parametrize(("kept", "warned"), [(8, False), (9, True), (10, True)])
+def test_what_fits_by_the_estimate_is_not_refused_and_what_is_near_warned_of(kept, warned, caplog):
+    machine = memory.Machine(total=24 * GB, free=10 * GB, held=2 * GB)
+    memory.check(images=8, parts=1, kept=kept * GB, state=GB, machine=machine)
+    assert ("may end this run for lack of memory" in caplog.text) == warned
+    assert not warned or "steps = 2" in caplog.text
+
+
+def test_what_is_found_of_this_machine():
+    machine = memory.Machine.now()
+    assert 50 << 20 < machine.held < machine.total and 0 < machine.free <= machine.total
 
 
 def test_a_container_limit_counts_at_every_level(tmp_path):
@@ -102,7 +116,7 @@ def test_a_container_limit_counts_at_every_level(tmp_path):
 
 def test_a_batch_that_cannot_fit_is_refused_before_its_first_step_and_fits_in_parts(tmp_path, monkeypatch):
     record_sets.make(tmp_path / "records", examples=32, validation=8)
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 600_000)
+    monkeypatch.setattr(memory.Machine, "now", lambda: memory.Machine(total=700_000, free=600_000, held=100_000))
     settings = {"epochs": 1.0}
     run = RunContext(str(tmp_path / "run"))
     with pytest.raises(memory.OutOfMemoryError, match=r"16 images.*0\.6 MiB.*accumulation_steps = 2"):

@@ -1,5 +1,6 @@
 """The memory that a training step takes at least, counted in its own graph while that is traced."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Iterator, Set
 
 import psutil
 import tensorflow as tf
+from absl import logging
 
 # Operations whose output may be the very buffer of their first input.
 _VIEWS = {"ExpandDims", "Identity", "PreventGradient", "Reshape", "Squeeze", "StopGradient"}
@@ -14,6 +16,9 @@ _VIEWS = {"ExpandDims", "Identity", "PreventGradient", "Reshape", "Squeeze", "St
 _NOT_COMPUTED = {"Arg", "Const", "Placeholder", "ReadVariableOp"}
 # Operations that take no more than an input's shape.
 _SHAPE_ONLY = {"BroadcastGradientArgs", "Rank", "Shape", "ShapeN", "Size", "ZerosLike", "OnesLike"}
+
+# The estimate is a lower bound: what it leaves out was up to a fifth of what steps took (docs/recipes.md).
+_CERTAIN = 0.8
 
 
 def operations() -> Set[tf.Operation]:
@@ -50,35 +55,60 @@ class OutOfMemoryError(ValueError):
     """The training step cannot fit into memory; the message says what to change."""
 
 
-def check(images: int, parts: int, kept: int, state: int, available: int) -> None:
-    """Raises where a step takes more memory than there is, whatever the order of its operations.
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Memory, in bytes, before a step is taken.
+
+    Attributes:
+      total: what there is, swap space included; a container's limit if that is lower.
+      free: what no program holds.
+      held: what this process holds, files that are mapped into it left out.
+    """
+
+    total: int
+    free: int
+    held: int
+
+    @classmethod
+    def now(cls) -> "Machine":
+        """Of this machine and this process."""
+        free = psutil.virtual_memory().available + psutil.swap_memory().free
+        process = psutil.Process().memory_info()
+        return cls(machine_bytes(), free, process.rss - getattr(process, "shared", 0))
+
+
+def check(images: int, parts: int, kept: int, state: int, machine: Machine) -> None:
+    """Raises where a step takes more memory than is free, whatever the order of its operations; warns where it may.
 
     Args:
       images: of one replica.
       parts: in how many parts, one after the other, they are taken.
       kept: bytes of activations of one part, see `kept_bytes`.
-      state: bytes of weights, their average and the optimiser's state.
-      available: bytes of memory that there are.
+      state: bytes of weights, their average and the optimiser's state, which the process holds.
+      machine: before the first step.
 
     Raises:
       OutOfMemoryError: with the estimate, what there is, and what would fit.
     """
-    room, at_once = available - state, images // parts
-    if kept <= room:
+    room, at_once = max(min(machine.free, machine.total - machine.held), 0), images // parts
+    if kept <= _CERTAIN * room:
         return
-    advice = "No batch of this model fits: take a smaller variant."
-    if fitting := at_once * max(room, 0) // kept:
+    advice = "No batch of this model fits: take a smaller variant, or end other programs."
+    if fitting := int(at_once * _CERTAIN * room / kept):
         more = next(n for n in range(parts, images + 1) if images % n == 0 and images // n <= fitting)
         advice = (
-            f"At most about {fitting:,} images fit at once. Lower the batch (Data.batch), or keep it and set "
+            f"About {fitting:,} images fit at once. Lower the batch (Data.batch), or keep it and set "
             f"Experiment.accumulation_steps = {more}, or lower the resolution (Data.train_size), or take a smaller "
             "variant."
         )
-    raise OutOfMemoryError(
-        f"A training step that takes {at_once:,} images at once needs at least {_size(kept + state)} of memory: "
-        f"{_size(kept)} for activations and {_size(state)} for weights and their optimiser. This machine has "
-        f"{_size(available)}. {advice}"
+    found = (
+        f"A training step that takes {at_once:,} images at once needs at least {_size(kept)} of memory for "
+        f"activations, beside the {_size(machine.held)} that this process holds ({_size(state)} of them weights and "
+        f"their optimiser). This machine has {_size(machine.total)}, of which {_size(machine.free)} are free. {advice}"
     )
+    if kept > room:
+        raise OutOfMemoryError(found)
+    logging.warning("The system may end this run for lack of memory. %s", found)
 
 
 def state_bytes(variables: Iterable[tf.Variable]) -> int:

@@ -84,7 +84,7 @@ class Trainer(orbit.StandardTrainer):
             parts=experiment.accumulation_steps,
             kept=max(self._step.kept_bytes),
             state=memory.state_bytes(variables),
-            available=memory.machine_bytes(),
+            machine=memory.Machine.now(),
         )
 
     @_plain
