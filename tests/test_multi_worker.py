@@ -238,6 +238,25 @@ def test_killed_replicas_continue_in_the_same_bits_and_on_other_numbers(gin_file
 
 
 @pytest.mark.slow
+def test_the_quickstarts_pre_training_is_that_of_whole_variables(records, tmp_path):
+    settings = (f"DATA_DIR='{records}'", "GLOBAL_BATCH=32", "Experiment.max_steps=20", "Loop.cpu_replicas=2")
+    results = []
+    for shard in (True, False):
+        model_dir = tmp_path / f"{shard}"
+        params = (REPLICAS[0], *settings, f"Experiment.shard_optimizer={shard}")
+        assert wait(start("gin/quickstart_pretrain.gin", model_dir, 0, *params)) == [0]
+        results.append(run_results.result(model_dir)[:2])
+    (step, found), (_, expected) = results
+    assert step == 20
+    for group, limit in (("model/", 1e-6), ("optimizer/m/", 1e-5)):
+        of_group, wanted = (
+            np.concatenate([values[name].ravel() for name in expected if name.startswith(group)]).astype(np.float64)
+            for values in (found, expected)
+        )
+        assert np.linalg.norm(of_group - wanted) < limit * np.linalg.norm(wanted), group
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_worker_stops_all_after_the_same_step(gin_file, alone, tmp_path):
     """And the run goes on with another number of workers, in the same batches."""
     model_dir = tmp_path / "run"
