@@ -1,8 +1,10 @@
 """The sweep: it skips, resumes and marks runs, and refuses to mix recipes."""
 
+import io
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +12,10 @@ import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from pipeline import registry
-from pipeline.study import StudyError, execution, run_files, search, sweep
+from pipeline.study import StudyError, execution, live_table, run_files, search, sweep
 from pipeline.study.family import Family
 from pipeline.study.run_files import Trial
 from tests import record_sets, simulated_studies
@@ -92,6 +95,31 @@ def test_sweep_runs_what_is_missing_and_skips_what_is_done(here, capfd):
     assert len(run(study(here, **rates, variants=("nano", "tiny")))) == 8
     assert starts(folder) == 1
     assert "5 runs are finished (1 diverged); skipping them" in capfd.readouterr().err
+
+
+def test_a_terminal_shows_a_table_of_what_is_done_and_runs(here, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(live_table, "_REFRESHES_PER_SECOND", 100)
+    run(study(here, learning_rates=(4.0, 2.0), variants=("nano", "tiny"), epochs=(1.0, 2.0)))
+    output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)
+    assert re.search(r"study: \d+ of about \d+ runs, 0:\d\d gone, ", output)
+    assert re.search(r"┃ 1 epochs\s+┃ 2 epochs", output)
+    assert re.search(r"│ nano │ .* ▸ [\d.]+ ", output), "what runs"
+
+
+def test_the_table_of_a_study(here):
+    settings = study(here, learning_rates=(2.0, 1.0), variants=("nano", "tiny"), epochs=(1.0, 2.0))
+    runs = run(settings)
+    console = Console(width=100, record=True, file=io.StringIO())
+    done = [each for each in runs if each.trial.variant == "nano"]
+    console.print(live_table.table(settings, done, [settings.trial(("tiny", 1.0), 0.5, 0)], "0:10 gone, 1 min left"))
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2:-1] for line in console.export_text().splitlines() if "│" in line
+    }
+    best = min((each for each in done if each.trial.epochs == 1), key=lambda each: each.loss)
+    assert rows["nano"][0].strip() == f"{best.loss:.3f} at {best.trial.learning_rate:g}"
+    assert rows["tiny"][0].strip() == "▸ 0.5" and rows["tiny"][1].strip() == "·"
 
 
 def test_runs_at_once_share_the_work(here, capfd, monkeypatch):

@@ -5,18 +5,17 @@ import fcntl
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.model import cost
 from pipeline.study import StudyError, recipe, run_files, search
 from pipeline.study.execution import Execution, Stopped
 from pipeline.study.family import Family
+from pipeline.study.live_table import LiveTable
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, Run, Trial
 from pipeline.study.search import Study
 
@@ -40,18 +39,21 @@ def run(study: Study, resolve: Resolve) -> list[Run]:
     os.makedirs(study.directory, exist_ok=True)
     with _lock(study.directory) as lock, _stop_requested() as stop:
         runs = _read(study)
+        live = LiveTable(study, runs)
         if trials := over(runs):
             diverged = sum(run.status == DIVERGED for run in runs)
-            _say(f"{study.directory}: {len(trials)} runs are finished ({diverged} diverged); skipping them.")
-        with _progress_bar(study, runs) as bar:
-            runs = _run_all(study, resolve, runs, lock, stop, bar)
+            live.say(f"{study.directory}: {len(trials)} runs are finished ({diverged} diverged); skipping them.")
+        with live.shown():
+            runs = _run_all(study, resolve, runs, lock, stop, live)
         for (variant, epochs), state in search.searches(study, runs).items():
             if state.note:
-                _say(f"{variant}, {epochs:g} epochs: {state.note}.")
+                live.say(f"{variant}, {epochs:g} epochs: {state.note}.")
     return runs
 
 
-def _run_all(study: Study, resolve: Resolve, runs: list[Run], lock: int, stop: threading.Event, bar: tqdm) -> list[Run]:
+def _run_all(
+    study: Study, resolve: Resolve, runs: list[Run], lock: int, stop: threading.Event, live: LiveTable
+) -> list[Run]:
     """Keeps `study.at_once` runs running until none is left; returns all."""
     running: dict[Trial, Execution] = {}
     try:
@@ -60,21 +62,20 @@ def _run_all(study: Study, resolve: Resolve, runs: list[Run], lock: int, stop: t
             for trial in _in_order(study, pending):
                 if len(running) < study.at_once and trial not in running:
                     new = _start(study, resolve, trial, [*runs, *(each.run for each in running.values())])
-                    _announce(study, trial, pending[trial], runs, len(running), bar)
+                    _announce(study, trial, pending[trial], runs, len(running), live)
                     running[trial] = Execution(arguments(study, trial), new, lock)
             if not running:
                 return [run for run in runs if run.status != UNFINISHED]
+            live.runs, live.running = [run for run in runs if run.status != UNFINISHED], list(running)
             time.sleep(POLL_SECONDS)
-            bar.refresh()
             if stop.is_set():
                 raise Stopped("stopped; the running ones have saved a checkpoint, and the same command resumes them.")
             for trial, execution in list(running.items()):
                 if execution.ended:
                     del running[trial]
                     if reason := execution.result():
-                        _say(f"{trial.name} diverged and is left out: {reason}")
+                        live.say(f"{trial.name} diverged and is left out: {reason}")
                     runs = _read(study)
-                    bar.n = len(over(runs))
     except BaseException:
         for execution in running.values():
             execution.tell_to_stop()
@@ -129,33 +130,14 @@ def _read(study: Study) -> list[Run]:
     return runs
 
 
-def _progress_bar(study: Study, runs: Sequence[Run]) -> tqdm:
-    """Runs done and to come, on a terminal."""
-    done = len(over(runs))
-    return tqdm(
-        desc="study",
-        initial=done,
-        total=done + len(list(search.remaining(study, runs))),
-        bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}",
-        file=sys.stderr,
-        disable=not sys.stderr.isatty(),
-    )
-
-
-def _announce(study: Study, trial: Trial, reason: str, runs: Sequence[Run], running: int, bar: tqdm) -> None:
+def _announce(study: Study, trial: Trial, reason: str, runs: Sequence[Run], running: int, live: LiveTable) -> None:
     """Names the run that starts beside `running` others, and the time left."""
     seconds = seconds_left(study, runs)
-    left = "time left unknown" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
-    name, done = f"{trial.task or 'pre-training'} {trial.name}", len(over(runs))
-    bar.total = done + len(list(search.remaining(study, runs)))
-    bar.set_postfix_str(f"{left}, {name}")
-    _say(f"[{done + running + 1} of about {bar.total}, {left}] {name} ({reason})")
-
-
-def _say(message: str) -> None:
-    """Writes a line that stays above the progress bar."""
-    tqdm.write(message, file=sys.stderr)
-    sys.stderr.flush()
+    live.left = "time left unknown" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
+    done = len(over(runs))
+    total = done + len(list(search.remaining(study, runs)))
+    name = f"{trial.task or 'pre-training'} {trial.name}"
+    live.say(f"[{done + running + 1} of about {total}, {live.left}] {name} ({reason})")
 
 
 def over(runs: Sequence[Run]) -> set[Trial]:
