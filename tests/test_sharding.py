@@ -215,6 +215,15 @@ def test_layers_of_keras_share_out_their_kernels(tmp_path, precision):
     np.testing.assert_equal(values(expected), values(found))
 
 
+def test_a_functional_model_is_made_for_a_slice():
+    """Keras calls its layers when it is made, outside of any step."""
+    with SliceStrategy(4).scope(), sharded_variable.sharding_kernels():
+        images = tf_keras.Input([32, 32, 3])
+        model = tf_keras.Model(images, tf_keras.layers.Conv2D(16, 8, 8)(images))
+    assert isinstance(model.trainable_variables[0], RowShardedVariable)
+    assert model.output_shape == (None, 4, 4, 16)
+
+
 class TwoOfOneName(tf_keras.Model):
     """Two layers of one name."""
 

@@ -119,6 +119,17 @@ def test_the_step_is_the_experiments_own(tmp_path):
     assert output.examples.numpy() == 8
 
 
+def test_an_error_of_keras_reaches_the_caller(monkeypatch):
+    """Its class, made where it is raised, cannot be sent from the process that traces."""
+
+    def fail(*_):
+        raise type("ValueError", (ValueError,), {})('Exception encountered when calling layer "conv2d"')
+
+    monkeypatch.setattr(program, "trace", fail)
+    with pytest.raises(program.ProgramError, match="when calling layer"):
+        check._trace(lambda: None, DATASET, 8, 1)
+
+
 def test_trace(tmp_path):
     experiment = tiny_runs.experiment(tmp_path, ema_decay=0.9, augmentation=Augmentation(repeats=2))
     traced = program.trace(experiment, DATASET, 4, replicas=16)

@@ -115,7 +115,9 @@ class RowShardedVariable(tf.Variable, tf.__internal__.types.Tensor):
         with tf.device(self._host()):
             parts = [part.read_value() for part in self.parts]
             in_order = [part for _, part in sorted(zip(self._shard_numbers(), parts, strict=True), key=lambda p: p[0])]
-            return self.order.kernel(tf.concat(in_order, 0)[: self.order.rows])
+            matrix = tf.concat(in_order, 0)[: self.order.rows]
+            missing = self.order.rows - matrix.shape[0]  # parts of a `SliceStrategy` that are nowhere: never computed
+            return self.order.kernel(tf.pad(matrix, [[0, missing], [0, 0]]) if missing else matrix)
 
     def _split(self, whole: tf.Tensor) -> list[tf.Tensor]:
         """What each of `parts` holds of a tensor of the whole's shape."""

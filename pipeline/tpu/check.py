@@ -93,7 +93,10 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def _trace(configure: Configure, dataset: program.DatasetInfo, batch: int, replicas: int) -> program.Program:
-    return program.trace(configure(), dataset, batch, replicas)
+    try:
+        return program.trace(configure(), dataset, batch, replicas)
+    except ValueError as error:  # Keras' own subclasses, made where they are raised, cannot leave the process
+        raise program.ProgramError(str(error)) from None
 
 
 def batch_multiple(experiment: Experiment) -> int:
