@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from beam import files, images, shards
+from beam import images, record_files, shards
 from beam.examples import name_bytes, text
 from pipeline import contact_sheet
 from pipeline.data import manifest, record, shard
@@ -205,7 +205,7 @@ def _rows(path: str | None, count: int) -> list[dict]:
 
 def _from_location(path: str, offset: int, size: int, spec: shards.BuildSpec) -> Image.Image | None:
     try:
-        return _thumbnail(files.read(text(name_bytes(path)), offset, size, spec.image_settings.max_bytes), spec)
+        return _thumbnail(record_files.read(text(name_bytes(path)), offset, size, spec.image_settings.max_bytes), spec)
     except (OSError, ValueError):
         return None
 

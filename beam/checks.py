@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from beam import duplicates, files, images
+from beam import duplicates, files, images, record_files
 from beam.examples import SourceExample, text
 from beam.options import ImageSettings
 
@@ -37,7 +37,7 @@ def read(example: SourceExample, limit: int) -> bytes:
       images.Refused: with reason too_many_bytes or unreadable.
     """
     try:
-        return files.read(text(example.path), example.offset, example.size, limit)
+        return record_files.read(text(example.path), example.offset, example.size, limit)
     except files.TooLarge as error:
         raise images.Refused("too_many_bytes", str(error)) from error
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """What sources list, for the tests of each kind of source."""
 
-from beam import files
+from beam import record_files
 from beam.examples import SourceExample
 from beam.sources import registry
 from tests import ingest_images
@@ -21,7 +21,7 @@ def listed(path) -> dict[str, SourceExample]:
 
 def content(example: SourceExample) -> bytes:
     """The bytes that an example points to."""
-    return files.read(example.path.decode(), example.offset, example.size, limit=1 << 30)
+    return record_files.read(example.path.decode(), example.offset, example.size, limit=1 << 30)
 
 
 def picture(seed: int) -> bytes:

@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -11,7 +12,7 @@ from beam import launch
 from beam.errors import BuildError
 from beam.sources import registry
 from pipeline.data import manifest
-from tests.source_listing import content, listed, picture
+from tests.source_listing import content, listed, picture, stream
 
 
 def test_tfds_set_keeps_its_class_order_and_its_bytes(tmp_path):
@@ -117,11 +118,50 @@ def test_a_tfds_set_that_names_its_label_needs_no_choice(tmp_path):
     assert sorted(labels) == [("elm",), ("oak",), ("trout",), ("trout",)]
 
 
-def test_a_tfds_set_in_another_format_is_refused_with_what_to_do(tmp_path):
-    builder = TwoNames(data_dir=str(tmp_path), file_format="array_record")
+def prepared(tmp_path, file_format) -> str:
+    builder = TwoNamesWithAUsualOne(data_dir=str(tmp_path / file_format), file_format=file_format)
     builder.download_and_prepare()
-    with pytest.raises(BuildError, match=r"stored as array_record; expected tfrecord.*file_format='tfrecord'"):
-        registry.open_source(f"tfds:{builder.data_dir}/train")
+    return str(builder.data_dir)
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+def test_a_tfds_set_in_another_format_gives_the_same_images(tmp_path, file_format):
+    found, expected = (
+        {example.labels: content(example) for example in stream(f"tfds:{prepared(tmp_path, kind)}/train")}
+        for kind in (file_format, "tfrecord")
+    )
+    assert len(expected) == 3 and found == expected
+    output = tmp_path / "records"
+    path = f"tfds:{tmp_path}/{file_format}/two_names_with_a_usual_one/1.0.0/train"
+    assert launch.main([f"--input={path}", f"--output_dir={output}", "--shards=1", "--duplicates=report"]) == 0
+    assert manifest.read(str(output)).splits["train"].written == 4
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+def test_a_damaged_file_of_another_format_is_no_empty_one(tmp_path, file_format, capsys):
+    directory = pathlib.Path(prepared(tmp_path, file_format))
+    (file,) = directory.glob("*train*0000*")
+    file.write_bytes(file.read_bytes()[:-50])
+    assert launch.main([f"--input=tfds:{directory}/train", f"--output_dir={tmp_path}/records"]) == 1
+    assert file.name in capsys.readouterr().err
+
+
+def test_a_file_that_lacks_records_is_refused(tmp_path, capsys):
+    """As TFDS's own writer of Parquet leaves them out, from the second hundred on."""
+    directory = pathlib.Path(prepared(tmp_path, "parquet"))
+    (file,) = directory.glob("*train*0000*")
+    pq.write_table(pq.read_table(file).slice(0, 3), file)
+    assert launch.main([f"--input=tfds:{directory}/train", f"--output_dir={tmp_path}/records"]) == 1
+    message = capsys.readouterr().err
+    assert file.name in message and "holds 3 records; expected 4" in message and "file_format='tfrecord'" in message
+
+
+def test_riegeli_is_refused_with_what_to_do(tmp_path):
+    directory = pathlib.Path(prepared(tmp_path, "tfrecord"))
+    info = directory / "dataset_info.json"
+    info.write_text(info.read_text().replace('"fileFormat": "tfrecord"', '"fileFormat": "riegeli"'))
+    with pytest.raises(BuildError, match=r"stored as riegeli.*Python package.*file_format='tfrecord'"):
+        registry.open_source(f"tfds:{directory}/train")
 
 
 def test_features_are_chosen_from_tfds_sets_alone(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Splits of TFDS data sets on disk, read as the TFRecord files that TFDS writes.
+"""Splits of TFDS data sets on disk, read as the files that TFDS writes: TFRecords, ArrayRecords, Parquet.
 
 Nothing is copied. Listing finds where the bytes of each image are in the record files, and they are read from there.
 """
@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
-from beam import files, splits
+from beam import files, record_files, splits
 from beam.errors import BuildError
 from beam.examples import SourceExample, label_text, name_bytes
 from beam.sources.source import Source
 from pipeline.errors import cause
 
 _PREFIX = "tfds:"
+_TFRECORD = "tfrecord"
 _PREPARE = "prepare it with `tensorflow_datasets.builder(NAME).download_and_prepare()`"
 
 
@@ -26,6 +27,8 @@ class TfdsSource(Source):
     Attributes:
       classes: always known.
       image, label, weights: which fields of its records are taken, `a/b` for one inside another; no weights: None.
+      file_format: of the record files, as TFDS names it.
+      lengths: parts that are no TFRecords, and how many records each holds.
     """
 
     name = "a TFDS data set"
@@ -39,6 +42,8 @@ class TfdsSource(Source):
     image: str = ""
     label: str = ""
     weights: str | None = None
+    file_format: str = _TFRECORD
+    lengths: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def recognizes(cls, path: str) -> bool:
@@ -57,17 +62,20 @@ class TfdsSource(Source):
         name, _, split = path.removeprefix(_PREFIX).rpartition("/")
         try:
             builder = _builder(name)
-            parts = tuple(str(file) for file in builder.info.splits[split].filepaths)
+            found = builder.info.splits[split]
+            parts = tuple(map(str, found.filepaths))
         except Exception as error:  # TFDS raises many types for what it does not find
             raise BuildError(
                 f"--input={path}: {cause(error)}; expected "
                 f"tfds:NAME/SPLIT of a data set on disk ({_PREPARE}; say where with the environment variable "
                 "TFDS_DATA_DIR), or tfds:FOLDER/SPLIT."
             ) from error
-        if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        file_format = builder.info.file_format.value
+        if file_format not in (_TFRECORD, *record_files.NAMES):
             raise BuildError(
-                f"--input={path} is stored as {builder.info.file_format.value}; expected tfrecord, TFDS's default: "
-                "prepare it with `file_format='tfrecord'` in another folder."
+                f"--input={path} is stored as {file_format}, which takes a Python package of that name that is in no "
+                f"package index; expected {_TFRECORD}, TFDS's default, or {' or '.join(record_files.NAMES)}: prepare "
+                f"it with `file_format='{_TFRECORD}'` in another folder."
             )
         if missing := [part for part in parts if not files.exists(part)]:
             raise BuildError(f"--input={path}: {missing[0]} is missing: {_PREPARE}.")
@@ -81,7 +89,17 @@ class TfdsSource(Source):
         label_kind, is_multi_label = features[label]
         classes = tuple(label_text(name) for name in label_kind.names)
         weights = "label_weights" if is_multi_label and "label_weights" in features else None
-        return cls(path, parts, is_multi_label, classes, image=image, label=label, weights=weights)
+        return cls(
+            path,
+            parts,
+            is_multi_label,
+            classes,
+            image=image,
+            label=label,
+            weights=weights,
+            file_format=file_format,
+            lengths=() if file_format == _TFRECORD else tuple(zip(parts, found.shard_lengths, strict=True)),
+        )
 
     @classmethod
     def splits_of(cls, path: str) -> list[tuple[str, str, str]]:
@@ -107,24 +125,43 @@ class TfdsSource(Source):
         return [(split, "", f"{path}/{found[split]}") for split in splits.in_order(found)]
 
     def examples(self, part: str) -> Iterator[SourceExample]:
-        """The records of a file; what is cut off at its end is one with a refusal."""
-        from pipeline.data import shard  # here, as in `open`
+        """The records of a file; what is cut off at the end of TFRecords is one with a refusal."""
+        path = name_bytes(part if self.file_format == _TFRECORD else record_files.path_of(self.file_format, part))
+        for number, (payload, offset) in enumerate(self._payloads(part)):
+            example = SourceExample(name_bytes(f"{os.path.basename(part)}__{number}"), path)
+            try:
+                image, labels, weights = self._fields(payload)
+            except Exception as error:  # the protocol buffer library raises a type of its own
+                yield example._replace(refusal=("bad_row", f"{type(error).__name__}: {cause(error)}"[:200]))
+                continue
+            yield example._replace(
+                offset=offset + payload.find(image),
+                size=len(image),
+                labels=labels,
+                weights=weights,
+                refusal=None if labels else ("no_label", "the data set gives it no label"),
+            )
 
-        with files.open_to_read(part) as file:
-            for number, (offset, payload) in enumerate(shard.scan(file)):
-                example = SourceExample(name_bytes(f"{os.path.basename(part)}__{number}"), name_bytes(part))
-                try:
-                    image, labels, weights = self._fields(payload)
-                except Exception as error:  # the protocol buffer library raises a type of its own
-                    yield example._replace(refusal=("bad_row", f"{type(error).__name__}: {cause(error)}"[:200]))
-                    continue
-                yield example._replace(
-                    offset=offset + payload.find(image),
-                    size=len(image),
-                    labels=labels,
-                    weights=weights,
-                    refusal=None if labels else ("no_label", "the data set gives it no label"),
-                )
+    def _payloads(self, part: str) -> Iterator[tuple[bytes, int]]:
+        """(serialised record, offset where it begins) of a file.
+
+        Raises:
+          BuildError: it is damaged, and not of TFRecords.
+        """
+        if self.file_format == _TFRECORD:
+            from pipeline.data import shard  # here, as in `open`
+
+            with files.open_to_read(part) as file:
+                yield from ((payload, offset) for offset, payload in shard.scan(file))
+            return
+        try:
+            count = dict(self.lengths)[part]
+            for number, payload in enumerate(record_files.payloads(self.file_format, part, count)):
+                yield payload, record_files.offset_of(number, 0)
+        except OSError as error:
+            raise BuildError(
+                f"{part} cannot be read ({error}): prepare it with `file_format='{_TFRECORD}'` in another folder."
+            ) from error
 
     def _fields(self, payload: bytes) -> tuple[bytes, tuple[str, ...], tuple[float, ...]]:
         """Image, labels and weights of a serialised record."""
