@@ -77,7 +77,8 @@ def _text(
         )
     lines += ["", *(f"- {fact}" for fact in facts)]
     passed, written = sum(s["passed"] for _, _, s in results), sum(s["examples"] for _, _, s in results)
-    lines += ["", f"{passed:,} of {written:,} images passed through byte for byte; the others were encoded again.", ""]
+    others = "; the others were encoded again" if passed < written else ""
+    lines += ["", f"{passed:,} of {written:,} images passed through byte for byte{others}.", ""]
     reasons = sorted({reason for split in splits.values() for reason in split.rejected})
     if reasons:
         lines += ["## Refused", "", f"| reason | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]

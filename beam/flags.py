@@ -2,13 +2,16 @@
 
 import argparse
 import difflib
+import functools
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
 
+_HELP = ("-h", "--help", "--helpfull")
+
 
 def parse(argv: list[str], own: type[PipelineOptions], program: str, usage: str, description: str) -> PipelineOptions:
-    """Parses a command line.
+    """Parses a command line; `--help` shows the flags of the job, `--helpfull` those of Beam and its runners too.
 
     Exits with status 2 and a message that names the flag and similar ones when a flag is unknown, as argparse
     does for a value of the wrong type.
@@ -18,20 +21,31 @@ def parse(argv: list[str], own: type[PipelineOptions], program: str, usage: str,
       own: the options of the job.
       program, usage, description: for `--help` and messages.
     """
-    without_help = [argument for argument in argv if argument not in ("-h", "--help")]  # Beam would print its own alone
-    runner = PipelineOptions(without_help).view_as(StandardOptions).runner
-    if runner:
-        create_runner(runner)  # importing a runner's module defines the runner's own flags
     parser = argparse.ArgumentParser(
         prog=program,
-        usage=f"%(prog)s {usage} [flags of Beam and its runners]",
+        usage=f"%(prog)s {usage}\n       [flags of Beam and its runners]",
         allow_abbrev=False,
+        add_help=False,
         conflict_handler="resolve",
         description=description,
+        formatter_class=functools.partial(argparse.HelpFormatter, width=120, max_help_position=36),
+        epilog=f"{', '.join(_HELP[:2])}: show this. {_HELP[2]}: show the flags of Beam and its runners too.",
     )
     ours, others = parser.add_argument_group("the job"), parser.add_argument_group("Beam and its runners")
+    asked = {argument for argument in argv if argument in _HELP}
+    if asked and _HELP[2] not in asked:
+        own._add_argparse_args(ours)
+        parser.print_help()
+        parser.exit()
+    argv = [argument for argument in argv if argument not in asked]
+    runner = PipelineOptions(argv).view_as(StandardOptions).runner
+    if runner:
+        create_runner(runner)  # importing a runner's module defines the runner's own flags
     for option_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
         option_class._add_argparse_args(ours if option_class is own else others)
+    if asked:
+        parser.print_help()
+        parser.exit()
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
         print(f"build_tfrecords.py: {error}", file=sys.stderr)
         return 1
     made = manifest.read(build.output_dir)
-    for line in summary.lines(made, statistics.read(build.output_dir)):
+    held_out = bool(build.validation_fraction or build.validation_examples)
+    for line in summary.lines(made, statistics.read(build.output_dir), held_out, build.duplicates):
         print(line)
     print(f"{build.output_dir}/manifest.json is written; {time.monotonic() - start:.1f} s.")
     print(summary.next_step(made, build.output_dir))

@@ -45,9 +45,11 @@ class BuildOptions(PipelineOptions):
     def _add_argparse_args(cls, parser):
         parser.add_argument("--input", help=f"The images: {registry.expected()}.")
         for flag, text in registry.flags().items():
-            parser.add_argument(f"--{flag}", default="", help=text)
+            parser.add_argument(f"--{flag}", default="", metavar="NAME", help=text)
         for split in (VALIDATION, TEST):
-            parser.add_argument(f"--{split}_input", help=f"The images of the {split} split, written like --input.")
+            parser.add_argument(
+                f"--{split}_input", metavar="IMAGES", help=f"The images of the {split} split, written like --input."
+            )
         parser.add_argument(
             "--splits",
             choices=("auto", "none"),
@@ -82,12 +84,17 @@ class BuildOptions(PipelineOptions):
             help="Read and check only the images that an earlier build refused.",
         )
         parser.add_argument(
-            "--validation_fraction", type=float, default=0.0, help="Part of the images to hold out, by hash of the key."
+            "--validation_fraction",
+            type=float,
+            default=0.0,
+            metavar="PART",
+            help="Part of the images to hold out, by hash of the key.",
         )
         parser.add_argument(
             "--validation_examples",
             type=int,
             default=0,
+            metavar="NUMBER",
             help="Hold out exactly this many of the listed images instead.",
         )
         for flag, text in (
@@ -108,6 +115,7 @@ class BuildOptions(PipelineOptions):
             "--dry_run_images",
             type=int,
             default=0,
+            metavar="NUMBER",
             help="With --dry_run, which reads a sample and prints what the build would cost: plan for this many images "
             "instead of those listed.",
         )
@@ -117,7 +125,7 @@ class BuildOptions(PipelineOptions):
             ("request_price", "a million requests to an object store"),
         ):
             parser.add_argument(
-                f"--{flag}", type=float, default=0.0, help=f"With --dry_run: the price of {unit}; adds the price."
+                f"--{flag}", type=float, default=0.0, metavar="PRICE", help=f"With --dry_run: the price of {unit}."
             )
         parser.add_argument(
             "--duplicates",
@@ -129,6 +137,7 @@ class BuildOptions(PipelineOptions):
             "--duplicate_distance",
             type=int,
             default=3,
+            metavar="BITS",
             help="Images are near duplicates up to this many differing bits of 64; -1: only equal bytes count.",
         )
         parser.add_argument(

@@ -32,8 +32,15 @@ def statistics_of(
     )
 
 
-def lines(record_set: Manifest, statistics: Statistics) -> list[str]:
-    """The end of a build for a person to read, a fact per line."""
+def lines(record_set: Manifest, statistics: Statistics, held_out: bool, duplicates: str) -> list[str]:
+    """The end of a build for a person to read, a fact per line.
+
+    Args:
+      record_set: what was built.
+      statistics: its counts.
+      held_out: whether the validation split was taken out of the source's train split.
+      duplicates: the flag's value.
+    """
     counts = {name: np.array(statistics.images_per_class[name]) for name in splits.in_order(record_set.splits)}
     main = next(iter(counts))
     text = [_split_line(name, record_set.splits[name], of_split) for name, of_split in counts.items()]
@@ -46,12 +53,14 @@ def lines(record_set: Manifest, statistics: Statistics) -> list[str]:
             if missing.size:
                 names = _some([record_set.classes[label] for label in missing])
                 text.append(f"Classes differ: {_number(missing.size, 'class')} of {one} not in {other} ({names}).")
+    named = "--duplicates=report names them" if duplicates == "off" else "duplicates.jsonl names them"
     for pair, count in statistics.shared.items():
-        text.append(
-            f"{_number(count, 'image')} with the same bytes in {pair}: --duplicates=report names them. To leave them "
-            f"out of {pair.split()[0]}, build {pair.split()[-1]} as a set of its own, and the rest with "
-            "--remove_duplicates_of=THAT_SET."
-        )
+        one, other = pair.split(" and ")
+        advice = f"To leave them out of {one}, build {other} as a set of its own, and the rest with "
+        advice += "--remove_duplicates_of=THAT_SET."
+        if held_out and {one, other} == {splits.TRAIN, splits.VALIDATION}:
+            advice = "To leave one of each, build again with --duplicates=keep_first --replace."
+        text.append(f"{_number(count, 'image')} with the same bytes in {pair}: {named}. {advice}")
     return text
 
 
@@ -80,7 +89,8 @@ def _split_line(name: str, split: Split, counts: np.ndarray) -> str:
     most = sorted(split.rejected.items(), key=lambda item: (-item[1], item[0]))[:_REASONS]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in most)
     more = ", ..." if len(split.rejected) > _REASONS else ""
-    return f"{line}; {split.listed - split.written:,} of {split.listed:,} refused ({reasons}{more})"
+    refused = f"{split.listed - split.written:,} of {split.listed:,} refused ({reasons}{more})"
+    return f"{line}; {refused}; rejected.jsonl names them"
 
 
 def _rare_classes(name: str, counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:

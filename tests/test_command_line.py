@@ -24,15 +24,27 @@ def run(*command, **options):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **options)
 
 
-@pytest.mark.parametrize("program", ["main", "predict", "import_weights", "tpu_check"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        *(f"pipeline/{name}.py" for name in ("main", "predict", "import_weights", "tpu_check")),
+        *(f"beam/{name}.py" for name in ("build_tfrecords", "batch_predict")),
+    ],
+)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_one_screen_and_no_error(program, flag):
-    done = run(f"pipeline/{program}.py", flag)
+    done = run(program, flag)
     assert done.returncode == 0, done.stderr
     assert "--helpfull" in done.stdout
     lines = done.stdout.splitlines()
     assert len(lines) <= 50 and max(map(len, lines)) <= 120
     assert done.stderr == ""
+
+
+def test_the_full_help_of_a_job_has_the_flags_of_beam():
+    done = run("beam/build_tfrecords.py", "--helpfull")
+    assert done.returncode == 0
+    assert "--direct_num_workers" in done.stdout and "--validation_fraction" in done.stdout
 
 
 def test_the_full_help_has_the_flags_of_libraries():

@@ -29,7 +29,7 @@ COMMANDS = list(commands())
 
 def flags_of(program, *subcommand):
     """The flags that the help of a program, or of one of its subcommands, names."""
-    words = [sys.executable, program, *subcommand, "--help"]
+    words = [sys.executable, program, *subcommand, "--helpfull"]
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return set(re.findall(r"--(?:\[no\])?([a-z_]+)", shown.stdout + shown.stderr))
 

@@ -209,6 +209,19 @@ def test_a_tfds_set_named_without_a_split_has_its_own(tree, tmp_path, capsys):
     assert "extra" in message and "/SPLIT" in message
 
 
+def test_images_in_both_parts_of_one_folder_are_told_how_to_be_removed(tmp_path, capsys):
+    for number in range(20):
+        ingest_images.write(tmp_path / f"images/class_{number % 2}/{number}.jpg", picture(number % 2))
+    flags = ("--validation_fraction=0.3", "--shards=1")
+    build(tmp_path / "images", tmp_path / "set", *flags)
+    shown = capsys.readouterr().out
+    assert "--duplicates=report names them" in shown and "again with --duplicates=keep_first --replace" in shown
+    build(tmp_path / "images", tmp_path / "set", *flags, "--duplicates=report", "--replace")
+    assert "duplicates.jsonl names them" in capsys.readouterr().out
+    build(tmp_path / "images", tmp_path / "set", *flags, "--duplicates=keep_first", "--replace")
+    assert "with the same bytes" not in capsys.readouterr().out
+
+
 def test_the_end_says_what_one_should_know(tmp_path, capsys):
     """Class sets that differ, a class with one image, the same image in two splits, and why images were refused."""
     root = tmp_path / "images"
@@ -224,7 +237,10 @@ def test_the_end_says_what_one_should_know(tmp_path, capsys):
     os.mkfifo(root / "train" / "class_0" / "pipe")
     build(root, tmp_path / "set")
     shown = capsys.readouterr().out
-    assert "train: 15 images of 3 classes; 7 of 22 refused (3 empty, 2 undecodable, 1 truncated, ...)" in shown
+    assert (
+        "train: 15 images of 3 classes; 7 of 22 refused (3 empty, 2 undecodable, 1 truncated, ...); rejected.jsonl"
+        in shown
+    )
     assert "smallest class of train is 'lonely' with 1 image" in shown
     assert "One image only: 1 class of train ('lonely')" in shown
     assert "1 class of train not in test ('lonely')" in shown and "1 class of test not in train ('new')" in shown
