@@ -59,7 +59,7 @@ def _array_record(path: str) -> Opened:
 
     reader = array_record_module.ArrayRecordReader(path)
     if not reader.ok():  # which is all that tells a damaged file from an empty one
-        raise OSError(f"{path} is no whole ArrayRecord file of this machine")
+        raise OSError(f"{path} is not a whole ArrayRecord file on a disk of this machine")
 
     def payload(number: int) -> bytes:
         try:

@@ -15,32 +15,35 @@ from pipeline.sharding import collectives
 
 @dataclasses.dataclass(frozen=True)
 class RowOrder:
-    """The order of a kernel's values.
-
-    Attributes:
-      shape: of the kernel, [..., units].
-      groups: of a grouped convolution whose groups fill a TPU's registers; else 1.
-      columns: of the matrix; a column holds one output unit of each group.
-      rows: of the matrix; `fan_in` of each group.
-      fan_in: values of an output unit.
-    """
+    """The order of the values of a kernel of `shape`, [..., units]."""
 
     shape: tuple[int, ...]
-    groups: int = dataclasses.field(init=False)
-    columns: int = dataclasses.field(init=False)
-    rows: int = dataclasses.field(init=False)
-    fan_in: int = dataclasses.field(init=False)
 
-    def __post_init__(self):
+    @property
+    def groups(self) -> int:
+        """Of a grouped convolution whose groups fill a TPU's registers, told by the shape alone; else 1.
+
+        A kernel of such a shape that is not grouped works in either order.
+        """
         *places, inputs, units = self.shape
         width = tpu_layers.GROUP_WIDTH
-        # Told by the shape alone: a kernel of this shape that is not grouped works in either order.
         may_be_grouped = len(places) == 2 and math.prod(places) > 1 and inputs == width and units % width == 0
-        groups = units // width if may_be_grouped else 1
-        fan_in = math.prod(self.shape[:-1])
-        derived = {"groups": groups, "columns": units // groups, "rows": fan_in * groups, "fan_in": fan_in}
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
+        return units // width if may_be_grouped else 1
+
+    @property
+    def fan_in(self) -> int:
+        """Values of an output unit."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def rows(self) -> int:
+        """Of the matrix: `fan_in` for each group."""
+        return self.fan_in * self.groups
+
+    @property
+    def columns(self) -> int:
+        """Of the matrix: each holds one output unit of every group."""
+        return self.shape[-1] // self.groups
 
     def matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         """The kernel as [rows, columns]."""
