@@ -33,15 +33,14 @@ def parse(argv: list[str], own: type[PipelineOptions], program: str, usage: str,
     )
     ours, others = parser.add_argument_group("the job"), parser.add_argument_group("Beam and its runners")
     asked = {argument for argument in argv if argument in _HELP}
-    if asked and _HELP[2] not in asked:
-        own._add_argparse_args(ours)
-        parser.print_help()
-        parser.exit()
     argv = [argument for argument in argv if argument not in asked]
-    runner = PipelineOptions(argv).view_as(StandardOptions).runner
-    if runner:
-        create_runner(runner)  # importing a runner's module defines the runner's own flags
-    for option_class in {str(c): c for c in PipelineOptions.__subclasses__()}.values():
+    option_classes = [own]
+    if not asked or _HELP[2] in asked:
+        runner = PipelineOptions(argv).view_as(StandardOptions).runner
+        if runner:
+            create_runner(runner)  # importing a runner's module defines the runner's own flags
+        option_classes = list({str(c): c for c in PipelineOptions.__subclasses__()}.values())
+    for option_class in option_classes:
         option_class._add_argparse_args(ours if option_class is own else others)
     if asked:
         parser.print_help()

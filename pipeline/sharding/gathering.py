@@ -133,18 +133,19 @@ class _Standardized:
 
 def _standardize(convolutions: Sequence[layers.WSConv]) -> list[_Standardized]:
     kernels = [conv.kernel for conv in convolutions]
-    orders = [kernel.order for kernel in kernels]
     shards = [tf.identity(kernel.shard) for kernel in kernels]
-    totals = collectives.sums([order.unit_sums(shard) for order, shard in zip(orders, shards, strict=True)])
-    means = [
-        order.by_row(total / order.fan_in, shard.shape[0])
-        for order, total, shard in zip(orders, totals, shards, strict=True)
-    ]
-    centred = [_without_padding(shard - mean, k) for shard, mean, k in zip(shards, means, kernels, strict=True)]
+    totals = collectives.sums([kernel.order.unit_sums(shard) for kernel, shard in zip(kernels, shards, strict=True)])
+    centred = [_centred(*each) for each in zip(kernels, shards, totals, strict=True)]
     spreads = collectives.sums(
-        [order.unit_sums(tf.square(values)) for order, values in zip(orders, centred, strict=True)]
+        [kernel.order.unit_sums(tf.square(values)) for kernel, values in zip(kernels, centred, strict=True)]
     )
     return [_Standardized(*each) for each in zip(convolutions, centred, spreads, strict=True)]
+
+
+def _centred(kernel: RowShardedVariable, shard: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+    """The shard less the mean of each output unit, of whose values `total` is the sum."""
+    mean = kernel.order.by_row(total / kernel.order.fan_in, shard.shape[0])
+    return _without_padding(shard - mean, kernel)
 
 
 def _standardization_gradients(

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.study import search
-from pipeline.study.run_files import DIVERGED, FINISHED, Run, Trial
+from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, Run, Trial
 from pipeline.study.search import Study
 
 _REFRESHES_PER_SECOND = 1
@@ -19,7 +19,7 @@ class LiveTable:
     """The table of a sweep, kept up to date below what the sweep says.
 
     Attributes:
-      runs: of the study, as far as they are over.
+      runs: of the study so far.
       running: what runs now.
       left: the time left, in words.
     """
@@ -57,11 +57,11 @@ def table(study: Study, runs: Sequence[Run], running: Collection[Trial], times: 
 
     Args:
       study: the study.
-      runs: its runs that are over.
+      runs: its runs so far; those that are not over do not count.
       running: trials that run now.
       times: the time gone and the time left, in words.
     """
-    done = {run.trial: run for run in runs}
+    done = {run.trial: run for run in runs if run.status != UNFINISHED}
     total = len(done) + len(list(search.remaining(study, runs)))
     grid = Table(title=f"{study.directory}: {len(done)} of about {total} runs, {times}", title_justify="left")
     grid.add_column("")

@@ -66,7 +66,7 @@ def _run_all(
                     running[trial] = Execution(arguments(study, trial), new, lock)
             if not running:
                 return [run for run in runs if run.status != UNFINISHED]
-            live.runs, live.running = [run for run in runs if run.status != UNFINISHED], list(running)
+            live.runs, live.running = runs, list(running)
             time.sleep(POLL_SECONDS)
             if stop.is_set():
                 raise Stopped("stopped; the running ones have saved a checkpoint, and the same command resumes them.")
