@@ -103,6 +103,8 @@ def fit(arguments: argparse.Namespace) -> tuple[list[run_files.Run], StudyAnalys
         print(comparison.describe(each))
     for reason in reasons:
         print(f"Not compared: {reason}")
+    for point in comparison.points(runs, study, arguments.unit):
+        print(point)
     if comparisons:
         print(f"Written to {comparison.write(comparisons, arguments.study)}")
     return runs, study, comparisons

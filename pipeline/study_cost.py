@@ -53,7 +53,7 @@ def of_trials(study: Study, trials: Iterable[Trial]) -> dict[Trial, RunCost]:
     """What runs cost by their configuration; their records need not exist if it has their number and classes.
 
     Raises:
-      ProgramError: neither records nor configuration say how many images or classes there are.
+      StudyError: neither records nor configuration say how many images or classes there are.
     """
     estimates = speeds.read_table(os.path.join(study.directory, run_files.SPEEDS_FILE), "models")
     flops_per_image: dict[tuple[str, str], float] = {}
@@ -62,7 +62,13 @@ def of_trials(study: Study, trials: Iterable[Trial]) -> dict[Trial, RunCost]:
         gin_files, params = sweep.configuration(study, trial)
         bindings = registry.bindings(gin_files, params)
         experiment = registry.configured(gin_files, params)
-        data = program.dataset_info(experiment)
+        try:
+            data = program.dataset_info(experiment)
+        except program.ProgramError as error:
+            raise StudyError(
+                f"The cost of {trial.name} cannot be counted. {error} Bindings for all runs of a study are "
+                "Study.params; or make the records first."
+            ) from error
         variant = ast.literal_eval(bindings.get("nfnet.variant", "None"))
         key = (trial.variant, trial.task)
         if key not in flops_per_image:
@@ -102,12 +108,13 @@ def describe(study: Study) -> str:
         once = {cell: study.trial(cell, family.learning_rates[0], seed) for cell in cells}
         costs = of_trials(study, once.values())
         lines += [f"{family.name}: FLOPs (TPU-v4 core-hours) of one pre-training", ""]
+        budgets = study.budgets(family)
         lines += [
-            _row(["model", "GFLOPs per image", *(f"{epochs:g} epochs" for epochs in sorted(study.epochs))]),
-            _row(["---"] * (2 + len(study.epochs))),
+            _row(["model", "GFLOPs per image", *(f"{epochs:g} epochs" for epochs in budgets)]),
+            _row(["---"] * (2 + len(budgets))),
         ]
         for variant in family.variants:
-            of_model = [costs[once[variant, epochs]] for epochs in sorted(study.epochs)]
+            of_model = [costs[once[variant, epochs]] for epochs in budgets]
             per_image = f"{of_model[0].flops_per_image / 1e9:.4g}"
             lines.append(_row([variant, per_image, *map(_text, of_model)]))
         lines += ["", f"Every cell once: {_text(_total(costs.values()))}", ""]
@@ -157,8 +164,7 @@ def estimate(study: Study, topology: str, replica_batch: int | None = None) -> s
       The path of the file.
 
     Raises:
-      StudyError: a step does not fit.
-      CompilerError, ProgramError: it cannot be compiled or built.
+      StudyError: a step does not fit, or cannot be compiled or built.
     """
     path = os.path.join(study.directory, run_files.SPEEDS_FILE)
     place = chips.topology(topology, None)
@@ -171,11 +177,14 @@ def estimate(study: Study, topology: str, replica_batch: int | None = None) -> s
         for variant in family.variants:
             if rows.get(variant, {}).get("versions") == compiler.versions():
                 continue
-            trial = study.trial((variant, min(study.epochs)), family.learning_rates[0], study.seeds[0])
+            trial = study.trial((variant, study.budgets(family)[0]), family.learning_rates[0], study.seeds[0])
             configured = functools.partial(registry.configured, *sweep.configuration(study, trial))
             experiment = configured()
             batch = replica_batch or min(experiment.data.batch, DEFAULT_BATCH)
-            result, _ = check.check(experiment, configured, place, batch, replicas=1, progress=estimate_table.stage)
+            try:
+                result, _ = check.check(experiment, configured, place, batch, replicas=1, progress=estimate_table.stage)
+            except (compiler.CompilerError, program.ProgramError) as error:
+                raise StudyError(f"The step of {variant} cannot be compiled. {error}") from error
             if not result.fit.fits:
                 raise StudyError(f"{variant} does not fit with {batch} images per core: {result.fit.reason}")
             fields = result.as_dict()

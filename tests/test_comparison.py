@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.study import StudyError, comparison, law
-from pipeline.study.analysis import Analysis, analyse
+from pipeline.study.analysis import Analysis, analyse, analyse_families
 from tests import simulated_studies
 
 EPOCHS = (0.25, 0.5, 1, 2, 4, 8)
@@ -67,6 +67,22 @@ def test_without_common_compute_there_is_no_gap():
     compared = comparison.compare(*families(1e4))
     assert compared.gap is None and compared.ratio.holds(1e4)
     assert "share no range of compute" in comparison.describe(compared)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 4.0])
+def test_a_family_of_one_model_is_set_beside_the_lines_of_others(ratio):
+    """It learns as a model of the frontier, in the middle of the line, for `ratio` times the compute."""
+    runs = simulated_studies.family("NFNet", simulated_studies.PAPER, EPOCHS, 0.005, 0)
+    alone = analyse(runs, "flops")
+    cell = alone.cells[alone.trusted[len(alone.trusted) // 2]]
+    model, budgets = f"vit_{cell.variant}", (cell.epochs, 1e6)
+    runs += simulated_studies.family(simulated_studies.VIT, [model], budgets, 0.0, 1, ratio=ratio)
+    study = analyse_families(runs, "flops")
+    (point,) = comparison.points(runs, study, "flops")  # the other loss is below all that the line reaches
+    assert (point.variant, point.epochs, point.other) == (model, cell.epochs, "NFNet")
+    assert point.ratio.holds(ratio) and point.ratio.high / point.ratio.low < 2
+    assert f"{model} of ViT, {cell.epochs:g} epochs: a loss of" in str(point)
+    assert "times the compute that NFNet needs for it" in str(point)
 
 
 @pytest.mark.slow

@@ -54,6 +54,32 @@ def test_each_epoch_reads_each_example_once(directory):
     assert list(ids_of(batches, 0)) != list(ids_of(batches, 1))
 
 
+def test_a_subset_is_read_as_a_set_of_its_own(directory):
+    """Each epoch is each of its examples once, and a smaller subset is part of a larger one."""
+    read_ids = {}
+    for examples in (50, 100):
+        records = Data(directory, BATCH, 8, 8, train_examples=examples).training_records()
+        batches = read(records, budget(records, epochs=2))
+        first, second = (ids_of(batches, epoch).tolist() for epoch in (0, 1))
+        assert len(first) == examples and sorted(first) == sorted(second) and first != second
+        read_ids[examples] = set(first)
+        assert len(read_ids[examples]) == examples
+    assert read_ids[50] < read_ids[100]
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [(204, "holds 203 examples, fewer than the 204 asked for: set Data.train_examples"), (0, "expected 1 or more")],
+)
+def test_a_subset_that_does_not_exist_is_refused(directory, examples, message):
+    with pytest.raises(ValueError, match=message):
+        Data(directory, BATCH, 8, 8, train_examples=examples).training_records()
+
+
+def test_a_subset_is_of_the_training_split_alone(directory):
+    assert Data(directory, BATCH, 8, 8, train_examples=20).validation_records().examples == 21
+
+
 def test_the_content_is_what_was_written(directory):
     records = reader.RecordSet(directory, "train")
     for batch in read(records, budget(records)):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from pipeline import configure, registry, scaling_study
 from pipeline.model import speeds
-from pipeline.study import run_files
+from pipeline.study import recipe, run_files, search, sweep
 from pipeline.study.analysis import analyse
 from pipeline.study.run_files import FLOPS, Trial
 from tests import simulated_studies
@@ -188,6 +189,20 @@ def test_a_study_that_does_not_exist(capsys):
     assert "No study in 'nowhere'" in capsys.readouterr().err
 
 
+def test_the_cost_of_a_study_without_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["cost", f"--gin_file={ROOT / 'gin/study/demo_subset.gin'}"]
+    assert scaling_study.main(words) == 1
+    message = capsys.readouterr().err
+    assert "StudyError: The cost of nano_e0.5_lr0.4_s0 cannot be counted. There are no records" in message
+    assert "Study.params; or make the records first" in message
+    given = ("Experiment.num_classes=256", "Data.images=128000")
+    assert scaling_study.main([*words, f"--gin_param=Study.params={given}"]) == 0
+    printed = capsys.readouterr().out
+    # Each row of budgets is the same compute, on fewer images.
+    assert len(set(re.findall(r"\| nano(?:_\d+k)? (\|.*\|)", printed))) == 1
+
+
 def test_a_study_of_families_is_configured(tmp_path):
     (tmp_path / "study.gin").write_text(
         """
@@ -214,6 +229,30 @@ vit/Family.pretrain_file = "gin/vit_demo.gin"
     ]
     with pytest.raises(configure.ConfigurationError, match=r"vit/Family\.pretrain_file must be str"):
         scaling_study.load([str(tmp_path / "study.gin")], ["vit/Family.pretrain_file=3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "values"),
+    [
+        ("batch", "Data.batch", ["16", "64", "256", "1024"]),
+        ("subset", "Data.train_examples", [None, "32000", "8000", "2000"]),
+        ("hybrid", "hybrid.stages", ["2"]),
+    ],
+)
+def test_the_other_demo_studies_vary_one_setting(name, setting, values):
+    study = scaling_study.load([str(ROOT / f"gin/study/demo_{name}.gin")], [])
+    runs = [
+        run_files.start(trial, study.directory, registry.bindings(*sweep.configuration(study, trial)))
+        for trial in search.next_trials(study, [])
+    ]
+    recipe.check_same(runs)
+    first = {run.trial.family: run.bindings for run in runs}
+    assert [bindings.get(setting) for bindings in first.values()] == values
+    rest = [
+        {key: value for key, value in bindings.items() if key not in (setting, "cosine.peak", "Experiment.epochs")}
+        for bindings in first.values()
+    ]
+    assert all(each == rest[0] for each in rest)
 
 
 def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):

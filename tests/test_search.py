@@ -139,6 +139,19 @@ def test_the_smallest_model_of_a_family_has_no_neighbour_in_another():
     ]  # fmt: skip
 
 
+def test_a_family_may_have_budgets_of_its_own():
+    settings = two_families()
+    settings = dataclasses.replace(
+        settings, families=(settings.members[0], dataclasses.replace(settings.members[1], epochs=(8.0, 4.0, 2.0)))
+    )
+    assert {epochs for variant, epochs in settings.grid if variant == "nano"} == set(settings.epochs)
+    assert [epochs for variant, epochs in settings.grid if variant == "vit_pico"] == [2.0, 4.0, 8.0]
+    assert settings.neighbour("vit_pico", 8.0) == ("vit_pico", 4.0)
+    assert settings.neighbour("vit_nano", 2.0) == ("vit_pico", 2.0)
+    _, states = simulate(settings, bowl(lambda trial: 0.5))
+    assert set(states) == set(settings.grid)
+
+
 def test_a_model_is_a_variant_or_a_gin_file_over_the_recipe():
     nfnets, vits = two_families().members
     assert nfnets.configuration("nano") == (["nfnet/pretrain.gin"], ['nfnet.variant="nano"'])
@@ -170,6 +183,11 @@ def test_time_left_of_families():
             {"families": (Family("A", ("F0",), (1.0,), "a.gin"), Family("A", ("F1",), (1.0,), "b.gin"))},
             "distinct names",
         ),
+        (
+            {"families": (Family("A", ("F0",), (1.0,), "a.gin", epochs=(1.0, 1.0)),)},
+            "Family.epochs of A must hold distinct values",
+        ),
+        ({"epochs": ()}, "Study.epochs must hold distinct values"),
     ],
 )
 def test_families_that_cannot_be_told_apart_are_refused(changes, message):

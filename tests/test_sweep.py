@@ -92,6 +92,8 @@ def test_sweep_runs_what_is_missing_and_skips_what_is_done(here, capfd):
     output = capfd.readouterr().err
     assert "is on the lower edge: the grid is extended" in output
     assert "time left unknown" in output and "min left" in output
+    assert re.search(r"study: 5 of about 5 runs, 0:\d\d gone, none left", output)
+    assert re.search(r"│ nano │ \d\.\d{3} at 0\.5 │", output)
     assert len(run(study(here, **rates, variants=("nano", "tiny")))) == 8
     assert starts(folder) == 1
     assert "5 runs are finished (1 diverged); skipping them" in capfd.readouterr().err
@@ -120,6 +122,21 @@ def test_the_table_of_a_study(here):
     best = min((each for each in done if each.trial.epochs == 1), key=lambda each: each.loss)
     assert rows["nano"][0].strip() == f"{best.loss:.3f} at {best.trial.learning_rate:g}"
     assert rows["tiny"][0].strip() == "▸ 0.5" and rows["tiny"][1].strip() == "·"
+
+
+BUDGETS = {"all": (2.0, 1.0), "part": (2.0, 8.0)}
+
+
+def test_the_table_has_a_column_for_each_budget_of_a_family():
+    members = [Family(name, (f"{name}.gin",), (1.0,), "a.gin", (), epochs) for name, epochs in BUDGETS.items()]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(live_table.table(search.Study("runs", families=members), [], [], ""))
+    rows = [line.replace("┃", "│").split("│")[1:-1] for line in console.export_text().splitlines() if line[0] in "┃│"]
+    assert [[text.strip() for text in row] for row in rows] == [
+        ["", "1 epochs", "2 epochs", "8 epochs"],
+        ["all", "·", "·", ""],
+        ["part", "", "·", "·"],
+    ]
 
 
 def test_runs_at_once_share_the_work(here, capfd, monkeypatch):

@@ -26,6 +26,8 @@ class Data:
       eval_view: geometry of the evaluation view, one of `augment.EVAL_VIEWS`.
       augmentation: how a training image is varied.
       train_split, validation_split: names of the splits.
+      train_examples: how many examples of the training split to train on; all where None. A record set is stored in
+        random order, so that its first examples are a random subset, and those of a smaller number are among them.
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
       check_shards: check at the start that every shard exists with the size that the manifest says: one request a
         shard where the records are remote. None checks only records on this machine's disk.
@@ -44,6 +46,7 @@ class Data:
     eval_view: str = augment.CROP_RESIZE
     train_split: str = "train"
     validation_split: str = "validation"
+    train_examples: int | None = None
     on_damage: str = "stop"
     check_shards: bool | None = None
     block: int | None = None
@@ -55,6 +58,8 @@ class Data:
     def __post_init__(self):
         if self.eval_view not in augment.EVAL_VIEWS:
             raise ValueError(f"Data.eval_view is {self.eval_view!r}; expected one of {', '.join(augment.EVAL_VIEWS)}.")
+        if self.train_examples is not None and self.train_examples < 1:
+            raise ValueError(f"Data.train_examples is {self.train_examples}; expected 1 or more, or None for all.")
 
     def batch_shape(self, images: int | None = None, **divisors: int) -> BatchShape:
         """How a training batch divides; raises ValueError where it does not.
@@ -82,11 +87,11 @@ class Data:
 
     def training_records(self, made: manifest.Manifest | None = None, damaged_folder: str = "") -> reader.RecordSet:
         """The training split; `made` is the manifest if it has been read, `damaged_folder` as in `RecordSet`."""
-        return self._records(self.train_split, made, damaged_folder)
+        return self._records(self.train_split, made, damaged_folder, self.train_examples)
 
     def validation_records(self, made: manifest.Manifest | None = None, damaged_folder: str = "") -> reader.RecordSet:
         """The held-out split; arguments as in `training_records`."""
-        return self._records(self.validation_split, made, damaged_folder)
+        return self._records(self.validation_split, made, damaged_folder, None)
 
     def split_records(self, split: str, made: manifest.Manifest | None = None) -> reader.RecordSet:
         """The split `split`, to be evaluated; raises ManifestError naming the splits there are."""
@@ -97,14 +102,16 @@ class Data:
                 f"other images, build them with --test_input=IMAGES --classes_of={self.directory} "
                 "--output_dir=OTHER_SET, and set DATA_DIR to that."
             )
-        return self._records(split, made, "")
+        return self._records(split, made, "", None)
 
-    def _records(self, split: str, made: manifest.Manifest | None, damaged_folder: str) -> reader.RecordSet:
+    def _records(
+        self, split: str, made: manifest.Manifest | None, damaged_folder: str, examples: int | None
+    ) -> reader.RecordSet:
         made = made or self.read_manifest()
         self._check_split(split, made)
         if self.check_shards or (self.check_shards is None and manifest.is_local(self.directory)):
             manifest.check_shards(made, self.directory, split)
-        return reader.RecordSet(self.directory, split, self.on_damage, made, damaged_folder)
+        return reader.RecordSet(self.directory, split, self.on_damage, made, damaged_folder, examples)
 
     def _check_split(self, split: str, made: manifest.Manifest) -> None:
         if split in made.splits:

@@ -37,9 +37,10 @@ class RecordSet:
       on_damage: 'stop' raises at a record that cannot be read; 'mask' leaves its slot empty.
       manifest: the set's manifest, read from the directory where None.
       damaged_folder: where 'mask' writes the names of what it left out (see `damaged_records`); it prints them anyway.
+      examples: how many of the split's examples to read, the first ones; all where None.
 
     Raises:
-      ManifestError: the record set is missing, or has no such split, or the split is empty.
+      ManifestError: the record set is missing, or has no such split, or the split holds no examples or too few.
     """
 
     def __init__(
@@ -49,17 +50,23 @@ class RecordSet:
         on_damage: str = "stop",
         manifest: manifests.Manifest | None = None,
         damaged_folder: str = "",
+        examples: int | None = None,
     ):
         if on_damage not in ON_DAMAGE:
             raise ValueError(f"on_damage is {on_damage!r}; expected one of {ON_DAMAGE}.")
         self.directory = directory
         self.manifest = manifest or manifests.read(directory)
         self.split = self.manifest.split(split)
-        self.examples = self.split.written
+        self.examples = examples or self.split.written
         self.masks_damage = on_damage == "mask"
         self.damaged_folder = damaged_folder
-        if not self.examples:
+        if not self.split.written:
             raise manifests.ManifestError(f"Split {split!r} of {directory!r} holds no examples.")
+        if self.examples > self.split.written:
+            raise manifests.ManifestError(
+                f"Split {split!r} of {directory!r} holds {self.split.written:,} examples, fewer than the "
+                f"{self.examples:,} asked for: set Data.train_examples to at most that, or to None for all."
+            )
 
     def order(self, batch: int, seed: int, shuffle: bool = True, **sizes: int) -> orders.Order:
         """The order of this split for global batches of `batch` slots; `sizes` are `block` and `window`."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from pipeline import files
 from pipeline.study import StudyError, law
-from pipeline.study.analysis import Analysis
-from pipeline.study.run_files import UNITS
+from pipeline.study.analysis import Analysis, StudyAnalysis, best_cells
+from pipeline.study.run_files import UNITS, Run
 
 FILE = "comparison.json"
 RESAMPLES = 200
@@ -73,6 +73,31 @@ class Comparison:
     def differ(self) -> bool:
         """Whether a difference is found: the interval of `ratio` excludes 1."""
         return not self.ratio.holds(1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A cell of a family that has no law, beside the line of one that has.
+
+    Attributes:
+      family, variant, epochs: of the cell.
+      loss: its held-out loss.
+      other: the family with the line.
+      ratio: the compute of the cell over that at which the line has its loss.
+    """
+
+    family: str
+    variant: str
+    epochs: float
+    loss: float
+    other: str
+    ratio: Interval
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variant} of {self.family}, {self.epochs:g} epochs: a loss of {self.loss:.4g} for {self.ratio.text} "
+            f"times the compute that {self.other} needs for it."
+        )
 
 
 def compare(first: Analysis, second: Analysis) -> Comparison:
@@ -142,6 +167,37 @@ def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
 
 def _intercept_and_slope(line: law.Line) -> tuple[float, float]:
     return line.intercept - line.slope * np.log(line.center), line.slope
+
+
+def points(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[Point]:
+    """Cells of families that could not be fitted, beside every line that reaches their loss.
+
+    The noise of a cell's loss is taken to be that of the line's residuals.
+    """
+    found = []
+    for cell in best_cells([run for run in runs if run.trial.family in study.left_out]):
+        try:
+            compute = np.mean([run.compute(unit) for run in cell.runs])
+        except StudyError:
+            continue  # its cost is unknown, which is why its family is left out
+        for each in study.families.values():
+            if isinstance(each.line, str):
+                continue
+            reached = each.loss[each.trusted]
+            if reached.min() <= cell.loss <= reached.max():
+                ratio = _point_ratio(each, each.line.deviation, float(np.log(compute)), float(np.log(cell.loss)))
+                family = cell.runs[0].trial.family
+                found.append(Point(family, cell.variant, cell.epochs, cell.loss, each.family, ratio))
+    return found
+
+
+def _point_ratio(analysis: Analysis, deviation: float, log_compute: float, log_loss: float) -> Interval:
+    line = _resampled(analysis, seed=0)
+    noise = np.random.default_rng(1).normal(0, deviation, len(line))
+    noise[0] = 0
+    ratios = log_compute - (log_loss + noise - line[:, 0]) / line[:, 1]
+    low, high = np.quantile(ratios[1:], law.TAILS)
+    return _exp(Interval(float(ratios[0]), float(low), float(high)))
 
 
 def compare_all(analyses: Sequence[Analysis]) -> tuple[list[Comparison], list[str]]:

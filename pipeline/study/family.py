@@ -22,6 +22,7 @@ class Family:
       pretrain_file: gin file of pre-training; the study sets the model, EPOCHS, LEARNING_RATE and SEED over it.
       finetune_files: gin file of each fine-tuning task, whose name is the task's; over it, the study sets the model,
         INITIAL_CHECKPOINT and SEED.
+      epochs: budgets of pre-training, where they are not the study's.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Family:
     learning_rates: Sequence[float]
     pretrain_file: str
     finetune_files: Sequence[str] = ()
+    epochs: Sequence[float] = ()
 
     def __post_init__(self):
         for name, values in (("models", self.variants), ("learning_rates", self.learning_rates)):

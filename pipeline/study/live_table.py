@@ -4,15 +4,17 @@ import contextlib
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.study import search
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, Run, Trial
 from pipeline.study.search import Study
 
 _REFRESHES_PER_SECOND = 1
+_FILE_WIDTH = 120  # characters, where stderr is no terminal
 
 
 class LiveTable:
@@ -43,17 +45,23 @@ class LiveTable:
         ):
             yield
 
+    def say_result(self) -> None:
+        """Writes the table of what is done, to stay."""
+        self.running, self.left = (), "none left"
+        width = None if self._console.is_terminal else _FILE_WIDTH
+        self._console.print(self._table(), width=width, crop=False)
+
     def say(self, message: str) -> None:
         """Writes a line that stays above the table."""
         self._console.print(message, soft_wrap=True, markup=False, highlight=False)
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
         return table(self._study, self.runs, self.running, f"{minutes}:{seconds:02} gone, {self.left}")
 
 
-def table(study: Study, runs: Sequence[Run], running: Collection[Trial], times: str) -> Table:
-    """A row for each model and a column for each budget: the lowest loss so far, at which learning rate, what runs.
+def table(study: Study, runs: Sequence[Run], running: Collection[Trial], times: str) -> Group:
+    """A line of times, and a row for each model, a column for each budget: the lowest loss, its rate, what runs.
 
     Args:
       study: the study.
@@ -63,17 +71,23 @@ def table(study: Study, runs: Sequence[Run], running: Collection[Trial], times: 
     """
     done = {run.trial: run for run in runs if run.status != UNFINISHED}
     total = len(done) + len(list(search.remaining(study, runs)))
-    grid = Table(title=f"{study.directory}: {len(done)} of about {total} runs, {times}", title_justify="left")
-    grid.add_column("")
-    for epochs in sorted(study.epochs):
+    grid = Table("")
+    columns = sorted({epochs for _, epochs in study.grid})
+    for epochs in columns:
         grid.add_column(f"{epochs:g} epochs")
     states = search.searches(study, runs)
     for family in study.members:
         for model in family.variants:
-            cells = [(model, epochs) for epochs in sorted(study.epochs)]
-            grid.add_row(model, *(_cell(cell, states.get(cell), done.values(), running) for cell in cells))
+            texts = [
+                _cell((model, epochs), states.get((model, epochs)), done.values(), running)
+                if epochs in study.budgets(family)
+                else ""
+                for epochs in columns
+            ]
+            grid.add_row(model, *texts)
         grid.add_section()
-    return grid
+    line = f"{study.directory}: {len(done)} of about {total} runs, {times}"
+    return Group(Text(line, no_wrap=True, overflow="ignore"), grid)
 
 
 def _cell(

@@ -20,7 +20,7 @@ class Study:
 
     Attributes:
       directory: where its runs go.
-      epochs: budgets of pre-training, the same for all models.
+      epochs: budgets of pre-training, of every family that has none of its own.
       families: what is compared, each with a recipe of its own; their models have distinct names.
       variants: of NFNet, in any order; for a study of these alone.
       learning_rates, pretrain_file, finetune_files: of `variants`; see `Family`.
@@ -34,7 +34,7 @@ class Study:
     """
 
     directory: str
-    epochs: Sequence[float]
+    epochs: Sequence[float] = ()
     families: Sequence[Family] = ()
     variants: Sequence[str] = ()
     learning_rates: Sequence[float] = ()
@@ -48,12 +48,7 @@ class Study:
     params: Sequence[str] = ()
 
     def __post_init__(self):
-        for name in ("epochs", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise StudyError(f"Study.{name} must hold distinct values, at least one; found {values}.")
-        if min(self.epochs) <= 0:
-            raise StudyError("Study.epochs must be positive.")
+        _check_distinct("Study.seeds", self.seeds)
         if self.at_once < 1:
             raise StudyError(f"Study.at_once is {self.at_once}; expected 1 or more runs.")
         for name, options in (("search", (TWO_TRIALS, GRID)), ("finetune", (BEST, ALL))):
@@ -64,6 +59,12 @@ class Study:
             raise StudyError(
                 "Set either Study.families, or Study.variants, learning_rates and pretrain_file for a study of NFNets."
             )
+        for each in self.members:
+            budgets = self.budgets(each)
+            name = f"Family.epochs of {each.name}" if each.epochs else "Study.epochs"
+            _check_distinct(name, budgets)
+            if budgets[0] <= 0:
+                raise StudyError(f"{name} must be positive, found {budgets}.")
         models = [variant for each in self.members for variant in each.variants]
         for values in ([each.name for each in self.members], models):
             if len(set(values)) != len(values):
@@ -81,19 +82,25 @@ class Study:
         """The family that has a model."""
         return next(each for each in self.members if variant in each.variants)
 
+    def budgets(self, family: Family) -> list[float]:
+        """The epoch budgets of a family, smallest first."""
+        return sorted(family.epochs or self.epochs)
+
     @property
     def grid(self) -> list[tuple[str, float]]:
         """All (variant, epochs) by family, small models and budgets first."""
         return [
-            (variant, epochs) for each in self.members for variant in each.variants for epochs in sorted(self.epochs)
+            (variant, epochs) for each in self.members for variant in each.variants for epochs in self.budgets(each)
         ]
 
     def neighbour(self, variant: str, epochs: float) -> tuple[str, float] | None:
         """The next smaller budget of the model; for its smallest budget, that of the family's next smaller model."""
-        budgets, place = len(self.epochs), self.grid.index((variant, epochs))
-        if place % budgets:
-            return self.grid[place - 1]
-        return None if variant == self.family(variant).variants[0] else self.grid[place - budgets]
+        family = self.family(variant)
+        budgets, models = self.budgets(family), family.variants
+        if smaller := budgets[: budgets.index(epochs)]:
+            return variant, smaller[-1]
+        smaller_models = models[: models.index(variant)]
+        return (smaller_models[-1], epochs) if smaller_models else None
 
     def trial(self, cell: tuple[str, float], learning_rate: float, seed: int, task: str = "") -> Trial:
         """The trial of a (variant, epochs)."""
@@ -113,6 +120,11 @@ class Search:
     missing: tuple[tuple[float, str], ...] = ()
     best: float | None = None
     note: str = ""
+
+
+def _check_distinct(name: str, values: Sequence[float]) -> None:
+    if not values or len(set(values)) != len(values):
+        raise StudyError(f"{name} must hold distinct values, at least one; found {values}.")
 
 
 def next_trials(study: Study, runs: Sequence[Run]) -> dict[Trial, str]:

@@ -35,7 +35,7 @@ def write(
     sections = [
         *([Section("Comparison", _lines("\n".join(map(comparison.describe, comparisons))))] if comparisons else []),
         *(Section(f"Laws of {name}", _lines(analysis.describe(each))) for name, each in study.families.items()),
-        *([Section("Left out", [f"{name}: {why}" for name, why in study.left_out.items()])] if study.left_out else []),
+        *([_left_out(runs, study, unit)] if study.left_out else []),
         Section("Figures", pictures=[_picture(path) for path in figures]),
         *(_plan(each) for each in study.families.values()),
         Section("Cells", ["Each model and epoch budget at its best learning rate."], tables=[_cells(study, unit)]),
@@ -59,6 +59,11 @@ def _picture(path: str) -> Picture:
     caption = next((text for start, text in _CAPTIONS.items() if name.startswith(start)), name)
     with open(path, "rb") as file:
         return Picture(file.read(), f"{name}: {caption}")
+
+
+def _left_out(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> Section:
+    reasons = [f"{name}: {why}" for name, why in study.left_out.items()]
+    return Section("Left out", [*reasons, *map(str, comparison.points(runs, study, unit))])
 
 
 def _plan(each: analysis.Analysis) -> Section:

@@ -44,7 +44,8 @@ def run(study: Study, resolve: Resolve) -> list[Run]:
             diverged = sum(run.status == DIVERGED for run in runs)
             live.say(f"{study.directory}: {len(trials)} runs are finished ({diverged} diverged); skipping them.")
         with live.shown():
-            runs = _run_all(study, resolve, runs, lock, stop, live)
+            live.runs = runs = _run_all(study, resolve, runs, lock, stop, live)
+        live.say_result()
         for (variant, epochs), state in search.searches(study, runs).items():
             if state.note:
                 live.say(f"{variant}, {epochs:g} epochs: {state.note}.")

@@ -118,7 +118,7 @@ def dataset_info(experiment: Experiment, images: int | None = None) -> DatasetIn
         label_kind = dataset.label_kind
     except manifest.ManifestError:
         classes, examples, label_kind = None, None, record.SINGLE_LABEL
-    classes, images = experiment.num_classes or classes, images or examples or data.images
+    classes, images = experiment.num_classes or classes, images or data.train_examples or examples or data.images
     if not (classes and images):
         needed = {
             "the number of classes: --gin_param='Experiment.num_classes=N'": classes,
