@@ -11,7 +11,7 @@ from pipeline.data import augment, mixing, randaugment
 from pipeline.data.input import Data
 from pipeline.errors import RemoteFileError, remote_file_error
 from pipeline.export import SAVED_MODEL, export
-from pipeline.model import garden, nfnet
+from pipeline.model import garden, hybrid, nfnet
 from pipeline.objective import SIGMOID
 from pipeline.train import auto_settings, checkpoint, ledger, optimizer, sam, schedule, trainer
 from pipeline.train.distribution import PeerLostError
@@ -136,6 +136,7 @@ def register() -> None:
             "Mixing": mixing.Mixing,
             "nfnet": nfnet.create,
             "garden": garden.create,
+            "hybrid": hybrid.create,
             "sgd": optimizer.SGD,
             "adamw": optimizer.AdamW,
             "SAM": sam.SAM,

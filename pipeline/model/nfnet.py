@@ -1,6 +1,7 @@
 """NFNet: normaliser-free residual networks, from normalised images to logits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -12,7 +13,10 @@ AUTO = "auto"
 
 
 class Trunk(tf_keras.Model):
-    """NFNet without its linear layer: from images to feature maps; arguments as of `create`."""
+    """NFNet without its linear layer: from images to feature maps; arguments as of `create`.
+
+    `stages` below 4 leaves out the later ones and the final convolution.
+    """
 
     def __init__(
         self,
@@ -21,6 +25,7 @@ class Trunk(tf_keras.Model):
         recompute_stages: Sequence[int] = (),
         implementation: str = AUTO,
         target_device: str | None = None,
+        stages: int = len(variants.STAGE_STRIDES),
         name: str = "trunk",
     ):
         super().__init__(name=name)
@@ -28,25 +33,30 @@ class Trunk(tf_keras.Model):
         layers.check_rate("stochastic_depth_rate", stochastic_depth_rate)
         if unknown := set(recompute_stages) - set(range(len(spec.depths))):
             raise ValueError(f"recompute_stages names {sorted(unknown)}; the stages are 0, 1, 2 and 3.")
+        if not 1 <= stages <= len(spec.depths):
+            raise ValueError(f"stages is {stages}; expected 1 to {len(spec.depths)}.")
         self.variant = variant
         self._recompute_stages = frozenset(recompute_stages)
-        self._plan = variants.blocks(spec)
+        self._plan = [block for block in variants.blocks(spec) if block.stage < stages]
         self.implementation = choose_implementation(implementation, target_device)
         self._layers = IMPLEMENTATIONS[self.implementation]
         self.stem = [self._layers.WSConv(conv) for conv in variants.stem(spec)]
         self.blocks = [
             self._layers.NFBlock(block, stochastic_depth_rate * block.depth_fraction) for block in self._plan
         ]
-        final = variants.final_conv(spec)
-        self.final_conv = self._layers.WSConv(final)
-        self.widths = (*spec.widths[:-1], final.channels)
-        self.channels = final.channels
+        self.final_conv: Any = None  # where its stage is left out
+        self.widths = spec.widths[:stages]
+        if stages == len(spec.depths):
+            final = variants.final_conv(spec)
+            self.final_conv = self._layers.WSConv(final)
+            self.widths = (*spec.widths[:-1], final.channels)
+        self.channels = self.widths[-1]
         self.built = True
 
     def call(self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> list[tf.Tensor]:
-        """Returns four activated feature maps [batch, h, w, width], of strides 4, 8, 16 and 32 (rounded up).
+        """Returns an activated feature map [batch, h, w, width] of each stage, of strides 4, 8, 16 and 32 (rounded up).
 
-        The first three are ends of stages; the fourth comes after the final convolution.
+        They are the ends of stages, but for the fourth, which comes after the final convolution.
 
         Args:
           images: normalised float images [batch, height, width, 3].
@@ -61,7 +71,7 @@ class Trunk(tf_keras.Model):
             if spec.stage > len(maps):
                 maps.append(activation(outputs))
             outputs = self._run(spec, block, outputs, training, layers.fold(seed, index) if training else None)
-        return [*maps, activation(self.final_conv(outputs))]
+        return [*maps, activation(self.final_conv(outputs) if self.final_conv else outputs)]
 
     def _run(self, spec, block, inputs, training, seed):
         if training and spec.stage in self._recompute_stages:
