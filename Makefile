@@ -11,7 +11,7 @@ BAZEL_FLAGS := --jobs=2 --repo_env=PYTHON=$(abspath $(RUN))
 export TF_CPP_MIN_LOG_LEVEL ?= $(if $(wildcard /proc/driver/nvidia/version),2,3)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablation study-records study compare test test-all test-serving bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-own bench-serve bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean
+.PHONY: help setup quickstart ablation study-records study compare test test-all test-serving test-clouds bazel-test lint format build-file bench-ingest bench-input bench-augment bench-step bench-own bench-serve bench-gpu setup-tpu setup-tpu-vm tpu-table lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,12 +76,21 @@ compare: study-records ## ConvNets beside transformers in small: adds ViTs to th
 test: setup ## the quick tests, in two processes
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-all: setup ## every test, the slow ones too, and the quick ones in Bazel
+test-all: setup ## every test, the slow ones too, those of clouds, and the quick ones in Bazel
 	$(RUN) -m pytest -m '' -n $(JOBS) --dist loadfile --no-loadscope-reorder
-	$(MAKE) bazel-test
+	$(MAKE) bazel-test test-clouds
 
 test-serving: setup ## all tests of exported models and what serves them: C, gRPC, REST, a browser, batch prediction
 	$(RUN) -m pytest -m '' tests/test_serv*.py tests/test_batch_predict.py
+
+test-clouds: $(VENV)-clouds/ready ## slow tests of Dataflow's client, gs:// and s3:// against local servers
+	$(VENV)-clouds/bin/python -m pytest -m slow tests/test_ingest_clouds.py
+
+$(VENV)-clouds/ready: requirements.txt requirements-clouds.txt
+	$(call environment,$(VENV)-clouds)
+	$(call INSTALL,$(VENV)-clouds) -r requirements.txt
+	$(call INSTALL,$(VENV)-clouds) -r requirements-clouds.txt
+	@touch $@
 
 bazel-test: setup ## build every target of BUILD and run the quick tests, each with only what it declares
 	@command -v bazel > /dev/null || { echo "Bazel is not installed. With network: bazelisk," \

@@ -26,6 +26,13 @@ def remote_file_error(error: Exception) -> RemoteFileError | None:
     place = re.search(r"\b[a-z0-9]+://[^\s,;:'\"]+", re.sub("https?://|grpc://", "", str(error)))
     if place is None:
         return None
+    if type(error).__name__ == "UnimplementedError":
+        scheme = place[0].partition("://")[0]
+        return RemoteFileError(
+            f"TensorFlow has no file system for {scheme}://, so {place[0]} cannot be read or written. Records, runs "
+            f"and exports are kept on disks or in gs://; {scheme}:// can hold images, for `beam/build_tfrecords.py "
+            "--input`, where Beam reads it."
+        )
     return RemoteFileError(
         f"{place[0]} cannot be read or written ({type(error).__name__}: {cause(error)}). Check its name, and that this "
         "machine's account has access to the bucket (`gcloud auth application-default login` gives it yours). A run "

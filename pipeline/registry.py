@@ -50,9 +50,9 @@ def run_configured(
     Returns:
       What `task` returns; None where the configuration names it.
     """
-    resolved = bindings(files or [saved_config(model_dir)], params, say=print)
-    context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
     try:
+        resolved = bindings(files or [saved_config(model_dir)], params, say=print)
+        context = RunContext(model_dir, configure.text(), resolved, configure.digest(resolved), force_resume)
         return configure.get(task or "main")(context)
     except tf.errors.OpError as error:
         if (problem := remote_file_error(error)) is None:

@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from pipeline import registry
 from pipeline.data.manifest import ManifestError
 from pipeline.errors import RemoteFileError
 from pipeline.tpu import made_up_devices
@@ -48,6 +49,13 @@ RESET = (
 def test_a_file_that_cannot_be_used_is_named(error, explained, message):
     with pytest.raises(explained, match=message), explained_errors(ONE_DEVICE):
         raise error
+
+
+@pytest.mark.parametrize("file", ["gin/finetune_own.gin", "gin/f0_jft.gin"])
+def test_records_where_tensorflow_has_no_file_system(file, tmp_path):
+    """Settings that are chosen for the data read it before the run begins."""
+    with pytest.raises(RemoteFileError, match=r"no file system for s3://, so s3://bucket/set.* on disks or in gs://"):
+        registry.run_configured([file], ['DATA_DIR="s3://bucket/set"'], str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", [tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError])

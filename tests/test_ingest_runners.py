@@ -198,6 +198,13 @@ def test_dataflow_says_what_is_missing(tree, tmp_path, capsys):
     assert "project" in message and "Traceback" not in message
 
 
+def test_a_template_of_the_job_is_refused(tree, tmp_path, capsys):
+    flags = [*DATAFLOW, "--template_location=gs://bucket/template"]
+    assert launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", *flags]) == 1
+    assert "--template_location asks for a template" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
 def test_pip_installs_the_code_and_nothing_else(installed):
     files = {path.relative_to(installed).as_posix() for path in installed.rglob("*.py")}
     assert {"beam/__init__.py", "beam/sources/tar.py", "pipeline/data/record.py"} <= files

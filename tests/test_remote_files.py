@@ -9,6 +9,7 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 
 from beam import launch
 from beam.errors import BuildError
+from beam.prediction import launch as prediction_launch
 from beam.sources import registry
 from tests import ingest_images
 from tests.ingest_builds import build
@@ -118,3 +119,24 @@ def test_a_file_system_has_its_flags_before_the_source_is_opened(tmp_path, monke
     for path in ("none://bucket/images", "none://bucket/list.csv", "none://bucket/0.tar"):
         assert launch.main([f"--input={path}", f"--output_dir={tmp_path}/set"]) == 1
         assert f"--input={path} is out of reach: Unable to get filesystem" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (launch, ["--input={images}", "--output_dir=s3://bucket/set"]),
+        (prediction_launch, ["--saved_model=s3://bucket/model", "--images={images}", "--output={images}/out"]),
+    ],
+)
+def test_what_tensorflow_cannot_reach_is_refused(module, flags, tmp_path, capsys):
+    ingest_images.write(tmp_path / "images" / "c" / "0.jpg", picture(1))
+    assert module.main([flag.format(images=tmp_path / "images") for flag in flags]) == 1
+    message = capsys.readouterr().err
+    assert "TensorFlow has no file system for s3://, so s3://bucket/" in message
+    assert "kept on disks or in gs://" in message
+
+
+def test_what_a_file_system_of_beams_needs_is_said(tmp_path, capsys):
+    assert launch.main(["--input=s3://bucket/images", f"--output_dir={tmp_path}/set"]) == 1
+    message = capsys.readouterr().err
+    assert "--input=s3://bucket/images is out of reach" in message and "pip install 'apache-beam[aws]'" in message

@@ -49,7 +49,19 @@ DISTRIBUTIONS = {
 # Packages that import others without requiring them.
 UNDECLARED = {"tensorflow-datasets": {"importlib-resources"}}
 # Packages outside requirements.txt: functions import them and say what to install, or skip a comparison.
-OPTIONAL = {"huggingface_hub", "img2dataset", "jax", "jaxlib", "timm", "torch", "torchvision"}
+OPTIONAL = {
+    "boto3",
+    "gcp_storage_emulator",
+    "huggingface_hub",
+    "img2dataset",
+    "jax",
+    "jaxlib",
+    "moto",
+    "timm",
+    "torch",
+    "torchvision",
+    "werkzeug",
+}
 
 HEADER = '''"""A target for each module and test; deps are their imports. Made by `make build-file`: do not edit."""
 

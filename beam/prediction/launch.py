@@ -13,7 +13,7 @@ import tensorflow as tf
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam import progress, runners
+from beam import errors, progress, runners
 from beam.errors import PredictionError
 from beam.prediction import evaluation, inputs, job, options, rows
 from beam.prediction.inference import ShardHandler
@@ -32,8 +32,8 @@ def main(argv: list[str]) -> int:
     runners.quiet()
     try:
         return _predict(options.parse(argv), time.monotonic())
-    except PredictionError as error:
-        print(f"batch_predict.py: {error}", file=sys.stderr)
+    except (PredictionError, tf.errors.OpError) as error:
+        print(f"batch_predict.py: {errors.message(error)}", file=sys.stderr)
         return 1
 
 

@@ -46,7 +46,7 @@ def open_source(path: str, flags: Mapping[str, str] | None = None) -> Source:
     except FileNotFoundError as error:
         raise BuildError(f"--input={path} does not exist: expected {expected()}.") from error
     except OSError as error:
-        raise BuildError(f"--input={path} is out of reach: {error}") from error
+        raise _out_of_reach(path, error) from error
 
 
 def open_inputs(inputs: Mapping[str, str], flags: Mapping[str, str] | None = None, auto: bool = True) -> Source:
@@ -84,7 +84,7 @@ def _members(path: str, flags: Mapping[str, str] | None, auto: bool) -> list[Mem
         kind = _kind(path)
         found = kind.splits_of(path) if kind and auto else []
     except OSError as error:
-        raise BuildError(f"--input={path} is out of reach: {error}") from error
+        raise _out_of_reach(path, error) from error
     if not found:
         return [Member(dataclasses.replace(open_source(path, flags), is_split=auto), None, "")]
     names = ", ".join(f"{os.path.basename(own)} is {split}" for split, _, own in found)
@@ -93,6 +93,13 @@ def _members(path: str, flags: Mapping[str, str] | None, auto: bool) -> list[Mem
     members += [Member(source, members[0].split, "") for source in kind.beside_splits(path)] if kind else []
     first = members[0]
     return [first._replace(source=dataclasses.replace(first.source, notes=(note,))), *members[1:]]
+
+
+def _out_of_reach(path: str, error: OSError) -> BuildError:
+    scheme = path.partition("://")[0]
+    extra = {"gs": "gcp", "s3": "aws", "hdfs": "hadoop", "azfs": "azure"}.get(scheme)
+    hint = f" Reading {scheme}:// needs `pip install 'apache-beam[{extra}]'`, and access." if extra else ""
+    return BuildError(f"--input={path} is out of reach: {str(error).rstrip('.')}.{hint}")
 
 
 def _kind(path: str) -> type[Source] | None:
