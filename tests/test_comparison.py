@@ -1,5 +1,6 @@
 """Two families with a known ratio of compute: intervals hold it at their stated rate, or above."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.study import StudyError, comparison, law
-from pipeline.study.analysis import Analysis, analyse, analyse_families
+from pipeline.study.analysis import Analysis, StudyAnalysis, analyse, analyse_families
 from tests import simulated_studies
 
 EPOCHS = (0.25, 0.5, 1, 2, 4, 8)
@@ -83,6 +84,17 @@ def test_a_family_of_one_model_is_set_beside_the_lines_of_others(ratio):
     assert point.ratio.holds(ratio) and point.ratio.high / point.ratio.low < 2
     assert f"{model} of ViT, {cell.epochs:g} epochs: a loss of" in str(point)
     assert "times the compute that NFNet needs for it" in str(point)
+
+
+def test_the_frontier_of_a_family_whose_line_is_refused_is_set_beside_the_others(monkeypatch):
+    first, bent = families(2.0)
+    runs = [run for each in (first, bent) for cell in each.cells for run in cell.runs]
+    bent = dataclasses.replace(bent, line="It bends.")
+    found = comparison.points(runs, StudyAnalysis({"NFNet": first, "ViT": bent}, {}), "flops")
+    frontier = {(cell.variant, cell.epochs) for cell in (bent.cells[i] for i in bent.frontier)}
+    assert {(point.variant, point.epochs) for point in found} <= frontier
+    assert len(found) >= 4 and sum(point.ratio.holds(2.0) for point in found) >= 0.8 * len(found)
+    assert all(1.5 < point.ratio.value < 2.7 for point in found)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A cell of a family that has no law, beside the line of one that has.
+    """A cell of a family without a line, beside the line of another.
 
     Attributes:
       family, variant, epochs: of the cell.
@@ -170,32 +170,38 @@ def _intercept_and_slope(line: law.Line) -> tuple[float, float]:
 
 
 def points(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[Point]:
-    """Cells of families that could not be fitted, beside every line that reaches their loss.
+    """Cells of families without a line, beside every line that reaches their loss.
 
+    They are the frontier of a family whose frontier bends up to its end, and all cells of one that cannot be fitted.
     The noise of a cell's loss is taken to be that of the line's residuals.
     """
+    cells = best_cells([run for run in runs if run.trial.family in study.left_out])
+    for each in study.families.values():
+        cells += [each.cells[i] for i in each.frontier] if isinstance(each.line, str) else []
     found = []
-    for cell in best_cells([run for run in runs if run.trial.family in study.left_out]):
+    for cell in cells:
         try:
-            compute = np.mean([run.compute(unit) for run in cell.runs])
+            compute = float(np.mean([run.compute(unit) for run in cell.runs]))
         except StudyError:
             continue  # its cost is unknown, which is why its family is left out
         for each in study.families.values():
-            if isinstance(each.line, str):
-                continue
-            reached = each.loss[each.trusted]
-            if reached.min() <= cell.loss <= reached.max():
-                ratio = _point_ratio(each, each.line.deviation, float(np.log(compute)), float(np.log(cell.loss)))
+            if not isinstance(each.line, str) and _reaches(each, cell.loss):
+                ratio = _point_ratio(each, each.line, compute, cell.loss)
                 family = cell.runs[0].trial.family
                 found.append(Point(family, cell.variant, cell.epochs, cell.loss, each.family, ratio))
     return found
 
 
-def _point_ratio(analysis: Analysis, deviation: float, log_compute: float, log_loss: float) -> Interval:
+def _reaches(analysis: Analysis, loss: float) -> bool:
+    reached = analysis.loss[analysis.trusted]
+    return bool(reached.min() <= loss <= reached.max())
+
+
+def _point_ratio(analysis: Analysis, fitted: law.Line, compute: float, loss: float) -> Interval:
     line = _resampled(analysis, seed=0)
-    noise = np.random.default_rng(1).normal(0, deviation, len(line))
+    noise = np.random.default_rng(1).normal(0, fitted.deviation, len(line))
     noise[0] = 0
-    ratios = log_compute - (log_loss + noise - line[:, 0]) / line[:, 1]
+    ratios = np.log(compute) - (np.log(loss) + noise - line[:, 0]) / line[:, 1]
     low, high = np.quantile(ratios[1:], law.TAILS)
     return _exp(Interval(float(ratios[0]), float(low), float(high)))
 

@@ -7,7 +7,7 @@ from pipeline import files
 from pipeline.evaluation.page import Page, Picture, Section, Table, render
 from pipeline.study import StudyError, analysis, comparison, planner
 from pipeline.study.analysis import StudyAnalysis
-from pipeline.study.comparison import Comparison
+from pipeline.study.comparison import Comparison, Point
 from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, UNITS, Run
 
 PAGE = "report.html"
@@ -33,9 +33,9 @@ def write(
     counts = {status: statuses.count(status) for status in (FINISHED, DIVERGED, UNFINISHED)}
     unit = next(iter(study.families.values())).unit
     sections = [
-        *([Section("Comparison", _lines("\n".join(map(comparison.describe, comparisons))))] if comparisons else []),
+        *_comparison(comparisons, comparison.points(runs, study, unit)),
         *(Section(f"Laws of {name}", _lines(analysis.describe(each))) for name, each in study.families.items()),
-        *([_left_out(runs, study, unit)] if study.left_out else []),
+        *([Section("Left out", [f"{name}: {why}" for name, why in study.left_out.items()])] if study.left_out else []),
         Section("Figures", pictures=[_picture(path) for path in figures]),
         *(_plan(each) for each in study.families.values()),
         Section("Cells", ["Each model and epoch budget at its best learning rate."], tables=[_cells(study, unit)]),
@@ -61,9 +61,9 @@ def _picture(path: str) -> Picture:
         return Picture(file.read(), f"{name}: {caption}")
 
 
-def _left_out(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> Section:
-    reasons = [f"{name}: {why}" for name, why in study.left_out.items()]
-    return Section("Left out", [*reasons, *map(str, comparison.points(runs, study, unit))])
+def _comparison(comparisons: Sequence[Comparison], points: Sequence[Point]) -> list[Section]:
+    lines = [*_lines("\n".join(map(comparison.describe, comparisons))), *map(str, points)]
+    return [Section("Comparison", lines)] if lines else []
 
 
 def _plan(each: analysis.Analysis) -> Section:
