@@ -6,9 +6,9 @@ import time
 
 import tensorflow as tf
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, TestOptions
+from apache_beam.options.pipeline_options import PipelineOptions, TestOptions
 
-from beam import errors, ingest, options, output_folder, progress, runners, summary
+from beam import ingest, options, output_folder, progress, runners, summary
 from beam.dry_run import dry_run
 from beam.errors import BuildError
 from beam.options import BuildOptions
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
             return 0
         run(parsed)
     except (BuildError, tf.errors.OpError) as error:
-        print(f"build_tfrecords.py: {errors.message(error)}", file=sys.stderr)
+        print(f"build_tfrecords.py: {runners.message(error)}", file=sys.stderr)
         return 1
     made = manifest.read(build.output_dir)
     held_out = bool(build.validation_fraction or build.validation_examples)
@@ -48,11 +48,6 @@ def run(parsed: PipelineOptions) -> None:
       BuildError: the job could not be done as asked.
     """
     build = parsed.view_as(BuildOptions)
-    if parsed.view_as(GoogleCloudOptions).template_location:
-        raise BuildError(
-            "--template_location asks for a template of a job, and this program waits for the job's end, to finish the "
-            "record set: leave it out, and the job is submitted."
-        )
     source = _source(build)
     with tempfile.TemporaryDirectory() as folder:
         pipeline = runners.pipeline(parsed, folder, BuildError)

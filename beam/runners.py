@@ -5,10 +5,12 @@ import re
 import warnings
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+import tensorflow as tf
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam import worker_code
+from pipeline.errors import remote_file_error
 
 
 def quiet() -> None:
@@ -29,6 +31,11 @@ def pipeline(parsed: PipelineOptions, folder: str, expected: type[Exception]) ->
       folder: for the code, a temporary one that must stay until the job ends.
       expected: the error to raise where the runner does not accept the flags.
     """
+    if parsed.view_as(GoogleCloudOptions).template_location:
+        raise expected(
+            "--template_location asks for a template of a job, and this program waits for the job's end, to finish "
+            "what it writes: leave it out, and the job is submitted."
+        )
     runner = None
     if (parsed.view_as(StandardOptions).runner or "").lower() in ("", "directrunner", "direct"):
         worker_code.share_with_local_processes()
@@ -52,3 +59,12 @@ def run(pipeline: beam.Pipeline, expected: type[Exception]) -> None:
         if message := re.search(rf"{expected.__name__}: (.*?)(?: \[while running|\n|$)", text):
             raise expected(message[1]) from error
         raise
+
+
+def message(error: Exception) -> str:
+    """What an error says; those of TensorFlow are raised again if they are not about a file in an object store."""
+    if not isinstance(error, tf.errors.OpError):
+        return str(error)
+    if (problem := remote_file_error(error)) is None:
+        raise error
+    return str(problem)

@@ -150,10 +150,12 @@ def main() -> None:
         watcher.start()
         start = time.monotonic()
         words = [f"--input={folder}/images", f"--output_dir={folder}/set", "--shards=16", *arguments.flags]
-        status = launch.main(words)
+        try:
+            status = launch.main(words)
+        finally:
+            over.set()
+            watcher.join()
         seconds = time.monotonic() - start
-        over.set()
-        watcher.join()
         if status:
             sys.exit(status)
         what = " ".join(["build_tfrecords.py", *arguments.flags])

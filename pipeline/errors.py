@@ -26,8 +26,8 @@ def remote_file_error(error: Exception) -> RemoteFileError | None:
     place = re.search(r"\b[a-z0-9]+://[^\s,;:'\"]+", re.sub("https?://|grpc://", "", str(error)))
     if place is None:
         return None
-    if type(error).__name__ == "UnimplementedError":
-        scheme = place[0].partition("://")[0]
+    scheme = place[0].partition("://")[0]
+    if f"File system scheme '{scheme}' not implemented" in str(error):
         return RemoteFileError(
             f"TensorFlow has no file system for {scheme}://, so {place[0]} cannot be read or written. Records, runs "
             f"and exports are kept on disks or in gs://; {scheme}:// can hold images, for `beam/build_tfrecords.py "

@@ -1,5 +1,6 @@
 """What a gin file can name, and what `main.py` does with it."""
 
+import ast
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -113,7 +114,8 @@ def _load(files: Sequence[str], params: Sequence[str], say: Callable[[str], None
         names = {"directory": "DATA_DIR", "initial_checkpoint": "INITIAL_CHECKPOINT"}
         names |= {"batch": "GLOBAL_BATCH", "epochs": "EPOCHS", "size": "TRAIN_SIZE"}
         given = {name: configure.macro(macro) for name, macro in names.items() if macro not in automatic}
-        chosen = auto_settings.choose(**given)
+        part = configure.resolved().get("Data.train_examples", "None")
+        chosen = auto_settings.choose(**given, train_examples=ast.literal_eval(part))
         settings = [f"{name} = {chosen.values[name]!r}" for name in automatic]
         say(f"{chosen.reason}: {', '.join(settings)}.")
         configure.load(files, [*params, *settings], entry="main", tasks=TASKS)

@@ -20,6 +20,7 @@ from pipeline import configure
 from pipeline.model import speeds
 from pipeline.study import StudyError, comparison, planner, run_files, search, sweep
 from pipeline.study.analysis import StudyAnalysis, analyse_families, describe, write
+from pipeline.study.comparison import Comparison, Point
 from pipeline.study.family import Family
 from pipeline.study.run_files import CORE_HOURS, FLOPS, SECONDS, UNITS
 
@@ -66,8 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     done = sweep.run(study, registry.bindings)
     diverged = sum(one.status == run_files.DIVERGED for one in done)
-    print(f"{study.directory}: {len(done)} runs are finished, {diverged} of them diverged. Next:")
-    print(f"  python pipeline/scaling_study.py plot --study={study.directory} --unit={FLOPS}")
+    print(f"{study.directory}: {len(done)} runs are finished, {diverged} of them diverged.")
+    if any(len(family.variants) > 1 for family in study.members):  # a law takes several models
+        print(f"Next:\n  python pipeline/scaling_study.py plot --study={study.directory} --unit={FLOPS}")
 
 
 def cost(arguments: argparse.Namespace) -> None:
@@ -88,8 +90,8 @@ def estimate(arguments: argparse.Namespace) -> None:
     print(f"Written to {study_cost.estimate(study, arguments.topology, arguments.replica_batch)}")
 
 
-def fit(arguments: argparse.Namespace) -> tuple[list[run_files.Run], StudyAnalysis, list[comparison.Comparison]]:
-    """Fits and prints the laws of a study and the comparisons of its families; returns runs, laws and comparisons."""
+def fit(arguments: argparse.Namespace) -> tuple[list[run_files.Run], StudyAnalysis, list[Comparison], list[Point]]:
+    """Fits and prints the laws of a study and how its families compare; returns runs, laws, comparisons and points."""
     runs = run_files.read(arguments.study)
     study = analyse_families(runs, arguments.unit)
     several = len(study.families) + len(study.left_out) > 1
@@ -99,27 +101,28 @@ def fit(arguments: argparse.Namespace) -> tuple[list[run_files.Run], StudyAnalys
         print(describe(analysis))
         print(f"Written to {write(analysis, arguments.study, f'_{name}' if several else '')}")
     comparisons, reasons = comparison.compare_all(list(study.families.values()))
+    points = comparison.points(runs, study)
     for each in comparisons:
         print(comparison.describe(each))
     for reason in reasons:
         print(f"Not compared: {reason}")
-    for point in comparison.points(runs, study, arguments.unit):
+    for point in points:
         print(point)
-    if comparisons:
-        print(f"Written to {comparison.write(comparisons, arguments.study)}")
-    return runs, study, comparisons
+    if comparisons or points:
+        print(f"Written to {comparison.write(comparisons, points, arguments.study)}")
+    return runs, study, comparisons, points
 
 
 def plot(arguments: argparse.Namespace) -> None:
     """Fits, draws the figures, and writes the study's page."""
     from pipeline.study import figures, study_page  # Matplotlib takes a second
 
-    runs, study, comparisons = fit(arguments)
+    runs, study, comparisons, points = fit(arguments)
     directory = arguments.output_dir or os.path.join(arguments.study, "figures")
     paths = figures.draw(runs, list(study.families.values()), directory)
     for path in paths:
         print(f"{path} (and .svg, .csv)")
-    print(f"Page: {study_page.write(arguments.study, runs, study, comparisons, paths)}")
+    print(f"Page: {study_page.write(arguments.study, runs, study, comparisons, points, paths)}")
 
 
 def hparams(arguments: argparse.Namespace) -> None:

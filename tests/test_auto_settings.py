@@ -80,6 +80,16 @@ def test_what_the_user_sets_decides_the_rest():
     assert small["LEARNING_RATE"] == pytest.approx(auto_settings.rules(5_000, 100)["LEARNING_RATE"] / 2)
 
 
+def test_a_part_of_the_images_has_the_settings_of_as_many(records, tmp_path, capsys):
+    whole = auto_settings.choose(str(records))
+    part = auto_settings.choose(str(records), train_examples=5_000)
+    side = statistics.read(str(records)).median_side
+    assert part.values == auto_settings.rules(5_000, side) != whole.values
+    params = [f'DATA_DIR="{records}"', "Data.train_examples=60", *FAST]
+    registry.bindings(["gin/finetune_own.gin"], params, say=print)
+    assert "For 60 images of 3 classes" in capsys.readouterr().out
+
+
 def test_a_user_of_the_file_gets_an_evaluated_exported_best_model(records, tmp_path, capsys):
     run, moved = str(tmp_path / "run"), tmp_path / "records"
     shutil.copytree(records, moved)

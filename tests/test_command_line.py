@@ -41,6 +41,12 @@ def test_help_is_one_screen_and_no_error(program, flag):
     assert done.stderr == ""
 
 
+def test_flags_of_jobs_are_read_before_tensorflow_is_imported():
+    """Its import takes seconds."""
+    code = "import sys, beam.options, beam.prediction.options; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_the_full_help_of_a_job_has_the_flags_of_beam():
     done = run("beam/build_tfrecords.py", "--helpfull")
     assert done.returncode == 0

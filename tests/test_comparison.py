@@ -48,7 +48,7 @@ def test_the_known_ratio_is_found(ratio):
 
 def test_what_is_written_is_what_was_found(tmp_path):
     compared = comparison.compare(*families(2.0))
-    (content,) = json.loads(pathlib.Path(comparison.write([compared], str(tmp_path))).read_text())
+    (content,) = json.loads(pathlib.Path(comparison.write([compared], [], str(tmp_path))).read_text())["pairs"]
     assert [row["loss"] for row in content["ratios"]] == sorted(compared.ratios, reverse=True)
     assert content["ratios"][1]["value"] == compared.ratio.value and content["differ"]
 
@@ -79,22 +79,24 @@ def test_a_family_of_one_model_is_set_beside_the_lines_of_others(ratio):
     model, budgets = f"vit_{cell.variant}", (cell.epochs, 1e6)
     runs += simulated_studies.family(simulated_studies.VIT, [model], budgets, 0.0, 1, ratio=ratio)
     study = analyse_families(runs, "flops")
-    (point,) = comparison.points(runs, study, "flops")  # the other loss is below all that the line reaches
+    (point,) = comparison.points(runs, study)  # the other loss is below all that the line reaches
     assert (point.variant, point.epochs, point.other) == (model, cell.epochs, "NFNet")
     assert point.ratio.holds(ratio) and point.ratio.high / point.ratio.low < 2
     assert f"{model} of ViT, {cell.epochs:g} epochs: a loss of" in str(point)
-    assert "times the compute that NFNet needs for it" in str(point)
+    assert "times the compute that NFNet needs for it (FLOPs of pre-training, 90% interval)" in str(point)
 
 
-def test_the_frontier_of_a_family_whose_line_is_refused_is_set_beside_the_others(monkeypatch):
+def test_the_frontier_of_a_family_whose_line_is_refused_is_set_beside_the_others(tmp_path):
     first, bent = families(2.0)
     runs = [run for each in (first, bent) for cell in each.cells for run in cell.runs]
     bent = dataclasses.replace(bent, line="It bends.")
-    found = comparison.points(runs, StudyAnalysis({"NFNet": first, "ViT": bent}, {}), "flops")
+    found = comparison.points(runs, StudyAnalysis({"NFNet": first, "ViT": bent}, {}))
     frontier = {(cell.variant, cell.epochs) for cell in (bent.cells[i] for i in bent.frontier)}
     assert {(point.variant, point.epochs) for point in found} <= frontier
     assert len(found) >= 4 and sum(point.ratio.holds(2.0) for point in found) >= 0.8 * len(found)
     assert all(1.5 < point.ratio.value < 2.7 for point in found)
+    content = json.loads(pathlib.Path(comparison.write([], found, str(tmp_path))).read_text())
+    assert [row["ratio"]["value"] for row in content["points"]] == [point.ratio.value for point in found]
 
 
 @pytest.mark.slow

@@ -60,6 +60,8 @@ def test_it_can_be_cut_after_any_stage(stages, shape):
         ({"stages": 5}, "stages is 5; expected 1 to 4"),
         ({"hidden_size": 50}, "hidden_size is 50; expected a multiple of num_heads, 3"),
         ({"transformer": {"num_layers": 2}}, r"sets \['num_layers'\]; expected mlp_dim, num_heads, num_layers"),
+        ({"transformer": ENCODER | {"num_heads": 0}}, "num_heads of a hybrid is 0; expected 1 or more"),
+        ({"image_size": 0}, "image_size of a hybrid is 0"),
         ({"variant": "G7"}, "Unknown variant 'G7'"),
     ],
 )

@@ -129,10 +129,11 @@ def s3(request, tmp_path, tree):
 
 
 def test_images_in_s3_give_the_same_bytes_whatever_fails(s3, expected, tmp_path):
+    before = len((tmp_path / "requests").read_text().splitlines())
     run("s3://images/tree", tmp_path / "set", SPLIT, f"--s3_endpoint_url={s3}", **AWS)
     assert records(tmp_path / "set") == expected
-    statuses = [line.split()[2] for line in (tmp_path / "requests").read_text().splitlines()]
-    assert statuses.count("503") > 3
+    statuses = [line.split()[2] for line in (tmp_path / "requests").read_text().splitlines()[before:]]
+    assert len(statuses) > 60 and "503" in statuses
 
 
 def test_a_killed_build_from_s3_ends_in_the_same_bytes(s3, expected, tmp_path):

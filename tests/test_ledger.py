@@ -56,5 +56,15 @@ def test_anything_else_than_once_is_found(ids, text):
     assert text in str(entry)
 
 
+def test_the_epochs_of_a_subset_are_compared_with_its_first():
+    """The manifest has no checksum of a subset."""
+    ledgers = [ledger.Ledger(4), ledger.Ledger(4)]
+    for book, third in zip(ledgers, (IDS[:30], np.append(IDS[:29], IDS[0])), strict=True):
+        add_all(book, np.concatenate([IDS[:30], IDS[29::-1], third, IDS[:7]]), np.repeat(range(4), [30, 30, 30, 7]))
+    whole, wrong = (book.entries([30, 30, 30, 7], 30, None) for book in ledgers)
+    assert [entry.exactly_once for entry in whole] == [True] * 4
+    assert [entry.exactly_once for entry in wrong] == [True, True, False, True]
+
+
 def test_an_epoch_that_has_not_begun_has_no_entry():
     assert entries(ledger.Ledger(3), [40, 40, 40]) == []

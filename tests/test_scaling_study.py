@@ -121,7 +121,7 @@ def test_families_are_compared_by_the_command(tmp_path, capsys):
     simulated_studies.write_two_families(tmp_path, 2.0, rates=(1.6,), sigma=0.02, seed=1)
     assert scaling_study.main(["fit", f"--study={tmp_path}", "--unit=flops"]) == 0
     assert "ViT needs more compute for the same loss." in capsys.readouterr().out
-    (content,) = json.loads((tmp_path / "comparison.json").read_text())
+    (content,) = json.loads((tmp_path / "comparison.json").read_text())["pairs"]
     middle = content["ratios"][1]
     assert content["differ"] and middle["low"] <= 2.0 <= middle["high"]
 
@@ -200,7 +200,8 @@ def test_the_cost_of_a_study_without_records(tmp_path, monkeypatch, capsys):
     assert scaling_study.main([*words, f"--gin_param=Study.params={given}"]) == 0
     printed = capsys.readouterr().out
     # Each row of budgets is the same compute, on fewer images.
-    assert len(set(re.findall(r"\| nano(?:_\d+k)? (\|.*\|)", printed))) == 1
+    rows = re.findall(r"\| nano(?:_\d+k)? (\|.*\|)", printed)
+    assert len(rows) == 4 and len(set(rows)) == 1
 
 
 def test_a_study_of_families_is_configured(tmp_path):
@@ -236,7 +237,6 @@ vit/Family.pretrain_file = "gin/vit_demo.gin"
     [
         ("batch", "Data.batch", ["16", "64", "256", "1024"]),
         ("subset", "Data.train_examples", [None, "32000", "8000", "2000"]),
-        ("hybrid", "hybrid.stages", ["2"]),
     ],
 )
 def test_the_other_demo_studies_vary_one_setting(name, setting, values):
@@ -253,6 +253,18 @@ def test_the_other_demo_studies_vary_one_setting(name, setting, values):
         for bindings in first.values()
     ]
     assert all(each == rest[0] for each in rest)
+
+
+def test_the_hybrid_has_the_recipe_of_the_vits():
+    bindings = []
+    for name in ("hybrid", "compare"):
+        study = scaling_study.load([str(ROOT / f"gin/study/demo_{name}.gin")], [])
+        trial = next(trial for trial in search.next_trials(study, []) if trial.family != "NFNet")
+        resolved = registry.bindings(*sweep.configuration(study, trial))
+        own = ("hybrid.", "garden.", "Experiment.model", "Experiment.epochs", "cosine.peak")
+        bindings.append({key: value for key, value in resolved.items() if not key.startswith(own)})
+        assert study.directory == "runs/study"
+    assert bindings[0] == bindings[1]
 
 
 def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):

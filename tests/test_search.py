@@ -188,6 +188,10 @@ def test_time_left_of_families():
             "Family.epochs of A must hold distinct values",
         ),
         ({"epochs": ()}, "Study.epochs must hold distinct values"),
+        (
+            {"families": (Family("A", ("F0",), (1.0,), "a.gin", epochs=(1.0, 2.0)),)},
+            "Study.epochs is not used",
+        ),
     ],
 )
 def test_families_that_cannot_be_told_apart_are_refused(changes, message):

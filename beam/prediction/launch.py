@@ -13,7 +13,7 @@ import tensorflow as tf
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam import errors, progress, runners
+from beam import progress, runners
 from beam.errors import PredictionError
 from beam.prediction import evaluation, inputs, job, options, rows
 from beam.prediction.inference import ShardHandler
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     try:
         return _predict(options.parse(argv), time.monotonic())
     except (PredictionError, tf.errors.OpError) as error:
-        print(f"batch_predict.py: {errors.message(error)}", file=sys.stderr)
+        print(f"batch_predict.py: {runners.message(error)}", file=sys.stderr)
         return 1
 
 

@@ -26,8 +26,8 @@ class Data:
       eval_view: geometry of the evaluation view, one of `augment.EVAL_VIEWS`.
       augmentation: how a training image is varied.
       train_split, validation_split: names of the splits.
-      train_examples: how many examples of the training split to train on; all where None. A record set is stored in
-        random order, so that its first examples are a random subset, and those of a smaller number are among them.
+      train_examples: how many examples of the training split to train on, the first ones; all where None. Few-shot
+        evaluation draws from them too; `balance_classes` counts the classes of the whole split.
       on_damage: 'stop' or 'mask', what to do with a record that cannot be read.
       check_shards: check at the start that every shard exists with the size that the manifest says: one request a
         shard where the records are remote. None checks only records on this machine's disk.

@@ -57,7 +57,8 @@ class RecordSet:
         self.directory = directory
         self.manifest = manifest or manifests.read(directory)
         self.split = self.manifest.split(split)
-        self.examples = examples or self.split.written
+        self.examples = self.split.written if examples is None else examples
+        self.id_checksum = self.split.id_checksum if self.examples == self.split.written else None
         self.masks_damage = on_damage == "mask"
         self.damaged_folder = damaged_folder
         if not self.split.written:

@@ -55,7 +55,10 @@ def create(
     sizes = {"num_layers", "num_heads", "mlp_dim"}
     if set(transformer) != sizes:
         raise ValueError(f"hybrid.transformer sets {sorted(transformer)}; expected {', '.join(sorted(sizes))}.")
-    if hidden_size < 1 or hidden_size % transformer["num_heads"]:
+    for name, value in {"image_size": image_size, "hidden_size": hidden_size, **transformer}.items():
+        if value < 1:
+            raise ValueError(f"{name} of a hybrid is {value}; expected 1 or more.")
+    if hidden_size % transformer["num_heads"]:
         raise ValueError(
             f"hybrid.hidden_size is {hidden_size}; expected a multiple of num_heads, {transformer['num_heads']}."
         )

@@ -139,7 +139,7 @@ def analyse_families(runs: Sequence[Run], unit: str) -> StudyAnalysis:
     left_out = {name: result for name, result in results.items() if isinstance(result, str)}
     if not families:
         reasons = [f"{name}: {reason}" for name, reason in left_out.items()] if len(names) > 1 else left_out.values()
-        raise StudyError("\n".join(reasons))
+        raise StudyError("\n".join([*reasons, "`scaling_study.py run` prints the losses of a study that is finished."]))
     return StudyAnalysis(families, left_out)
 
 

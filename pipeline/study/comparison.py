@@ -5,6 +5,7 @@ loss of every cell is varied by the line's residual deviation, and the frontier,
 again. So they cover which runs happen to be on the frontier, and how long its straight end seems to be.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,7 +16,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.study import StudyError, law
-from pipeline.study.analysis import Analysis, StudyAnalysis, best_cells
+from pipeline.study.analysis import Analysis, Cell, StudyAnalysis, best_cells
 from pipeline.study.run_files import UNITS, Run
 
 FILE = "comparison.json"
@@ -81,6 +82,7 @@ class Point:
 
     Attributes:
       family, variant, epochs: of the cell.
+      unit: of compute.
       loss: its held-out loss.
       other: the family with the line.
       ratio: the compute of the cell over that at which the line has its loss.
@@ -89,6 +91,7 @@ class Point:
     family: str
     variant: str
     epochs: float
+    unit: str
     loss: float
     other: str
     ratio: Interval
@@ -96,7 +99,7 @@ class Point:
     def __str__(self) -> str:
         return (
             f"{self.variant} of {self.family}, {self.epochs:g} epochs: a loss of {self.loss:.4g} for {self.ratio.text} "
-            f"times the compute that {self.other} needs for it."
+            f"times the compute that {self.other} needs for it ({UNITS[self.unit]}, {law.LEVEL:.0%} interval)."
         )
 
 
@@ -148,7 +151,7 @@ def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
     """Intercept and slope of log loss on log compute, float64 [n, 2]: of the line in row 0, then of resampled studies.
 
     Raises:
-      StudyError: the family has no line.
+      StudyError: the family has no line, or no resampled study has one.
     """
     rng = np.random.default_rng(seed)
     line = analysis.line
@@ -162,6 +165,8 @@ def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
         start = law.straight_end(x, y)
         if start is not None and len(x) - start >= law.MIN_POINTS_LINE:
             rows.append(_intercept_and_slope(law.fit_line(x[start:], y[start:], resamples=1)))
+    if len(rows) == 1:
+        raise StudyError(f"The line of {analysis.family} has no interval: no resampled study of it has a straight end.")
     return np.array(rows)
 
 
@@ -169,41 +174,44 @@ def _intercept_and_slope(line: law.Line) -> tuple[float, float]:
     return line.intercept - line.slope * np.log(line.center), line.slope
 
 
-def points(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[Point]:
+def points(runs: Sequence[Run], study: StudyAnalysis) -> list[Point]:
     """Cells of families without a line, beside every line that reaches their loss.
 
     They are the frontier of a family whose frontier bends up to its end, and all cells of one that cannot be fitted.
-    The noise of a cell's loss is taken to be that of the line's residuals.
+    Intervals cover the line as in `compare`, and a noise of the cell's loss like that of the line's residuals. They do
+    not cover that a frontier holds the cells with the luckiest losses.
     """
-    cells = best_cells([run for run in runs if run.trial.family in study.left_out])
-    for each in study.families.values():
-        cells += [each.cells[i] for i in each.frontier] if isinstance(each.line, str) else []
     found = []
-    for cell in cells:
+    for each in study.families.values():
+        if isinstance(each.line, str):
+            continue
         try:
-            compute = float(np.mean([run.compute(unit) for run in cell.runs]))
+            line = _resampled(each, seed=0)
         except StudyError:
-            continue  # its cost is unknown, which is why its family is left out
-        for each in study.families.values():
-            if not isinstance(each.line, str) and _reaches(each, cell.loss):
-                ratio = _point_ratio(each, each.line, compute, cell.loss)
+            continue  # its line has no interval
+        reached, rng = each.loss[each.trusted], np.random.default_rng(1)
+        for compute, cell in _without_line(runs, study, each.unit):
+            if reached.min() <= cell.loss <= reached.max():
+                noise = rng.normal(0, each.line.deviation, len(line))
+                noise[0] = 0
+                ratios = np.log(compute) - (np.log(cell.loss) + noise - line[:, 0]) / line[:, 1]
+                low, high = np.quantile(ratios[1:], law.TAILS)
+                ratio = _exp(Interval(float(ratios[0]), float(low), float(high)))
                 family = cell.runs[0].trial.family
-                found.append(Point(family, cell.variant, cell.epochs, cell.loss, each.family, ratio))
+                found.append(Point(family, cell.variant, cell.epochs, each.unit, cell.loss, each.family, ratio))
     return found
 
 
-def _reaches(analysis: Analysis, loss: float) -> bool:
-    reached = analysis.loss[analysis.trusted]
-    return bool(reached.min() <= loss <= reached.max())
-
-
-def _point_ratio(analysis: Analysis, fitted: law.Line, compute: float, loss: float) -> Interval:
-    line = _resampled(analysis, seed=0)
-    noise = np.random.default_rng(1).normal(0, fitted.deviation, len(line))
-    noise[0] = 0
-    ratios = np.log(compute) - (np.log(loss) + noise - line[:, 0]) / line[:, 1]
-    low, high = np.quantile(ratios[1:], law.TAILS)
-    return _exp(Interval(float(ratios[0]), float(low), float(high)))
+def _without_line(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[tuple[float, Cell]]:
+    """The compute, and the cell, of what `points` sets beside lines."""
+    found = []
+    for each in study.families.values():
+        if isinstance(each.line, str):
+            found += [(float(each.compute[i]), each.cells[i]) for i in each.frontier]
+    for cell in best_cells([run for run in runs if run.trial.family in study.left_out]):
+        with contextlib.suppress(StudyError):  # its cost is unknown, which is why its family is left out
+            found.append((float(np.mean([run.compute(unit) for run in cell.runs])), cell))
+    return found
 
 
 def compare_all(analyses: Sequence[Analysis]) -> tuple[list[Comparison], list[str]]:
@@ -241,18 +249,18 @@ def describe(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def write(comparisons: Sequence[Comparison], directory: str) -> str:
+def write(comparisons: Sequence[Comparison], points: Sequence[Point], directory: str) -> str:
     """Writes `comparison.json`; returns its path."""
     path = os.path.join(directory, FILE)
-    content = [
+    pairs = [
         {
             **dataclasses.asdict(each),
             "ratios": [{"loss": loss, **dataclasses.asdict(ratio)} for loss, ratio in each.ratios.items()],
             "differ": each.differ,
-            "level": law.LEVEL,
         }
         for each in comparisons
     ]
+    content = {"level": law.LEVEL, "pairs": pairs, "points": [dataclasses.asdict(each) for each in points]}
     files.write_atomically(path, json.dumps(content, indent=1))
     return path
 

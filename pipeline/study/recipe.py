@@ -9,7 +9,9 @@ from pipeline.study.run_files import Run
 VARIED = frozenset({"Experiment.seed", "Experiment.initial_checkpoint", "Data.directory"})
 VARIED_IN_PRETRAINING = VARIED | {"Experiment.epochs", "cosine.peak", "linear.peak", "constant.peak"}
 # Bindings that may differ between the models of a family, but not between two runs of one.
-OF_MODEL = frozenset({"nfnet.variant", "garden.settings", "hybrid.variant", "hybrid.hidden_size", "hybrid.transformer"})
+OF_MODEL = frozenset(
+    {"nfnet.variant", "garden.settings", "hybrid.variant", "hybrid.stages", "hybrid.hidden_size", "hybrid.transformer"}
+)
 # Bindings that decide what a loss measures: the same in all families, which have recipes of their own beside that.
 OF_LOSS = frozenset({"Experiment.loss", "Experiment.num_classes"})
 

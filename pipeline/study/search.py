@@ -65,6 +65,8 @@ class Study:
             _check_distinct(name, budgets)
             if budgets[0] <= 0:
                 raise StudyError(f"{name} must be positive, found {budgets}.")
+        if self.epochs and all(each.epochs for each in self.members):
+            raise StudyError("Study.epochs is not used, since every family has budgets of its own: remove it.")
         models = [variant for each in self.members for variant in each.variants]
         for values in ([each.name for each in self.members], models):
             if len(set(values)) != len(values):

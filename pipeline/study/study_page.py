@@ -22,7 +22,12 @@ _CAPTIONS = {
 
 
 def write(
-    directory: str, runs: Sequence[Run], study: StudyAnalysis, comparisons: Sequence[Comparison], figures: Sequence[str]
+    directory: str,
+    runs: Sequence[Run],
+    study: StudyAnalysis,
+    comparisons: Sequence[Comparison],
+    points: Sequence[Point],
+    figures: Sequence[str],
 ) -> str:
     """Writes the page of the study in `directory`, with the PNG files `figures` in it.
 
@@ -33,7 +38,7 @@ def write(
     counts = {status: statuses.count(status) for status in (FINISHED, DIVERGED, UNFINISHED)}
     unit = next(iter(study.families.values())).unit
     sections = [
-        *_comparison(comparisons, comparison.points(runs, study, unit)),
+        *_comparison(comparisons, points),
         *(Section(f"Laws of {name}", _lines(analysis.describe(each))) for name, each in study.families.items()),
         *([Section("Left out", [f"{name}: {why}" for name, why in study.left_out.items()])] if study.left_out else []),
         Section("Figures", pictures=[_picture(path) for path in figures]),

@@ -106,7 +106,7 @@ class Program:
 def dataset_info(experiment: Experiment, images: int | None = None) -> DatasetInfo:
     """What the step depends on of the data: from `experiment`, or from its records where they can be read.
 
-    `images` of the training split are the records' own where None, or else `Data.images`.
+    `images` of the training split are `Data.train_examples` where None, or else the records' own, or `Data.images`.
 
     Raises:
       ProgramError: a number is neither configured nor recorded.

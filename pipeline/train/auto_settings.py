@@ -37,17 +37,19 @@ def choose(
     batch: int | None = None,
     epochs: float | None = None,
     size: int | None = None,
+    train_examples: int | None = None,
 ) -> AutoSettings:
     """Chooses settings for the record set in `directory`, and a start from random weights or `initial_checkpoint`.
 
     What is given of `batch`, in images, `epochs` and `size`, in pixels, stays; the other settings follow from it, too.
+    `train_examples` are those of the training split that are used, all where None.
 
     Raises:
       ManifestError: there is no record set, or it has no training split.
       CheckpointError: there is no checkpoint at `initial_checkpoint`.
     """
     made, counts = manifest.read(directory), statistics.read(directory)
-    images = made.split("train").written
+    images = made.split("train").written if train_examples is None else train_examples
     side, trained_size = counts.median_side, _trained_size(initial_checkpoint) if initial_checkpoint else None
     start = f"the weights of {initial_checkpoint}" if initial_checkpoint else "random weights"
     reason = f"For {images:,} images of {len(made.classes):,} classes, about {side} pixels, from {start}"

@@ -32,8 +32,7 @@ class RunComponents:
 
     def ledger_entries(self) -> list[Entry]:
         """What each epoch has consumed so far, and what the manifest expects."""
-        split = self.records.split
-        return self.state.ledger.entries(self.budget.expected, split.written, split.id_checksum)
+        return self.state.ledger.entries(self.budget.expected, self.records.examples, self.records.id_checksum)
 
 
 def assemble(context: RunContext, experiment: Experiment, loop: Loop) -> RunComponents:

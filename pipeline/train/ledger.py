@@ -20,7 +20,8 @@ class LedgerError(RuntimeError):
 class Entry:
     """One epoch: examples consumed and expected, and whether each was consumed exactly once.
 
-    A partial last epoch is compared by count alone: the manifest's checksum is that of a whole epoch.
+    A partial last epoch is compared by count alone: the manifest's checksum is that of a whole epoch. It has none of a
+    subset, whose epochs are compared with the first.
     """
 
     epoch: int
@@ -71,23 +72,24 @@ class Ledger(tf.Module):
         self.checksum.assign_add(tf.reduce_sum(tf.bitwise.left_shift(tf.cast(sums[:, 1:], tf.int64), shifts), 1))
         return tf.reduce_sum(sums[:, 0])
 
-    def entries(self, expected: list[int], epoch_examples: int, id_checksum: str) -> list[Entry]:
+    def entries(self, expected: list[int], epoch_examples: int, id_checksum: str | None) -> list[Entry]:
         """The epochs so far begun.
 
         Args:
           expected: examples to be consumed in each epoch of the budget.
           epoch_examples: examples of a whole epoch.
-          id_checksum: the manifest's checksum of them, 16 hexadecimal digits.
+          id_checksum: the manifest's checksum of them, 16 hexadecimal digits; None of a subset.
         """
-        rows = zip(
-            expected, self.examples.numpy().tolist(), self.checksum.numpy().astype(np.uint64).tolist(), strict=True
+        rows = list(
+            zip(expected, self.examples.numpy().tolist(), self.checksum.numpy().astype(np.uint64).tolist(), strict=True)
         )
+        whole = rows[0][2] if id_checksum is None else int(id_checksum, 16)
         return [
             Entry(
                 epoch,
                 examples,
                 count,
-                examples == count and (count < epoch_examples or checksum == int(id_checksum, 16)),
+                examples == count and (count < epoch_examples or checksum == whole),
             )
             for epoch, (count, examples, checksum) in enumerate(rows)
             if examples
