@@ -63,7 +63,7 @@ def _run_all(
             for trial in _in_order(study, pending):
                 if len(running) < study.at_once and trial not in running:
                     new = _start(study, resolve, trial, [*runs, *(each.run for each in running.values())])
-                    _announce(study, trial, pending[trial], runs, len(running), live)
+                    _announce(study, trial, pending[trial], runs, running, live)
                     running[trial] = Execution(arguments(study, trial), new, lock)
             if not running:
                 return [run for run in runs if run.status != UNFINISHED]
@@ -131,14 +131,17 @@ def _read(study: Study) -> list[Run]:
     return runs
 
 
-def _announce(study: Study, trial: Trial, reason: str, runs: Sequence[Run], running: int, live: LiveTable) -> None:
-    """Names the run that starts beside `running` others, and the time left."""
+def _announce(
+    study: Study, trial: Trial, reason: str, runs: Sequence[Run], running: Iterable[Trial], live: LiveTable
+) -> None:
+    """Names the run that starts beside those `running`, and the time left."""
     seconds = seconds_left(study, runs)
     live.left = "time left unknown" if seconds is None else f"about {max(1, round(seconds / 60))} min left"
-    done = len(over(runs))
-    total = done + len(list(search.remaining(study, runs)))
+    done = over(runs)
+    total = len(done) + len(list(search.remaining(study, runs)))
     name = f"{trial.task or 'pre-training'} {trial.name}"
-    live.say(f"[{done + running + 1} of about {total}, {live.left}] {name} ({reason})")
+    number = len(done.union(running)) + 1  # a run that is over may not have ended as a process
+    live.say(f"[{number} of about {total}, {live.left}] {name} ({reason})")
 
 
 def over(runs: Sequence[Run]) -> set[Trial]:
