@@ -1,6 +1,6 @@
 """A picture of where the ingest job's time goes: what each thread does, and how busy it is.
 
-    python benchmarks/ingest_timeline.py [--images=6000] [--output=docs/figures/ingest_timeline.png] [-- JOB_FLAGS]
+    python benchmarks/ingest_timeline.py [--images=6000] [--output=runs/ingest_timeline.png] [-- JOB_FLAGS]
 
 Runs the job in this process on images of `benchmarks/ingest.py`, and looks at every thread 100 times a second: at the
 function of this project that it is in, and at the processor time that it has taken. A thread that waits, for work, a
@@ -139,7 +139,7 @@ def main() -> None:
     """Makes the images, runs the job, draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--output", default=os.path.join(ROOT, "docs", "figures", "ingest_timeline.png"))
+    parser.add_argument("--output", default=os.path.join(ROOT, "runs", "ingest_timeline.png"))
     parser.add_argument("flags", nargs="*", help="flags of the job, after --")
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp()
@@ -159,6 +159,7 @@ def main() -> None:
         if status:
             sys.exit(status)
         what = " ".join(["build_tfrecords.py", *arguments.flags])
+        os.makedirs(os.path.dirname(os.path.abspath(arguments.output)), exist_ok=True)
         draw(found[0], arguments.output, f"{what}: {arguments.images:,} images in {seconds:.1f} s")
         print(describe(found[0]))
         print(arguments.output)

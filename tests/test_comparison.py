@@ -81,7 +81,8 @@ def test_a_family_of_one_model_is_set_beside_the_lines_of_others(ratio):
     study = analyse_families(runs, "flops")
     (point,) = comparison.points(runs, study)  # the other loss is below all that the line reaches
     assert (point.variant, point.epochs, point.other) == (model, cell.epochs, "NFNet")
-    assert point.ratio.holds(ratio) and point.ratio.high / point.ratio.low < 2
+    assert ratio / 1.15 < point.ratio.value < ratio * 1.15
+    assert point.ratio.holds(point.ratio.value) and point.ratio.high / point.ratio.low < 2
     assert f"{model} of ViT, {cell.epochs:g} epochs: a loss of" in str(point)
     assert "times the compute that NFNet needs for it (FLOPs of pre-training, 90% interval)" in str(point)
 
@@ -93,7 +94,7 @@ def test_the_frontier_of_a_family_whose_line_is_refused_is_set_beside_the_others
     found = comparison.points(runs, StudyAnalysis({"NFNet": first, "ViT": bent}, {}))
     frontier = {(cell.variant, cell.epochs) for cell in (bent.cells[i] for i in bent.frontier)}
     assert {(point.variant, point.epochs) for point in found} <= frontier
-    assert len(found) >= 4 and sum(point.ratio.holds(2.0) for point in found) >= 0.8 * len(found)
+    assert len(found) >= 4
     assert all(1.5 < point.ratio.value < 2.7 for point in found)
     content = json.loads(pathlib.Path(comparison.write([], found, str(tmp_path))).read_text())
     assert [row["ratio"]["value"] for row in content["points"]] == [point.ratio.value for point in found]
@@ -114,3 +115,23 @@ def test_intervals_cover_the_ratio_of_whole_studies(ratio, sigma, monkeypatch):
     assert len(hits) >= 55
     # Two standard errors of a share of 0.9 in 60 are 0.077.
     assert (np.mean(hits, axis=0) > law.LEVEL - 0.08).all(), np.mean(hits, axis=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [0.01, 0.03])
+def test_intervals_cover_the_ratio_of_one_model(sigma, monkeypatch):
+    """A model that learns as one of the frontier's without noise, with a noise of its own."""
+    monkeypatch.setattr(comparison, "RESAMPLES", 100)
+    names = simulated_studies.PAPER
+    clean = analyse(simulated_studies.family("NFNet", names, EPOCHS, 0.0, 0), "flops")
+    hits = []
+    for seed in range(60):
+        cell = clean.cells[np.random.default_rng(seed).choice(clean.trusted[1:-1])]
+        runs = simulated_studies.family("NFNet", names, EPOCHS, sigma, seed)
+        one = [f"vit_{cell.variant}"]
+        runs += simulated_studies.family(simulated_studies.VIT, one, (cell.epochs, 1e6), sigma, seed + 5000)
+        study = analyse_families(runs, "flops")
+        hits += [point.ratio.holds(1.0) for point in comparison.points(runs, study) if point.epochs == cell.epochs]
+    assert len(hits) >= 50
+    # Two standard errors of a share of 0.9 in 60 are 0.077.
+    assert np.mean(hits) > law.LEVEL - 0.08, np.mean(hits)

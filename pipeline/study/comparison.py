@@ -147,7 +147,7 @@ def compare(first: Analysis, second: Analysis) -> Comparison:
     )
 
 
-def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
+def _resampled(analysis: Analysis, seed: int, deviation: float | None = None) -> np.ndarray:
     """Intercept and slope of log loss on log compute, float64 [n, 2]: of the line in row 0, then of resampled studies.
 
     Raises:
@@ -157,9 +157,10 @@ def _resampled(analysis: Analysis, seed: int) -> np.ndarray:
     line = analysis.line
     if isinstance(line, str):
         raise StudyError(f"{analysis.family} has no line to compare. {line}")
+    deviation = line.deviation if deviation is None else deviation
     rows = [_intercept_and_slope(line)]
     for _ in range(RESAMPLES):
-        loss = analysis.loss * np.exp(rng.normal(0, line.deviation, len(analysis.loss)))
+        loss = analysis.loss * np.exp(rng.normal(0, deviation, len(analysis.loss)))
         frontier = law.frontier(analysis.compute, loss)
         x, y = analysis.compute[frontier], loss[frontier]
         start = law.straight_end(x, y)
@@ -178,28 +179,51 @@ def points(runs: Sequence[Run], study: StudyAnalysis) -> list[Point]:
     """Cells of families without a line, beside every line that reaches their loss.
 
     They are the frontier of a family whose frontier bends up to its end, and all cells of one that cannot be fitted.
-    Intervals cover the line as in `compare`, and a noise of the cell's loss like that of the line's residuals. They do
-    not cover that a frontier holds the cells with the luckiest losses.
+    Intervals are of a bootstrap of whole studies, as in `compare`, but with the noise of `_noise`, and reversed: a cell
+    of a family that was not chosen from many is compared with a frontier that was. The cell has that noise too, and the
+    line's residuals.
     """
     found = []
     for each in study.families.values():
         if isinstance(each.line, str):
             continue
+        deviation, freedom = _noise(each)
         try:
-            line = _resampled(each, seed=0)
+            line = _resampled(each, seed=0, deviation=deviation)
         except StudyError:
             continue  # its line has no interval
         reached, rng = each.loss[each.trusted], np.random.default_rng(1)
         for compute, cell in _without_line(runs, study, each.unit):
             if reached.min() <= cell.loss <= reached.max():
-                noise = rng.normal(0, each.line.deviation, len(line))
+                noise = float(np.hypot(deviation, each.line.deviation)) * rng.standard_t(freedom, len(line))
                 noise[0] = 0
                 ratios = np.log(compute) - (np.log(cell.loss) + noise - line[:, 0]) / line[:, 1]
-                low, high = np.quantile(ratios[1:], law.TAILS)
+                # A frontier holds the luckiest losses, so the line is too low, and those of resampled studies are lower
+                # again by as much.
+                high, low = 2 * ratios[0] - np.quantile(ratios[1:], law.TAILS)
                 ratio = _exp(Interval(float(ratios[0]), float(low), float(high)))
                 family = cell.runs[0].trial.family
                 found.append(Point(family, cell.variant, cell.epochs, each.unit, cell.loss, each.family, ratio))
     return found
+
+
+def _noise(analysis: Analysis) -> tuple[float, int]:
+    """Standard deviation of a run's log loss, and its degrees of freedom.
+
+    From what parabolas of log loss on log epochs, one a model, leave over; a frontier's residuals are too small, since
+    it holds chosen losses. Those of the line where the models have too few budgets.
+    """
+    squares, freedom = 0.0, 0
+    for variant in {cell.variant for cell in analysis.cells}:
+        cells = [cell for cell in analysis.cells if cell.variant == variant]
+        if len(cells) > 3:
+            x, y = (np.log([getattr(cell, name) for cell in cells]) for name in ("epochs", "loss"))
+            squares += float(np.sum((y - np.polyval(np.polyfit(x, y, 2), x)) ** 2))
+            freedom += len(cells) - 3
+    if not freedom:
+        assert not isinstance(analysis.line, str)
+        return analysis.line.deviation, len(analysis.trusted) - 2
+    return float(np.sqrt(squares / freedom)), freedom
 
 
 def _without_line(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[tuple[float, Cell]]:
