@@ -99,6 +99,12 @@ def test_sweep_runs_what_is_missing_and_skips_what_is_done(here, capfd):
     assert "5 runs are finished (1 diverged); skipping them" in capfd.readouterr().err
 
 
+def test_a_file_has_wide_tables(here, capfd):
+    budgets = tuple(float(epochs) for epochs in range(1, 8))
+    run(study(here, learning_rates=(1.0, 0.5), epochs=budgets))
+    assert len(re.findall(r"\d\.\d{3} at 0?\.?\d+", capfd.readouterr().err)) == len(budgets)
+
+
 def test_a_terminal_shows_a_table_of_what_is_done_and_runs(here, capfd, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")

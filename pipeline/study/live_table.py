@@ -32,7 +32,8 @@ class LiveTable:
         self.left = "time left unknown"
         self._study = study
         self._start = time.monotonic()
-        self._console = Console(stderr=True)
+        console = Console(stderr=True)
+        self._console = console if console.is_terminal else Console(stderr=True, width=_FILE_WIDTH)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -48,8 +49,7 @@ class LiveTable:
     def say_result(self) -> None:
         """Writes the table of what is done, to stay."""
         self.running, self.left = (), "none left"
-        width = None if self._console.is_terminal else _FILE_WIDTH
-        self._console.print(self._table(), width=width, crop=False)
+        self._console.print(self._table(), crop=False)
 
     def say(self, message: str) -> None:
         """Writes a line that stays above the table."""
