@@ -69,7 +69,7 @@ study: study-records ## a scaling study in small: the law of NFNets
 	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo.gin
 	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 
-compare: study-records ## ConvNets beside transformers in small: adds ViTs to the runs of `make study`
+compare: study-records ## ConvNets beside transformers in small: adds ViTs and ResNets to the runs of `make study`
 	$(RUN) pipeline/scaling_study.py run --gin_file=gin/study/demo_compare.gin
 	$(RUN) pipeline/scaling_study.py plot --study=runs/study --unit=flops
 

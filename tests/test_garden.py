@@ -109,6 +109,18 @@ def test_a_transformer_of_its_own_size_is_the_gardens():
     assert graph_cost.multiply_adds(ours, 64) == graph_cost.multiply_adds(theirs, 64)
 
 
+def test_averages_of_batch_normalisation_follow_norm_momentum():
+    """A step moves them by 1 - momentum of the way from 0 to the batch's mean."""
+    models = [garden.create("mobilenet", 5, norm_activation={"norm_momentum": momentum}) for momentum in (0.9, 0.5)]
+    models[1].set_weights(models[0].get_weights())
+    first_means = []
+    for model in models:
+        model(IMAGES, training=True)
+        first_means.append(next(value for name, value in weights.named(model).items() if name.endswith("moving_mean")))
+    assert np.abs(first_means[0]).max() > 0
+    np.testing.assert_allclose(first_means[1], 5 * first_means[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_the_small_forms_build(family):
     params = ["EPOCHS=1", "GLOBAL_BATCH=64", "TRAIN_SIZE=24", "EVAL_SIZE=24", "Experiment.num_classes=5", "DATA_DIR=''"]
@@ -136,6 +148,8 @@ def test_multiply_adds_are_the_published_ones(backbone, settings, billions):
             "either a model",
         ),
         ({"backbone": "resnet", "settings": {"depth": 3}}, "has no setting depth; it has .*model_id"),
+        ({"backbone": "resnet", "norm_activation": {"momentum": 0.9}}, "no setting momentum; it has .*norm_momentum"),
+        ({"backbone": "vit", "norm_activation": {"norm_momentum": 0.9}, "image_size": 24}, "no batch normalisation"),
     ],
 )
 def test_what_the_garden_does_not_have_is_refused(arguments, message):

@@ -35,6 +35,7 @@ def create(
     *,
     image_size: int | None = None,
     settings: Mapping[str, object] | None = None,
+    norm_activation: Mapping[str, object] | None = None,
     target_device: str | None = None,
 ) -> classifier.Classifier:
     """Creates a classifier on one of the Garden's backbones, for our trainer.
@@ -48,6 +49,8 @@ def create(
         networks take any where it is None.
       settings: fields of the backbone's configuration, such as `{"model_name": "vit-s16"}`. A 'vit' without a model
         name takes its size from `hidden_size`, `patch_size` and `transformer`.
+      norm_activation: fields of the Garden's `NormActivation`, for convolutional networks. Its `norm_momentum` of 0.99
+        suits thousands of steps: after a few hundred, evaluation still uses much of the averages' initial values.
       target_device: see `classifier.py`; the Garden's operations are the same for all.
 
     Raises:
@@ -64,11 +67,12 @@ def create(
         raise ValueError(f"Unknown backbone {backbone!r}; the Garden has {', '.join(names)}.")
     if backbone in ("vit", "maxvit") and image_size is None:
         raise ValueError(f"Backbone {backbone!r} works at one resolution: set image_size.")
+    if backbone == "vit" and norm_activation:
+        raise ValueError("A 'vit' has no batch normalisation: norm_activation is for other backbones.")
     chosen = Backbone(type=backbone)
-    fields = chosen.get().as_dict()
-    if unknown := sorted(set(settings or {}) - set(fields)):
-        raise ValueError(f"Backbone {backbone!r} has no setting {', '.join(unknown)}; it has {', '.join(fields)}.")
-    chosen.get().override(dict(settings or {}))
+    _override(f"Backbone {backbone!r}", chosen.get(), settings or {})
+    norms = common.NormActivation()
+    _override("norm_activation", norms, norm_activation or {})
     del target_device
     own_size = backbone == "vit" and bool({"hidden_size", "patch_size", "transformer"} & set(settings or {}))
     if own_size and "model_name" in (settings or {}):
@@ -80,8 +84,16 @@ def create(
     if own_size:
         network = _vision_transformer(chosen.get().as_dict(), specs)
     else:
-        network = factory.build_backbone(specs, chosen, common.NormActivation())
+        network = factory.build_backbone(specs, chosen, norms)
     return classifier.Classifier(Trunk(backbone, network, image_size), num_classes, name=f"garden_{backbone}")
+
+
+def _override(name: str, config, settings: Mapping[str, object]) -> None:
+    """Sets fields of `config`, one of the Garden's configurations, which a message calls `name`."""
+    fields = config.as_dict()
+    if unknown := sorted(set(settings) - set(fields)):
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(fields)}.")
+    config.override(dict(settings))
 
 
 def _vision_transformer(fields: dict, specs: tf_keras.layers.InputSpec) -> tf_keras.Model:

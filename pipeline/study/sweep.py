@@ -150,14 +150,14 @@ def over(runs: Sequence[Run]) -> set[Trial]:
 
 
 def seconds_left(study: Study, runs: Sequence[Run]) -> float | None:
-    """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None before the first.
+    """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None before two sizes.
 
     A run takes a constant time, and one in proportion to its model's FLOPs and epochs; both are fitted, for the
     pre-trainings and for the fine-tunings of each family. Where there is none of a kind yet, it is the mean of all.
     """
     finished = [run for run in runs if run.status == FINISHED and run.wall_seconds]
-    if not finished:
-        return None
+    if len({(run.trial.variant, run.trial.epochs) for run in finished}) < 2:
+        return None  # how much of a run's time is constant is not known
     sizes = {name: size for family in study.members for name, size in _relative_sizes(family, finished).items()}
 
     def work(trial: Trial) -> float:
