@@ -25,7 +25,8 @@ define environment
 "$(PYTHON)" -m venv $(1)
 $(1)/bin/python -m pip install --disable-pip-version-check --quiet --constraint requirements.txt uv
 endef
-INSTALL = $(1)/bin/uv pip install --quiet --python $(1)/bin/python
+# With bytecode: else, where PYTHONDONTWRITEBYTECODE is set, every process compiles TensorFlow's modules again.
+INSTALL = $(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python
 
 setup: $(READY) $(if $(GPU),$(VENV)/gpu) ## make .venv and install requirements.txt into it; GPU=1 adds CUDA's libraries
 
