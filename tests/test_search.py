@@ -29,7 +29,7 @@ def two_families(**changes) -> search.Study:
     """NFNets with a grid around 1, and ViTs with one around 0.001."""
     nfnets = Family("NFNet", ("nano", "tiny"), (1.0, 0.5), "nfnet/pretrain.gin", ("nfnet/tune.gin",))
     vits = Family("ViT", pretrain_file="vit/pretrain.gin", finetune_files=("vit/tune.gin",), **VIT)
-    return search.Study("study", (1.0, 2.0), (nfnets, vits), **changes)
+    return search.Study("study", (1.0, 2.0), families=(nfnets, vits), **changes)
 
 
 def finished(loss_of, trials):
@@ -159,6 +159,12 @@ def test_a_model_is_a_variant_or_a_gin_file_over_the_recipe():
     assert vits.configuration("vit_nano", "tune") == (["vit/tune.gin", "gin/model/vit_nano.gin"], [])
 
 
+def test_nfnets_and_further_families():
+    nfnets, vits = two_families().members
+    assert study(families=(vits,)).members == (*study().members, vits)
+    assert study(families=(vits,)).family("nano").name == nfnets.name
+
+
 def test_time_left_of_families():
     """By FLOPs that finished runs report, where they cannot be counted beforehand."""
     settings = two_families(max_extensions=0)
@@ -173,8 +179,12 @@ def test_time_left_of_families():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": ("nano",)}, "Set either Study.families, or Study.variants"),
-        ({"families": ()}, "Set either Study.families, or Study.variants"),
+        ({"families": ()}, "Set Study.variants, .* for NFNets, or Study.families"),
+        ({"learning_rates": (1.0,)}, "are those of Study.variants, which is not set"),
+        (
+            {"variants": ("F0",), "learning_rates": (1.0,), "pretrain_file": "a.gin"},
+            "distinct names, found .*NFNet.*NFNet",
+        ),
         (
             {"families": (Family("A", ("F0",), (1.0,), "a.gin"), Family("B", ("F0",), (1.0,), "b.gin"))},
             "distinct names",
@@ -217,8 +227,8 @@ def test_what_remains_is_foreseen():
     [
         ({"variants": ("nano", "huge")}, "Unknown variant 'huge'"),
         ({"learning_rates": (1.0, -0.5)}, "must be positive"),
-        ({"variants": ()}, "The models of NFNet must be distinct, at least one"),
-        ({"variants": ("nano", "nano")}, "The models of NFNet must be distinct"),
+        ({"variants": ()}, "Set Study.variants, .* for NFNets, or Study.families"),
+        ({"variants": ("nano", "nano")}, "The models of NFNet must hold distinct values"),
         ({"pretrain_file": ""}, "needs a name and a pretrain_file"),
         ({"learning_rates": (1.0, 0.4)}, r"spaced by factors of two, found \[0.4, 1.0\]"),
         ({"epochs": (1.0, 1.0)}, "Study.epochs must hold distinct values"),

@@ -207,7 +207,7 @@ def test_families_run_with_their_own_recipes(here, tmp_path):
     )
     nfnets = Family("NFNet", ("nano",), (0.5,), "gin/study/demo_pretrain.gin")
     vits = Family("ViT", ("gin/model/vit_pico.gin",), (0.5,), str(tmp_path / "vit.gin"))
-    done = run(search.Study(str(here), (1.0,), (nfnets, vits)))
+    done = run(search.Study(str(here), (1.0,), families=(nfnets, vits)))
     assert {(one.trial.family, one.trial.variant, one.status) for one in done} == {
         ("NFNet", "nano", "finished"),
         ("ViT", "vit_pico", "finished"),

@@ -2,11 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 import tf_keras
 
 from pipeline.model import classifier
+
+if TYPE_CHECKING:
+    from official.modeling import hyperparams
 
 
 class Trunk(tf_keras.Model):
@@ -88,7 +92,7 @@ def create(
     return classifier.Classifier(Trunk(backbone, network, image_size), num_classes, name=f"garden_{backbone}")
 
 
-def _override(name: str, config, settings: Mapping[str, object]) -> None:
+def _override(name: str, config: "hyperparams.Config", settings: Mapping[str, object]) -> None:
     """Sets fields of `config`, one of the Garden's configurations, which a message calls `name`."""
     fields = config.as_dict()
     if unknown := sorted(set(settings) - set(fields)):

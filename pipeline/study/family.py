@@ -33,9 +33,8 @@ class Family:
     epochs: Sequence[float] = ()
 
     def __post_init__(self):
-        for name, values in (("models", self.variants), ("learning_rates", self.learning_rates)):
-            if not values or len(set(values)) != len(values):
-                raise StudyError(f"The {name} of {self.name} must be distinct, at least one; found {tuple(values)}.")
+        check_distinct(f"The models of {self.name}", self.variants)
+        check_distinct(f"The learning_rates of {self.name}", self.learning_rates)
         if not (self.name and self.pretrain_file):
             raise StudyError("Each family needs a name and a pretrain_file.")
         for model in self.models:
@@ -64,6 +63,12 @@ class Family:
         file = self.tasks[task] if task else self.pretrain_file
         model = self.models[self.variants.index(variant)]
         return ([file, model], []) if _is_file(model) else ([file], [f'nfnet.variant="{model}"'])
+
+
+def check_distinct(name: str, values: Sequence[object]) -> None:
+    """Raises a StudyError where there are no `values`, or one of them is there twice; its message calls them `name`."""
+    if not values or len(set(values)) != len(values):
+        raise StudyError(f"{name} must hold distinct values, at least one; found {tuple(values)}.")
 
 
 def _is_file(model: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.model import cost
 from pipeline.study import StudyError
-from pipeline.study.family import Family
+from pipeline.study.family import Family, check_distinct
 from pipeline.study.run_files import FINISHED, NFNET, UNFINISHED, Run, Trial
 
 TWO_TRIALS, GRID = "two_trials", "grid"
@@ -16,14 +16,14 @@ BEST, ALL = "best", "all"
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A scaling study: of `families`, or of NFNets alone, which `variants` and the settings after it describe.
+    """A scaling study: of NFNets, which `variants` and the settings after it describe, of `families`, or of both.
 
     Attributes:
       directory: where its runs go.
       epochs: budgets of pre-training, of every family that has none of its own.
-      families: what is compared, each with a recipe of its own; their models have distinct names.
-      variants: of NFNet, in any order; for a study of these alone.
+      variants: of NFNet, in any order.
       learning_rates, pretrain_file, finetune_files: of `variants`; see `Family`.
+      families: further ones, each with a recipe of its own; the models of all have distinct names.
       seeds: the first is used to find the learning rate, the others repeat the best.
       search: 'two_trials' starts from the neighbour's best learning rate and half of it, 'grid' from all of
         `learning_rates` in every cell; both continue where the best is on an edge of what was tried.
@@ -35,11 +35,11 @@ class Study:
 
     directory: str
     epochs: Sequence[float] = ()
-    families: Sequence[Family] = ()
     variants: Sequence[str] = ()
     learning_rates: Sequence[float] = ()
     pretrain_file: str = ""
     finetune_files: Sequence[str] = ()
+    families: Sequence[Family] = ()
     seeds: Sequence[int] = (0,)
     search: str = TWO_TRIALS
     max_extensions: int = 3
@@ -48,21 +48,23 @@ class Study:
     params: Sequence[str] = ()
 
     def __post_init__(self):
-        _check_distinct("Study.seeds", self.seeds)
+        check_distinct("Study.seeds", self.seeds)
         if self.at_once < 1:
             raise StudyError(f"Study.at_once is {self.at_once}; expected 1 or more runs.")
         for name, options in (("search", (TWO_TRIALS, GRID)), ("finetune", (BEST, ALL))):
             if getattr(self, name) not in options:
                 raise StudyError(f"Study.{name} is {getattr(self, name)!r}; expected one of {options}.")
-        given = bool(self.variants or self.learning_rates or self.pretrain_file or self.finetune_files)
-        if given == bool(self.families):
+        if not self.members:
+            raise StudyError("Set Study.variants, learning_rates and pretrain_file for NFNets, or Study.families.")
+        if (self.learning_rates or self.pretrain_file or self.finetune_files) and not self.variants:
             raise StudyError(
-                "Set either Study.families, or Study.variants, learning_rates and pretrain_file for a study of NFNets."
+                "Study.learning_rates, pretrain_file and finetune_files are those of Study.variants, which is not set: "
+                "set it, or set them for each of Study.families."
             )
         for each in self.members:
             budgets = self.budgets(each)
             name = f"Family.epochs of {each.name}" if each.epochs else "Study.epochs"
-            _check_distinct(name, budgets)
+            check_distinct(name, budgets)
             if budgets[0] <= 0:
                 raise StudyError(f"{name} must be positive, found {budgets}.")
         if self.epochs and all(each.epochs for each in self.members):
@@ -75,10 +77,10 @@ class Study:
     @functools.cached_property
     def members(self) -> tuple[Family, ...]:
         """The study's families, one or several."""
-        if self.families:
+        if not self.variants:
             return tuple(self.families)
         models = sorted(self.variants, key=lambda name: cost.multiply_adds(name, 224, 1))
-        return (Family(NFNET, models, self.learning_rates, self.pretrain_file, self.finetune_files),)
+        return (Family(NFNET, models, self.learning_rates, self.pretrain_file, self.finetune_files), *self.families)
 
     def family(self, variant: str) -> Family:
         """The family that has a model."""
@@ -122,11 +124,6 @@ class Search:
     missing: tuple[tuple[float, str], ...] = ()
     best: float | None = None
     note: str = ""
-
-
-def _check_distinct(name: str, values: Sequence[float]) -> None:
-    if not values or len(set(values)) != len(values):
-        raise StudyError(f"{name} must hold distinct values, at least one; found {values}.")
 
 
 def next_trials(study: Study, runs: Sequence[Run]) -> dict[Trial, str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+from scipy import optimize
 
 from pipeline.model import cost
 from pipeline.study import StudyError, recipe, run_files, search
@@ -150,31 +151,34 @@ def over(runs: Sequence[Run]) -> set[Trial]:
 
 
 def seconds_left(study: Study, runs: Sequence[Run]) -> float | None:
-    """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None before two sizes.
+    """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None at first.
 
-    A run takes a constant time, and one in proportion to its model's FLOPs and epochs; both are fitted, for the
-    pre-trainings and for the fine-tunings of each family. Where there is none of a kind yet, it is the mean of all.
+    A run takes a constant time, one in proportion to its epochs, and one to its epochs and its model's FLOPs; they are
+    fitted for each family's pre-trainings and fine-tunings. Where there is none of a kind yet, a run of it takes the
+    mean of all.
     """
     finished = [run for run in runs if run.status == FINISHED and run.wall_seconds]
-    if len({(run.trial.variant, run.trial.epochs) for run in finished}) < 2:
+    ahead = list(search.remaining(study, runs))
+    seen = {(run.trial.variant, run.trial.epochs) for run in finished}
+    if len(seen) < 2 and any((trial.variant, trial.epochs) not in seen for trial in ahead):
         return None  # how much of a run's time is constant is not known
     sizes = {name: size for family in study.members for name, size in _relative_sizes(family, finished).items()}
 
-    def work(trial: Trial) -> float:
-        return sizes[trial.variant] * (1 if trial.task else trial.epochs)
+    def parts(trial: Trial) -> tuple[float, float, float]:
+        epochs = 1 if trial.task else trial.epochs
+        return 1.0, epochs, epochs * sizes[trial.variant]
 
     total = 0.0
-    ahead = list(search.remaining(study, runs))
     for kind in {(trial.family, bool(trial.task)) for trial in ahead}:
-        coming = [work(trial) for trial in ahead if (trial.family, bool(trial.task)) == kind]
+        coming = np.array([parts(trial) for trial in ahead if (trial.family, bool(trial.task)) == kind])
         past = [run for run in finished if (run.trial.family, bool(run.trial.task)) == kind]
-        x = np.array([work(run.trial) for run in past])
-        y = np.array([run.wall_seconds for run in past or finished])
-        slope = y.mean() / x.mean() if past else 0.0
-        if len(set(x)) > 1:
-            slope = min(max(np.polyfit(x, y, 1)[0], 0.0), slope)
-        total += len(coming) * y.mean() + (slope * sum(one - x.mean() for one in coming) if past else 0.0)
-    return total / study.at_once
+        seconds = np.array([run.wall_seconds for run in past or finished])
+        if past:
+            each, _ = optimize.nnls(np.array([parts(run.trial) for run in past]), seconds)
+            total += np.sum(coming @ each)
+        else:
+            total += len(coming) * np.mean(seconds)
+    return float(total / study.at_once)
 
 
 def _relative_sizes(family: Family, finished: Sequence[Run]) -> dict[str, float]:
