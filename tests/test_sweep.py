@@ -34,6 +34,8 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 with open(os.path.join(folder, "starts"), "a") as file:
     file.write(".")
+with open(os.path.join(folder, "threads"), "w") as file:
+    file.write(os.environ.get("TF_NUM_INTRAOP_THREADS", "all"))
 while "WAIT_FOR" in os.environ and not os.path.exists(os.environ["WAIT_FOR"]):
     time.sleep(0.02)
 while str(rate) == os.environ.get("ENDLESS"):
@@ -153,6 +155,13 @@ def test_runs_at_once_share_the_work(here, capfd, monkeypatch):
     for variant in ("nano", "tiny"):
         assert sorted(run.trial.learning_rate for run in done if run.trial.variant == variant) == [0.25, 0.5, 1.0]
     assert "[2 of about" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("at_once", "threads"), [(1, "all"), (2, "3"), (16, "1")])
+def test_runs_at_once_share_the_cores(here, monkeypatch, at_once, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    folders = [run.folder for run in run(study(here, at_once=at_once))]
+    assert [pathlib.Path(folder, "threads").read_text() for folder in folders] == [threads] * 3
 
 
 def test_a_failure_stops_the_other_runs(here, monkeypatch):

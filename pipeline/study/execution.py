@@ -27,9 +27,10 @@ class Execution:
       arguments: of `pipeline/main.py`.
       run: which; its trial is written into its folder.
       lock: file that the process inherits, so that the study is locked as long as it or the sweep lives.
+      at_once: runs that share this machine's cores.
     """
 
-    def __init__(self, arguments: Sequence[str], run: Run, lock: int):
+    def __init__(self, arguments: Sequence[str], run: Run, lock: int, at_once: int):
         self.run = run
         run_files.write_trial(run)
         self._log_path = os.path.join(run.folder, LOG_FILE)
@@ -39,6 +40,7 @@ class Execution:
                 [sys.executable, MAIN, *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**_threads(at_once), **os.environ},
                 pass_fds=(lock,),
                 start_new_session=True,  # so that Ctrl-C reaches it through here alone, as SIGTERM
             )
@@ -78,6 +80,13 @@ class Execution:
             files.write_atomically(os.path.join(folder, run_files.DIVERGED_FILE), reason + "\n")
             return reason
         raise StudyError(f"{folder} failed with exit code {code}; the end of {self._log_path}:\n{last[-1500:]}")
+
+
+def _threads(at_once: int) -> dict[str, str]:
+    """Environment of a run with a share of the cores: two that both take all of them need a third more time."""
+    if at_once == 1:
+        return {}
+    return {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
 
 
 def _last_lines(path: str, size: int = 4000) -> str:

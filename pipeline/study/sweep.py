@@ -65,7 +65,7 @@ def _run_all(
                 if len(running) < study.at_once and trial not in running:
                     new = _start(study, resolve, trial, [*runs, *(each.run for each in running.values())])
                     _announce(study, trial, pending[trial], runs, running, live)
-                    running[trial] = Execution(arguments(study, trial), new, lock)
+                    running[trial] = Execution(arguments(study, trial), new, lock, study.at_once)
             if not running:
                 return [run for run in runs if run.status != UNFINISHED]
             live.runs, live.running = runs, list(running)
