@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_configure():
     """Gives TensorFlow four logical CPU devices, which it only takes before its first operation."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one core each
-        tf.config.threading.set_intra_op_parallelism_threads(1)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for the programs that tests start, too
+        os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 

@@ -160,6 +160,7 @@ def test_runs_at_once_share_the_work(here, capfd, monkeypatch):
 @pytest.mark.parametrize(("at_once", "threads"), [(1, "all"), (2, "3"), (16, "1")])
 def test_runs_at_once_share_the_cores(here, monkeypatch, at_once, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
     folders = [run.folder for run in run(study(here, at_once=at_once))]
     assert [pathlib.Path(folder, "threads").read_text() for folder in folders] == [threads] * 3
 
