@@ -154,8 +154,8 @@ def seconds_left(study: Study, runs: Sequence[Run]) -> float | None:
     """Estimate of the seconds that the rest of the study takes, from the wall time of its runs; None at first.
 
     A run takes a constant time, one in proportion to its epochs, and one to its epochs and its model's FLOPs; they are
-    fitted for each family's pre-trainings and fine-tunings. Where there is none of a kind yet, a run of it takes the
-    mean of all.
+    fitted for each family's pre-trainings and fine-tunings. Of a kind of which one size at most is over, a run takes
+    the mean of all.
     """
     finished = [run for run in runs if run.status == FINISHED and run.wall_seconds]
     ahead = list(search.remaining(study, runs))
@@ -172,12 +172,12 @@ def seconds_left(study: Study, runs: Sequence[Run]) -> float | None:
     for kind in {(trial.family, bool(trial.task)) for trial in ahead}:
         coming = np.array([parts(trial) for trial in ahead if (trial.family, bool(trial.task)) == kind])
         past = [run for run in finished if (run.trial.family, bool(run.trial.task)) == kind]
-        seconds = np.array([run.wall_seconds for run in past or finished])
-        if past:
-            each, _ = optimize.nnls(np.array([parts(run.trial) for run in past]), seconds)
+        known = np.array([parts(run.trial) for run in past])
+        if len(set(map(tuple, known))) > 1:
+            each, _ = optimize.nnls(known, np.array([run.wall_seconds for run in past]))
             total += np.sum(coming @ each)
         else:
-            total += len(coming) * np.mean(seconds)
+            total += len(coming) * np.mean([run.wall_seconds for run in finished])
     return float(total / study.at_once)
 
 
