@@ -83,7 +83,7 @@ class Execution:
 
 
 def _threads(at_once: int) -> dict[str, str]:
-    """Environment of a run with a share of the cores: two that both take all of them need a third more time."""
+    """Environment of a run with a share of the cores: two that both take all of them need a quarter more time."""
     if at_once == 1:
         return {}
     return {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
