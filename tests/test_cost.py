@@ -23,7 +23,7 @@ def test_published_counts_hold_to_the_printed_precision(variant):
     assert round(cost.multiply_adds(variant, resolution, 1000) / 1e9, 2) == multiply_adds
 
 
-@pytest.mark.parametrize("variant", ["nano", "tiny", "F0", "F1+", "F7+"])
+@pytest.mark.parametrize("variant", ["nano", "tiny", "F0", "F1+", pytest.param("F7+", marks=pytest.mark.slow)])
 def test_parameters_are_those_of_the_built_model(variant):
     with tf.Graph().as_default():
         built = nfnet.create(variant, 37).count_params()

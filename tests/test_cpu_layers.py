@@ -28,7 +28,11 @@ traced_loss_gradients = tf.function(loss_gradients, autograph=False)  # as in a 
 
 @pytest.mark.parametrize(
     ("size", "settings"),
-    [((48, 80), {"stochastic_depth_rate": 0.5}), ((35, 50), {"recompute_stages": (1, 2)})],
+    [
+        ((35, 50), {"stochastic_depth_rate": 0.5, "recompute_stages": (1, 2)}),
+        pytest.param((48, 80), {"stochastic_depth_rate": 0.5}, marks=pytest.mark.slow),
+        pytest.param((35, 50), {"recompute_stages": (1, 2)}, marks=pytest.mark.slow),
+    ],
 )
 def test_logits_and_gradients_equal_the_plain_ones(size, settings):
     images = tf.random.stateless_normal([4, *size, 3], [1, 2])

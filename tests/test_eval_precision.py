@@ -50,7 +50,7 @@ def by_hand(records, model_dir, precision) -> float:
 @pytest.mark.parametrize(
     ("ema_decay", "loop"),
     [
-        (None, Loop(strategy="one_device")),
+        pytest.param(None, Loop(strategy="one_device"), marks=pytest.mark.slow),
         (0.5, Loop(strategy="one_device")),
         pytest.param(None, Loop(strategy="mirrored", cpu_replicas=2), marks=pytest.mark.slow),
     ],

@@ -58,9 +58,9 @@ def test_chosen_examples_are_k_a_class_and_nested():
 
 def test_a_checkpoint_is_evaluated_on_classes_it_was_not_trained_on(tmp_path, capsys):
     record_sets.make(tmp_path / "records", examples=60, validation=30, classes=3)
-    public_weights.save(nfnet.create("pico", 11), str(tmp_path / "run"), "none")
+    public_weights.save(nfnet.create("femto", 11), str(tmp_path / "run"), "none")
     setup = experiment.Experiment(
-        model=functools.partial(nfnet.create, "pico"),
+        model=functools.partial(nfnet.create, "femto"),
         data=Data(str(tmp_path / "records"), batch=16, train_size=32, eval_size=32),
         optimizer=optimizer.SGD,
         schedule=schedule.cosine,

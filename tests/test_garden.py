@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -16,6 +17,8 @@ SPEC = tf_keras.layers.InputSpec(shape=[None, 64, 64, 3])
 BACKBONES = {
     "vit": {"model_name": "vit-ti16"},
     "resnet": {"model_id": 50, "stem_type": "v1", "se_ratio": 0.25, "resnetd_shortcut": True},
+}
+OTHER_BACKBONES = {
     "efficientnet": {"model_id": "b0", "se_ratio": 0.25},
     "maxvit": {"model_name": "maxvit-tiny-for-test", "window_size": 2, "grid_size": 2},
 }
@@ -65,9 +68,12 @@ def test_the_backbone_is_made_again_from_its_configuration():
     }
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_gardens_backbones_are_models_of_our_trainer(backbone):
-    model = garden.create(backbone, 5, image_size=64, settings=BACKBONES[backbone])
+@pytest.mark.parametrize(
+    ("backbone", "settings"),
+    [*BACKBONES.items(), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHER_BACKBONES.items())],
+)
+def test_the_gardens_backbones_are_models_of_our_trainer(backbone, settings):
+    model = garden.create(backbone, 5, image_size=64, settings=settings)
     names = list(weights.named(model))
     assert len(set(names)) == len(model.variables)
     assert names[-2:] == ["linear/kernel", "linear/bias"]
@@ -90,13 +96,18 @@ def test_a_transformer_trains_resumes_and_exports_through_gin(tmp_path):
     assert (tmp_path / "run" / "saved_model" / "1" / "saved_model.pb").exists()
 
 
+@functools.cache
+def mobilenet():
+    return garden.create("mobilenet", 5)
+
+
 def test_names_do_not_depend_on_what_was_made_before():
-    first = garden.create("mobilenet", 5)
+    first = mobilenet()
     assert list(weights.named(garden.create("mobilenet", 5))) == list(weights.named(first))
 
 
 def test_a_convolutional_backbone_takes_any_resolution():
-    model = garden.create("mobilenet", 5)
+    model = mobilenet()
     assert model(tf.zeros([1, 32, 32, 3])).shape == model(tf.zeros([1, 48, 40, 3])).shape == (1, 5)
 
 
@@ -131,7 +142,11 @@ def test_the_small_forms_build(family):
 
 @pytest.mark.parametrize(
     ("backbone", "settings", "billions"),
-    [("vit", {"model_name": "vit-s16"}, 4.6), ("resnet", {"model_id": 50}, 4.09), ("efficientnet", {}, 0.39)],
+    [
+        ("vit", {"model_name": "vit-s16"}, 4.6),
+        ("resnet", {"model_id": 50}, 4.09),
+        pytest.param("efficientnet", {}, 0.39, marks=pytest.mark.slow),
+    ],
 )
 def test_multiply_adds_are_the_published_ones(backbone, settings, billions):
     model = garden.create(backbone, 1000, image_size=224, settings=settings)

@@ -70,6 +70,7 @@ def test_wrong_settings_are_refused(changes, message):
         create(**changes)
 
 
+@pytest.mark.slow
 def test_it_trains_and_exports_through_gin(tmp_path):
     record_sets.make(tmp_path / "records", examples=96, validation=24, classes=3)
     files = ["gin/study/vit/demo_pretrain.gin", "gin/model/hybrid_nano.gin"]

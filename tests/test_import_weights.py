@@ -184,6 +184,7 @@ def test_the_command_says_what_is_wrong(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
     record_sets.make(tmp_path / "records", examples=48, validation=12, classes=5)
     model = nfnet.create("nano", 5)

@@ -175,6 +175,7 @@ def test_two_hundred_kills_change_nothing(tmp_path):
         np.testing.assert_array_equal(predictions(tmp_path / name, images), expected)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
     """No file may grow beyond 10 kB from step 6 on: the checkpoint of step 8 cannot be written."""
     record_sets.make(tmp_path / "records", examples=100, validation=20)

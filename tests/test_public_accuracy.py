@@ -199,7 +199,7 @@ def test_the_hubs_own_client_fetches_from_a_server(files, server, tmp_path):
     assert "/timm/dm_nfnet_nano.dm_in1k/resolve/main/model.safetensors" in Handler.requests
 
 
-@pytest.mark.parametrize("damage", ["in transit", "at the source", "since"])
+@pytest.mark.parametrize("damage", ["in transit", "at the source", pytest.param("since", marks=pytest.mark.slow)])
 def test_another_file_than_was_published_is_refused(
     published, imagenet, records, files, server, tmp_path, capsys, damage
 ):

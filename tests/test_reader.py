@@ -173,7 +173,7 @@ def test_closing_the_input_of_one_cpu_waits_for_no_tuner(directory):
     assert batches.options().autotune.enabled is False
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_hosts_read_the_same_batches_between_them(directory, whole, hosts):
     records = reader.RecordSet(directory, "train")
     plan = budget(records, epochs=2.0)

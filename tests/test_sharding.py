@@ -46,17 +46,25 @@ def grouped(num_classes, target_device=None):
 
 RECIPES = {
     "pre-training": {},
+    "several labels of repeats": {
+        "loss": "sigmoid",
+        "augmentation": Augmentation(repeats=2),
+        "frozen": ("stem/*",),
+        "ema_decay": None,
+    },
+    "SAM of all": {"sam": SAM(scope="global"), "accumulation_steps": 2},
+    "groups and SAM": {"model": grouped, "sam": SAM()},
+    "AdamW": {"optimizer": _slow_adamw},
+}
+PARTS_OF_RECIPES = {
     "one part after the other": {"accumulation_steps": 2},
     "SAM of each replica": {"sam": SAM()},
-    "SAM of all": {"sam": SAM(scope="global"), "accumulation_steps": 2},
     "several labels": {"loss": "sigmoid"},
     "repeats": {"augmentation": Augmentation(repeats=2)},
     "a frozen stem": {"frozen": ("stem/*",)},
-    "AdamW": {"optimizer": _slow_adamw},
     "without an average": {"ema_decay": None},
     "groups": {"model": grouped},
     "groups in parts": {"model": grouped, "accumulation_steps": 2},
-    "groups and SAM": {"model": grouped, "sam": SAM()},
 }
 
 
@@ -131,24 +139,24 @@ def _difference(found, expected):
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-3))
 
 
-@functools.cache
-def unsharded(replicas, recipe):
-    experiment, expected = create(replicas, shard=False, **RECIPES[recipe])
-    losses = train(replicas, experiment, expected)
-    assert not sharded(expected)
-    return losses, values(expected)
-
-
 @pytest.mark.parametrize(
-    ("recipe", "replicas"), [*((recipe, 3) for recipe in RECIPES), ("pre-training", 2), ("pre-training", 4)]
+    ("recipe", "replicas"),
+    [
+        *(pytest.param(recipe, 3, id=name) for name, recipe in RECIPES.items()),
+        *(pytest.param(recipe, 3, id=name, marks=pytest.mark.slow) for name, recipe in PARTS_OF_RECIPES.items()),
+        *(pytest.param({}, replicas, marks=pytest.mark.slow) for replicas in (2, 4)),
+    ],
 )
 def test_shards_learn_as_whole_variables_do(recipe, replicas):
-    experiment, found = create(replicas, **RECIPES[recipe])
-    losses = train(replicas, experiment, found)
-    expected_losses, expected = unsharded(replicas, recipe)
+    results = []
+    for shard in (None, False):
+        experiment, created = create(replicas, shard, **recipe)
+        results.append((train(replicas, experiment, created), created))
+    (losses, found), (expected_losses, expected) = results
+    assert not sharded(expected)
     assert {"block/kernel", "linear/kernel", "stem/kernel"} == set(sharded(found))
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    assert_close(values(found), expected)
+    assert_close(values(found), values(expected))
 
 
 def test_a_compiled_step_takes_what_is_gathered():
@@ -248,7 +256,9 @@ def save(directory, train_state):
     return checkpoint.open_checkpoint(path)
 
 
-@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 4), (4, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(3, 2), (4, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(2, 4), (1, 3)])]
+)
 def test_checkpoints_continue_on_another_number_of_replicas(tmp_path, before, after):
     experiment, saved_state = create(before)
     train(before, experiment, saved_state, steps=3)

@@ -23,7 +23,9 @@ Loop.steps_per_loop = 2
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_program_within_seconds(tmp_path, number, code):
     record_sets.make(tmp_path / "records", examples=100, validation=20)
     config, model_dir = tmp_path / "endless.gin", tmp_path / "run"

@@ -84,7 +84,7 @@ def test_golden_logits_and_gradients_of_f0():
     np.testing.assert_allclose(norms, values["grad_l2"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["nano", "wide"])
+@pytest.mark.parametrize("variant", ["nano", pytest.param("wide", marks=pytest.mark.slow)])
 def test_bfloat16_is_as_near_to_float32_as_the_plain_one(wide, variant):
     images = tf.random.stateless_normal([8, 64, 64, 3], [1, 2])
     exact = loss_gradients(pair(variant, dropout_rate=0.0)[0], images)
@@ -97,7 +97,8 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_one(wide, variant):
     assert difference(ours[1], exact[1]) < 1.2 * difference(plain[1], exact[1])
 
 
-@pytest.mark.parametrize(("variant", "steps"), [("nano", 14), pytest.param("wide", 24, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "steps"), [("nano", 14), ("wide", 24)])
 def test_a_short_training_run_ends_within_the_rounding_of_the_plain_one(wide, variant, steps):
     labels = tf.range(16) % 10
     colours = tf.gather(2 * tf.random.stateless_normal([10, 1, 1, 3], [3, 4]), labels)
