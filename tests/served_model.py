@@ -1,10 +1,6 @@
 """A network small enough to export in a moment, and images that it tells apart."""
 
-import functools
 import io
-import os
-import shutil
-import tempfile
 
 import numpy as np
 import tensorflow as tf
@@ -44,19 +40,6 @@ def export(directory, model=None, **settings):
     model = model or brightness()
     chosen = Settings(**{"classes": CLASSES, "size": SIZE, **settings})
     return version_folder.write(Servable(model, chosen), chosen, Origin(model.variant, 7), str(directory))
-
-
-@functools.cache
-def _once() -> tempfile.TemporaryDirectory:
-    folder = tempfile.TemporaryDirectory()
-    export(folder.name)
-    return folder
-
-
-def exported(directory) -> str:
-    """Copies an export of `brightness`, made once in a process, to a new `directory`; returns the version's path."""
-    shutil.copytree(_once().name, directory, dirs_exist_ok=True)
-    return os.path.join(directory, "1")
 
 
 def encoded(level, kind="JPEG", size=(48, 40), **options):

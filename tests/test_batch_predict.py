@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return served_model.exported(tmp_path_factory.mktemp("model"))
+    return served_model.export(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

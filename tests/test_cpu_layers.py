@@ -44,6 +44,7 @@ def test_logits_and_gradients_equal_the_plain_ones(size, settings):
         assert difference([ours], [theirs]) < 2e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_near_to_float32_as_the_plain_one(request):
     images = tf.random.stateless_normal([4, 64, 64, 3], [1, 2])
     exact = loss_gradients(pair()[0], images)

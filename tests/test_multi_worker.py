@@ -75,6 +75,7 @@ def test_replicas_train_what_one_device_trains(records, one_device, tmp_path, re
     assert_exactly_once(tmp_path / "several", [100, 50])
 
 
+@pytest.mark.slow
 def test_replicas_resume_in_the_same_bits(records, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded_variable, "MIN_VALUES", 64)
     experiment = tiny_runs.experiment(records, epochs=1)

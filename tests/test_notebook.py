@@ -15,7 +15,7 @@ from PIL import Image
 import pipeline
 from pipeline import registry
 from tests import record_sets, tiny_runs
-from tests.served_model import CLASSES, encoded, exported
+from tests.served_model import CLASSES, encoded, export
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = "examples/own_images.ipynb"
@@ -25,7 +25,7 @@ NOTEBOOK = "examples/own_images.ipynb"
 def run(tmp_path_factory):
     """A run that has been exported: a network that tells dark images from bright ones."""
     folder = tmp_path_factory.mktemp("run")
-    exported(folder / registry.SAVED_MODEL)
+    export(folder / registry.SAVED_MODEL)
     return pipeline.load_run(folder)
 
 

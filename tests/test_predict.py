@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from pipeline import predict
-from tests.served_model import encoded, exported
+from tests.served_model import encoded, export
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LONG = "a name with a comma, as long as those that cameras and people give their pictures, and longer.png"
@@ -24,7 +24,7 @@ LONG = "a name with a comma, as long as those that cameras and people give their
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved_model")
-    exported(path)
+    export(path)
     return str(path)
 
 

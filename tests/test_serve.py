@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from pipeline.serving import client, deployed, golden, warmup
 from tests.serve_process import PROGRAM, ROOT, b64, running
-from tests.served_model import CLASSES, encoded, exported
+from tests.served_model import CLASSES, encoded, export
 
 MODEL = "/v1/models/tones"
 PREDICT = f"{MODEL}:predict"
@@ -28,7 +28,7 @@ DARK, BRIGHT = encoded(10), encoded(250, "PNG")
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("exports") / "tones"
-    exported(path)
+    export(path)
     return path
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests import browser
 from tests.serve_process import running
-from tests.served_model import CLASSES, encoded, exported
+from tests.served_model import CLASSES, encoded, export
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="needs Chromium")
 
@@ -23,7 +23,7 @@ dispatchEvent(new ClipboardEvent("paste", {clipboardData: data}));
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    exported(folder / "tones")
+    export(folder / "tones")
     with running(folder / "tones", folder / "log", "--max_body_mb=0.1") as server:
         yield server
 

@@ -14,7 +14,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from pipeline.serving import client, deployed, golden
 from tests.serve_process import ROOT, running
-from tests.served_model import brightness, encoded, export, exported
+from tests.served_model import brightness, encoded, export
 
 PROGRAM = str(ROOT / "pipeline/check_serving.py")
 
@@ -23,7 +23,7 @@ PROGRAM = str(ROOT / "pipeline/check_serving.py")
 def base(tmp_path_factory):
     """Two versions, of which the second answers otherwise."""
     path = tmp_path_factory.mktemp("exports") / "tones"
-    exported(path)
+    export(path)
     other = brightness()
     other.linear.bias.assign_add([0.5, 0, 0, 0])
     export(path, other)

@@ -36,7 +36,7 @@ def expected(views):
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved_model")
-    served_model.exported(path)
+    served_model.export(path)
     return client.load(str(path))
 
 
