@@ -1,6 +1,5 @@
 """What several test modules share."""
 
-import gc
 import os
 
 import pytest
@@ -36,11 +35,6 @@ def pytest_configure():
         os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
-
-
-def pytest_collection_finish():
-    """Takes what is imported, a million objects, out of each later pass of the garbage collector."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
