@@ -183,15 +183,20 @@ def test_predict_says_which_classes_and_what_is_no_image(predicted):
     assert third["error"]
 
 
-def test_a_split_is_evaluated_to_a_page_and_the_run_has_one(finetuned):
+def test_a_split_is_evaluated_to_a_page_and_the_run_has_one(finetuned, capsys):
     before = report.find_summary(str(finetuned))
     lines = report.read_metrics(str(finetuned))
     folder = finetuned / "evaluation" / "train"
 
+    def evaluate_again(split):
+        registry.run_configured([], [f"evaluate.split={split!r}"], str(finetuned), task="evaluate")
+        return capsys.readouterr().out
+
     done = command("pipeline/main.py", f"--model_dir={finetuned}", "--task=evaluate", "--split=train")
     assert done.returncode == 0, done.stderr
-    values = json.loads((folder / "metrics.json").read_text())
-    assert f"{folder / 'report.html'}" in done.stdout and f"top1 {values['top1']:.4g}" in done.stdout
+    for shown in (done.stdout, evaluate_again("train")):
+        values = json.loads((folder / "metrics.json").read_text())
+        assert f"{folder / 'report.html'}" in shown and f"top1 {values['top1']:.4g}" in shown
     with open(folder / "confusion.csv", newline="") as file:
         assert sum(int(row["count"]) for row in csv.DictReader(file)) == values["examples"] == 90
     added = {
@@ -207,7 +212,7 @@ def test_a_split_is_evaluated_to_a_page_and_the_run_has_one(finetuned):
     for text in ("Experiment.epochs", "exactly once", "evaluation/train/report.html", "data:image/png", "finetune, in"):
         assert text in page
     with pytest.raises(ValueError, match=r"No split 'test'.*train, validation"):
-        registry.run_configured([], ["evaluate.split='test'"], str(finetuned), task="evaluate")
+        evaluate_again("test")
 
 
 def test_evaluate_gives_the_numbers_of_the_summary(finetuned, pretrained, records, capsys):

@@ -154,8 +154,9 @@ def test_budget_counts_every_example(examples, batch, epochs, expected, steps):
     assert counts == [*expected, 0]
 
 
-def test_the_window_of_a_row_holds_it():
-    plan = budget(197, 16, 3.0)
+@pytest.mark.parametrize("examples", [197, pytest.param(997, marks=pytest.mark.slow)])
+def test_the_window_of_a_row_holds_it(examples):
+    plan = budget(examples, 16, 3.0)
     for row in range(plan.rows):
         _, first_row, positions = plan.positions(plan.window_of_row(row))
         assert int(first_row) <= row < int(first_row) + len(positions)

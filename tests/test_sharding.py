@@ -139,6 +139,15 @@ def _difference(found, expected):
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-3))
 
 
+def train_with_and_without_shards(replicas, shard=None, **recipe):
+    """Losses and state of a run that shares its kernels out, and of one that does not."""
+    results = []
+    for wanted in (shard, False):
+        experiment, created = create(replicas, wanted, **recipe)
+        results.append((train(replicas, experiment, created), created))
+    return results
+
+
 @pytest.mark.parametrize(
     ("recipe", "replicas"),
     [
@@ -148,11 +157,7 @@ def _difference(found, expected):
     ],
 )
 def test_shards_learn_as_whole_variables_do(recipe, replicas):
-    results = []
-    for shard in (None, False):
-        experiment, created = create(replicas, shard, **recipe)
-        results.append((train(replicas, experiment, created), created))
-    (losses, found), (expected_losses, expected) = results
+    (losses, found), (expected_losses, expected) = train_with_and_without_shards(replicas, **recipe)
     assert not sharded(expected)
     assert {"block/kernel", "linear/kernel", "stem/kernel"} == set(sharded(found))
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
@@ -171,13 +176,9 @@ def test_a_compiled_step_takes_what_is_gathered():
 @pytest.mark.parametrize("settings", [{}, {"recompute_stages": (1, 2)}, {"implementation": "tpu"}])
 def test_nfnets_learn_as_with_whole_variables(settings):
     model = functools.partial(nfnet.create, "pico", dropout_rate=0.0, **settings)
-    results = []
-    for shard in (True, False):
-        experiment, created = create(3, shard, model)
-        results.append((train(3, experiment, created), values(created)))
-    (losses, found), (expected_losses, expected) = results
+    (losses, found), (expected_losses, expected) = train_with_and_without_shards(3, shard=True, model=model)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    assert_close(found, expected, factor=10)  # 40 layers
+    assert_close(values(found), values(expected), factor=10)  # 40 layers
 
 
 def test_layers_in_bfloat16_gather_bfloat16():

@@ -45,6 +45,12 @@ RECIPES = {
     "AdamW with a transformer": {"model": VIT, "optimizer": ADAMW},
     "several labels and a frozen stem": {"loss": "sigmoid", "frozen": ("stem/*",)},
 }
+PARTS_OF_RECIPES = {
+    "averaged weights": {"precision": "mixed_bfloat16"},
+    "accumulation in float32": {"accumulation_steps": 2},
+    "several labels": {"loss": "sigmoid"},
+    "a frozen stem": {"frozen": ("stem/*",)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +87,18 @@ def check_what_the_tpu_runs(graph: tf.Graph) -> collections.Counter:
     return collections.Counter(operation.type for operation in operations)
 
 
-@pytest.mark.parametrize(("recipe", "hosts"), [*((recipe, 1 + (recipe == "accumulation")) for recipe in RECIPES)])
+@pytest.mark.parametrize(
+    ("recipe", "hosts"),
+    [
+        *(pytest.param(recipe, 1, id=name) for name, recipe in RECIPES.items()),
+        *(pytest.param(recipe, 1, id=name, marks=pytest.mark.slow) for name, recipe in PARTS_OF_RECIPES.items()),
+        pytest.param(RECIPES["accumulation"], 2, id="accumulation on 2 hosts"),
+    ],
+)
 def test_the_training_step_is_what_a_tpu_can_run(records, made_up_tpu, shallow, monkeypatch, recipe, hosts):
     monkeypatch.setattr(sharded_variable, "MIN_VALUES", 64)  # kernels are shared out as those of large models
     made_up_tpu(replicas=4, hosts=hosts)
-    what = experiment(records, **RECIPES[recipe])
+    what = experiment(records, **recipe)
     run = components.assemble(HERE, what, TPU)
     assert isinstance(run.strategy, tf.distribute.TPUStrategy)
     assert (run.strategy.num_replicas_in_sync, distribution.hosts(run.strategy)) == (4, hosts)
