@@ -202,14 +202,17 @@ def test_view_depends_on_the_seed_alone():
     assert not np.array_equal(first, other)
 
 
-def test_without_any_variation_the_view_is_the_whole_image():
-    image = noise(40, 40)
-    plain = augment.Augmentation(min_area=1.0, min_ratio=1.0, max_ratio=1.0, flip=False)
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("sides", [(40, 40), (30, 47)])
+def test_without_any_variation_the_view_is_the_whole_image(sides, form):
+    plain = augment.Augmentation(min_area=1.0, flip=False, min_object_covered=0.1)
+    encoded = encode(noise(*sides), form)
+    image = tf.io.decode_image(encoded, channels=3).numpy()
     expected = cubic_resize(image, 56)
-    (found,) = views(plain, encode(image), [[3, 4]], 56)
+    (found,) = views(plain, encoded, [[3, 4]], 56)
     np.testing.assert_allclose(found, expected, atol=0.8)
     inverted = plain.__class__(**{**plain.__dict__, "randaugment": RandAugment(1, 5, operations=("Invert",))})
-    (found,) = views(inverted, encode(image), [[3, 4]], 56)
+    (found,) = views(inverted, encoded, [[3, 4]], 56)
     np.testing.assert_allclose(found, 255 - expected, atol=0.8)
 
 

@@ -159,17 +159,24 @@ class Augmentation:
         image = _resize(self._random_crop(encoded, _fold(seed, "crop"), size), size)
         return tf.image.stateless_random_flip_left_right(image, _fold(seed, "flip")) if self.flip else image
 
-    def examples(self, encoded: tf.data.Dataset, size: int, parallel_calls: int = PARALLEL_CALLS) -> tf.data.Dataset:
+    def examples(
+        self,
+        encoded: tf.data.Dataset,
+        size: int,
+        prepare: Callable = lambda example: example,
+        parallel_calls: int = PARALLEL_CALLS,
+    ) -> tf.data.Dataset:
         """Varies a data set of examples, in order, with everything that is set.
 
         Images are mixed within groups of `group` consecutive ones, by the seed of the group's first: the result
         does not depend on how the images are batched or shared out, as long as no group is cut.
 
         Args:
-          encoded: examples with `image` (string []), `seed` (int32 [2]), `labels` int64 [k], `label_weights` float32
-            [k], `weight` float32 [], and other fields, which pass through. Their number times `repeats` must be a
-            multiple of `group`, or the last ones are left out.
+          encoded: examples, after `prepare` with `image` (string []), `seed` (int32 [2]), `labels` int64 [k],
+            `label_weights` float32 [k], `weight` float32 [], and other fields, which pass through. Their number times
+            `repeats` must be a multiple of `group`, or the last ones are left out.
           size: pixels a side.
+          prepare: of an example, in the stage that decodes it: what no later step uses is then not computed.
           parallel_calls: parallel calls of each stage.
 
         Returns:
@@ -187,18 +194,22 @@ class Augmentation:
             image = self._erase(image, example["seed"])
             return {name: value for name, value in example.items() if name != "seed"} | {"image": image}
 
-        def first_view(example):
+        def view(example):
             image = self.crop(example["image"], example["seed"], size)
             if self.mixing is None:
                 return finish(example | {"image": image})
             return example | {"image": image if self.mix_first else self._randaugment(image, example["seed"])}
 
         def views(example):
+            example = prepare(example)
             seeds = [_fold(example["seed"], f"view {view}") for view in range(self.repeats)]
-            each = [first_view(example | {"seed": seed}) for seed in seeds]
+            each = [view(example | {"seed": seed}) for seed in seeds]
             return tf.nest.map_structure(lambda *values: tf.stack(values), *each)
 
-        examples = over(encoded, views).unbatch() if self.repeats > 1 else over(encoded, first_view)
+        if self.repeats > 1:
+            examples = over(encoded, views).unbatch()
+        else:
+            examples = over(encoded, lambda example: view(prepare(example)))
         if (mixing := self.mixing) is None:
             return examples
 
@@ -215,9 +226,10 @@ class Augmentation:
         return random_erasing(image, _fold(seed, "erasing"), self.erasing) if self.erasing else image
 
     def _random_crop(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
-        frame = max(
-            1.0, self.max_area
-        )  # area from which crops are taken, as a share of the image's, or of its square's
+        if self.min_area == self.max_area == 1:
+            return decode(encoded)  # nothing to draw: the only crop is the image
+        # Area from which crops are taken, as a share of the image's, or of its square's.
+        frame = max(1.0, self.max_area)
         border = (1 - frame**-0.5) / 2
         share = 1 - 2 * border if border else size / (size + min(CROP_PADDING, MAX_CROP_PADDING * size))
 
@@ -232,7 +244,7 @@ class Augmentation:
                 max_attempts=10,
                 use_image_if_no_bounding_boxes=True,
             )
-            if not self.min_object_covered or self.min_area == 1:
+            if not self.min_object_covered:
                 return begin, extent
             # The sampler gives the whole image where ten attempts have found nothing.
             failed = tf.reduce_all(extent[:2] == shape[:2])

@@ -142,11 +142,7 @@ class Data:
                 prepared["label_weights"] *= tf.gather(class_weights, prepared["labels"])
             return prepared
 
-        def view(records):
-            prepared = records.map(prepare, num_parallel_calls=augment.PARALLEL_CALLS, deterministic=True)
-            return self.augmentation.examples(prepared, self.train_size)
-
-        return view
+        return lambda records: self.augmentation.examples(records, self.train_size, prepare)
 
     def evaluation_view(self, objective: Objective) -> View:
         """Maps records to the examples that evaluation sees, with the `position` of each record in its split."""

@@ -20,7 +20,7 @@ from pipeline.data.batch_shape import BatchShape
 from pipeline.data.lookup import IS_DAMAGED, Lookup
 
 ON_DAMAGE = ("stop", "mask")
-_LANES_TOGETHER = 4  # lanes whose windows are read together: what each read costs beside its bytes is shared
+_LANES_TOGETHER = 16  # lanes whose windows are read together: what each read costs beside its bytes is shared
 _LOCAL_READS, _REMOTE_READS = 1, 32
 _BATCHES_AHEAD = 2
 
