@@ -18,8 +18,7 @@ def run(main: Callable[[list[str]], int]) -> None:
     moment, and a KeyboardInterrupt would wait for TensorFlow, or be lost in a library that catches everything.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    quiet_tensorflow()
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TensorFlow imports a Keras: ours, tf_keras, not a second one
+    set_up_tensorflow()
     try:
         app.run(main, flags_parser=_parse)
     except BrokenPipeError:  # the reader of the output has seen enough, as `head` has
@@ -27,8 +26,12 @@ def run(main: Callable[[list[str]], int]) -> None:
         sys.exit(1)
 
 
-def quiet_tensorflow() -> None:
-    """Lets TensorFlow, when it is imported, log what matters alone, unless the environment says otherwise."""
+def set_up_tensorflow() -> None:
+    """Lets TensorFlow, when it is imported, log what matters alone, unless the environment says otherwise.
+
+    Of the two Keras that it can import, it takes the one that we do, tf_keras.
+    """
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # Of errors in its C++, it raises those that matter; without a GPU it reports as one that there is none.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if os.path.exists(_GPU_DRIVER) else "3")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import command_line
 
-command_line.quiet_tensorflow()  # before the imports below load it
+command_line.set_up_tensorflow()  # before the imports below load it
 
 from pipeline import registry
 from pipeline.data import rgb

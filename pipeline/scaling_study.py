@@ -16,7 +16,7 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 import argparse
 
-from pipeline import configure
+from pipeline import command_line, configure
 from pipeline.model import speeds
 from pipeline.study import StudyError, comparison, planner, run_files, search, sweep
 from pipeline.study.analysis import StudyAnalysis, analyse_families, describe, write
@@ -55,6 +55,7 @@ def plan(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs a study, or prints the commands of the runs that can start now."""
     study = load(arguments.gin_file, arguments.gin_param)
+    command_line.set_up_tensorflow()
     from pipeline import registry  # TensorFlow takes seconds
 
     if arguments.print_commands:

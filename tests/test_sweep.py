@@ -80,6 +80,7 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
     path.write_text(STAND_IN)
     monkeypatch.setattr(execution, "MAIN", str(path))
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     return tmp_path / "study"
 
 

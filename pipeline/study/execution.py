@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
 from pipeline import files
-from pipeline.study import StudyError, run_files
+from pipeline.study import StudyError, program, run_files
 from pipeline.study.run_files import Run
 
 MAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "main.py")
@@ -35,20 +33,13 @@ class Execution:
         run_files.write_trial(run)
         self._log_path = os.path.join(run.folder, LOG_FILE)
         self._start = time.monotonic()
-        with open(self._log_path, "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, MAIN, *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**_threads(at_once), **os.environ},
-                pass_fds=(lock,),
-                start_new_session=True,  # so that Ctrl-C reaches it through here alone, as SIGTERM
-            )
+        environment = {**_threads(at_once), **os.environ}
+        self._process = program.start(MAIN, arguments, self._log_path, environment, lock)
 
     @property
     def ended(self) -> bool:
         """Whether its process has ended."""
-        return self._process.poll() is not None
+        return self._process.exitcode is not None
 
     def tell_to_stop(self) -> None:
         """Asks for a checkpoint and an end."""
@@ -57,7 +48,7 @@ class Execution:
 
     def close(self) -> None:
         """Waits for the end, and writes down the time that it took."""
-        self._process.wait()
+        self._process.join()
         seconds = self.run.wall_seconds + time.monotonic() - self._start
         run_files.write_trial(dataclasses.replace(self.run, wall_seconds=seconds))
 
@@ -69,7 +60,7 @@ class Execution:
           Stopped: it was told to stop.
         """
         self.close()
-        folder, code = self.run.folder, self._process.returncode
+        folder, code = self.run.folder, self._process.exitcode
         if code == 0 and os.path.exists(os.path.join(folder, run_files.SUMMARY_FILE)):
             return ""
         last = _last_lines(self._log_path)
