@@ -35,7 +35,7 @@ signal.signal(signal.SIGTERM, stop)
 with open(os.path.join(folder, "starts"), "a") as file:
     file.write(".")
 with open(os.path.join(folder, "threads"), "w") as file:
-    file.write(os.environ.get("TF_NUM_INTRAOP_THREADS", "all"))
+    file.write(" ".join(os.environ.get(f"TF_NUM_{kind}OP_THREADS", "all") for kind in ("INTRA", "INTER")))
 while "WAIT_FOR" in os.environ and not os.path.exists(os.environ["WAIT_FOR"]):
     time.sleep(0.02)
 while str(rate) == os.environ.get("ENDLESS"):
@@ -158,10 +158,11 @@ def test_runs_at_once_share_the_work(here, capfd, monkeypatch):
     assert "[2 of about" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("at_once", "threads"), [(1, "all"), (2, "3"), (16, "1")])
+@pytest.mark.parametrize(("at_once", "threads"), [(1, "all all"), (2, "3 3"), (16, "1 1")])
 def test_runs_at_once_share_the_cores(here, monkeypatch, at_once, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    for kind in ("INTRA", "INTER"):
+        monkeypatch.delenv(f"TF_NUM_{kind}OP_THREADS", raising=False)
     folders = [run.folder for run in run(study(here, at_once=at_once))]
     assert [pathlib.Path(folder, "threads").read_text() for folder in folders] == [threads] * 3
 

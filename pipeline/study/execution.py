@@ -77,7 +77,8 @@ def _threads(at_once: int) -> dict[str, str]:
     """Environment of a run with a share of the cores: two that both take all of them need a quarter more time."""
     if at_once == 1:
         return {}
-    return {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    share = str(max(1, (os.cpu_count() or 1) // at_once))
+    return {"TF_NUM_INTRAOP_THREADS": share, "TF_NUM_INTEROP_THREADS": share}
 
 
 def _last_lines(path: str, size: int = 4000) -> str:

@@ -10,7 +10,7 @@ from multiprocessing.context import ForkServerProcess
 
 # The server imports once what takes each run of `pipeline/main.py` 4 seconds otherwise.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["pipeline.registry"])
+_SERVER.set_forkserver_preload(["__main__", "pipeline.registry"])
 
 
 def start(
@@ -46,7 +46,7 @@ def _run(
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
     sys.argv = [program, *arguments]
-    sys.path[0] = os.path.dirname(program)
+    sys.path.insert(0, os.path.dirname(program))  # which the program takes for its own folder, as if Python ran it
     try:
         runpy.run_path(program, run_name="__main__")
     finally:
