@@ -244,7 +244,7 @@ class Augmentation:
                 max_attempts=10,
                 use_image_if_no_bounding_boxes=True,
             )
-            if not self.min_object_covered:
+            if not self.min_object_covered or self.min_area == 1:
                 return begin, extent
             # The sampler gives the whole image where ten attempts have found nothing.
             failed = tf.reduce_all(extent[:2] == shape[:2])
