@@ -118,7 +118,7 @@ def test_a_line_is_refused_where_the_frontier_bends(tmp_path, capsys):
 
 
 def test_families_are_compared_by_the_command(tmp_path, capsys):
-    simulated_studies.write_two_families(tmp_path, 2.0, rates=(1.6,), sigma=0.02, seed=1)
+    simulated_studies.write_two_families(tmp_path, 2.0, rates=(1.6,), sigma=0.01, seed=1)
     assert scaling_study.main(["fit", f"--study={tmp_path}", "--unit=flops"]) == 0
     assert "ViT needs more compute for the same loss." in capsys.readouterr().out
     (content,) = json.loads((tmp_path / "comparison.json").read_text())["pairs"]

@@ -16,8 +16,8 @@ from pipeline.study.run_files import DIVERGED, FINISHED, UNFINISHED, UNITS, Run
 
 Result = TypeVar("Result")
 _BENT = (
-    f"The frontier bends up to its end: no {law.MIN_POINTS_BEND} of its last points follow a straight line, so these "
-    "runs are no ground to extrapolate from. Add larger budgets of compute."
+    f"The frontier bends up to its end: no {law.MIN_POINTS_BEND} of its last points follow a straight line, so none "
+    "would hold beyond them. Extrapolate by the law with a floor where there is one, or add larger budgets."
 )
 
 

@@ -1,8 +1,9 @@
 """Two families of a study at equal loss and at equal compute, with intervals.
 
-Both are read off the families' lines on log-log axes. Intervals are percentiles of a bootstrap of whole studies: the
-loss of every cell is varied by the line's residual deviation, and the frontier, its straight end and the line are found
-again. So they cover which runs happen to be on the frontier, and how long its straight end seems to be.
+Both are read off the families' frontiers, each smoothed by a parabola of log loss on log compute: within the range of
+its runs it follows a line, a law with a floor and a frontier that falls faster and faster. It says nothing outside.
+Intervals are percentiles of a bootstrap of whole studies: the loss of every cell is varied by the noise of a run, and
+the frontier and its parabola are found again. So they cover which runs happen to be on the frontier.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,12 +49,12 @@ class Comparison:
     Attributes:
       first, second: names of the families.
       unit: of compute.
-      losses: the range that both lines reach.
-      compute: the range over which both lines were fitted; None where there is none.
+      losses: the range that both frontiers reach.
+      compute: the range of both frontiers; None where they share none.
       ratios: loss to the compute that the second family needs for it, over that of the first; at the ends of `losses`
         and in the middle.
       gap: the second's loss over the first's in the middle of `compute`; None where there is none.
-      slopes: difference of their exponents, the second's less the first's.
+      slopes: difference of their exponents in the middle of `losses`, the second's less the first's.
     """
 
     first: str
@@ -78,14 +79,14 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A cell of a family without a line, beside the line of another.
+    """A cell of a family that cannot be fitted, beside the frontier of another.
 
     Attributes:
       family, variant, epochs: of the cell.
       unit: of compute.
       loss: its held-out loss.
-      other: the family with the line.
-      ratio: the compute of the cell over that at which the line has its loss.
+      other: the family with the frontier.
+      ratio: the compute of the cell over that at which the frontier has its loss.
     """
 
     family: str
@@ -103,38 +104,64 @@ class Point:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Parabolas:
+    """log loss = a + b u + c u^2 with u = log(compute / center): a frontier's, then those of resampled studies.
+
+    Attributes:
+      coefficients: rows of (a, b, c), float64 [n, 3].
+      center: of compute.
+      deviation: standard deviation of the frontier's residuals.
+      noise: standard deviation of a run's log loss, by which the studies are varied.
+      freedom: degrees of freedom of `noise`.
+    """
+
+    coefficients: np.ndarray
+    center: float
+    deviation: float
+    noise: float
+    freedom: int
+
+    def loss(self, compute: float) -> np.ndarray:
+        """Log loss at `compute`, float64 [n]."""
+        return np.polynomial.polynomial.polyval(np.log(compute / self.center), self.coefficients.T)
+
+    def compute(self, log_loss: float | np.ndarray) -> np.ndarray:
+        """Log compute at which each falls to `log_loss`, float64 [n]."""
+        a, b, _ = self.coefficients.T
+        return np.log(self.center) - 2 * (a - log_loss) / (b + self.slope(log_loss))
+
+    def slope(self, log_loss: float | np.ndarray) -> np.ndarray:
+        """Derivative where each falls to `log_loss`, float64 [n]; 0 for one whose vertex is above it."""
+        a, b, c = self.coefficients.T
+        return -np.sqrt(np.maximum(b**2 - 4 * c * (a - log_loss), 0))
+
+
 def compare(first: Analysis, second: Analysis) -> Comparison:
-    """Compares two families by their lines.
+    """Compares two families by their frontiers.
 
     Raises:
-      StudyError: one has no line, or the lines reach no common loss.
+      StudyError: a frontier has too few points, or they reach no common loss.
     """
-    lines = [_resampled(each, seed) for seed, each in enumerate((first, second))]
-    points = [(each.compute[each.trusted], each.loss[each.trusted]) for each in (first, second)]
-    losses = _common([loss for _, loss in points])
+    one, other = (_resampled(each, seed) for seed, each in enumerate((first, second)))
+    ranges = [each.loss[each.frontier] for each in (first, second)]
+    losses = _common(ranges)
     if losses is None:
-        ranges = " and ".join(f"{loss.min():.4g} to {loss.max():.4g}" for _, loss in points)
+        found = " and ".join(f"{loss.min():.4g} to {loss.max():.4g}" for loss in ranges)
         raise StudyError(
-            f"{first.family} and {second.family} reach no common loss where their lines hold ({ranges}): add larger "
-            "budgets to the one, or smaller ones to the other."
+            f"{first.family} and {second.family} reach no common loss ({found}): add larger budgets to the one, or "
+            "smaller ones to the other."
         )
     middle = float(np.sqrt(losses[0] * losses[1]))
-    compute = _common([compute for compute, _ in points])
-
-    def interval(of_line: Callable[[np.ndarray], np.ndarray]) -> Interval:
-        one, other = (of_line(line) for line in lines)
-        kept = min(len(one), len(other))
-        differences = other[:kept] - one[:kept]
-        low, high = np.quantile(differences[1:], law.TAILS)
-        return Interval(float(differences[0]), float(low), float(high))
+    compute = _common([each.compute[each.frontier] for each in (first, second)])
 
     def needed(loss: float) -> Interval:
-        return _exp(interval(lambda line: (np.log(loss) - line[:, 0]) / line[:, 1]))
+        return _exp(_difference(one.compute(np.log(loss)), other.compute(np.log(loss))))
 
     gap = None
     if compute:
-        log_compute = np.log(compute).mean()
-        gap = _exp(interval(lambda line: line[:, 0] + line[:, 1] * log_compute))
+        center = float(np.sqrt(compute[0] * compute[1]))
+        gap = _exp(_difference(one.loss(center), other.loss(center)))
     return Comparison(
         first=first.family,
         second=second.family,
@@ -143,75 +170,56 @@ def compare(first: Analysis, second: Analysis) -> Comparison:
         compute=compute,
         ratios={loss: needed(loss) for loss in (losses[1], middle, losses[0])},
         gap=gap,
-        slopes=interval(lambda line: line[:, 1]),
+        slopes=_difference(one.slope(np.log(middle)), other.slope(np.log(middle))),
     )
 
 
-def _resampled(analysis: Analysis, seed: int, deviation: float | None = None) -> np.ndarray:
-    """Intercept and slope of log loss on log compute, float64 [n, 2]: of the line in row 0, then of resampled studies.
+def _difference(one: np.ndarray, other: np.ndarray) -> Interval:
+    """The other's value less the one's, by their rows 0, with percentiles of the rows behind them."""
+    kept = min(len(one), len(other))
+    differences = other[:kept] - one[:kept]
+    low, high = np.quantile(differences[1:], law.TAILS)
+    return Interval(float(differences[0]), float(low), float(high))
+
+
+def _resampled(analysis: Analysis, seed: int) -> _Parabolas:
+    """Parabolas of the frontier, and of those of studies whose losses are varied by the noise of a run.
 
     Raises:
-      StudyError: the family has no line, or no resampled study has one.
+      StudyError: the frontier has too few points.
     """
+    if len(analysis.frontier) < law.MIN_POINTS_BEND:
+        raise StudyError(
+            f"The frontier of {analysis.family} has {len(analysis.frontier)} points, too few to compare: at least "
+            f"{law.MIN_POINTS_BEND} are needed. Add models or epoch budgets."
+        )
     rng = np.random.default_rng(seed)
-    line = analysis.line
-    if isinstance(line, str):
-        raise StudyError(f"{analysis.family} has no line to compare. {line}")
-    deviation = line.deviation if deviation is None else deviation
-    rows = [_intercept_and_slope(line)]
+    center = float(np.exp(np.log(analysis.compute).mean()))
+    log_compute = np.log(analysis.compute / center)
+
+    log_loss = np.log(analysis.loss)
+
+    def fitted(log_loss: np.ndarray, frontier: np.ndarray) -> np.ndarray:
+        return np.polynomial.polynomial.polyfit(log_compute[frontier], log_loss[frontier], 2)
+
+    rows = [fitted(log_loss, analysis.frontier)]
+    residuals = (log_loss - np.polynomial.polynomial.polyval(log_compute, rows[0]))[analysis.frontier]
+    freedom = len(residuals) - 3
+    deviation = float(np.sqrt(np.sum(residuals**2) / freedom))
+    # A frontier's residuals are smaller than the noise, since it holds chosen losses.
+    noise, freedom = _noise(analysis) or (deviation, freedom)
     for _ in range(RESAMPLES):
-        loss = analysis.loss * np.exp(rng.normal(0, deviation, len(analysis.loss)))
-        frontier = law.frontier(analysis.compute, loss)
-        x, y = analysis.compute[frontier], loss[frontier]
-        start = law.straight_end(x, y)
-        if start is not None and len(x) - start >= law.MIN_POINTS_LINE:
-            rows.append(_intercept_and_slope(law.fit_line(x[start:], y[start:], resamples=1)))
-    if len(rows) == 1:
-        raise StudyError(f"The line of {analysis.family} has no interval: no resampled study of it has a straight end.")
-    return np.array(rows)
+        varied = log_loss + rng.normal(0, noise, len(log_loss))
+        frontier = law.frontier(analysis.compute, np.exp(varied))
+        if len(frontier) >= law.MIN_POINTS_BEND:
+            rows.append(fitted(varied, frontier))
+    return _Parabolas(np.array(rows), center, deviation, noise, freedom)
 
 
-def _intercept_and_slope(line: law.Line) -> tuple[float, float]:
-    return line.intercept - line.slope * np.log(line.center), line.slope
+def _noise(analysis: Analysis) -> tuple[float, int] | None:
+    """Standard deviation of a run's log loss, and its degrees of freedom; None where the models have too few budgets.
 
-
-def points(runs: Sequence[Run], study: StudyAnalysis) -> list[Point]:
-    """Cells of families without a line, beside every line that reaches their loss.
-
-    They are the frontier of a family whose frontier bends up to its end, and all cells of one that cannot be fitted.
-    Intervals are of a bootstrap of whole studies, as in `compare`, but with the noise of `_noise`, and reversed: a cell
-    of a family that was not chosen from many is compared with a frontier that was. The cell has that noise too, and the
-    line's residuals.
-    """
-    found = []
-    for each in study.families.values():
-        if isinstance(each.line, str):
-            continue
-        deviation, freedom = _noise(each)
-        try:
-            line = _resampled(each, seed=0, deviation=deviation)
-        except StudyError:
-            continue  # its line has no interval
-        reached, rng = each.loss[each.trusted], np.random.default_rng(1)
-        for compute, cell in _without_line(runs, study, each.unit):
-            if reached.min() <= cell.loss <= reached.max():
-                noise = float(np.hypot(deviation, each.line.deviation)) * rng.standard_t(freedom, len(line))
-                noise[0] = 0
-                ratios = np.log(compute) - (np.log(cell.loss) + noise - line[:, 0]) / line[:, 1]
-                # A frontier holds the luckiest losses, so the line is too low, and those of resampled studies are lower
-                # again by as much.
-                high, low = 2 * ratios[0] - np.quantile(ratios[1:], law.TAILS)
-                ratio = _exp(Interval(float(ratios[0]), float(low), float(high)))
-                family = cell.runs[0].trial.family
-                found.append(Point(family, cell.variant, cell.epochs, each.unit, cell.loss, each.family, ratio))
-    return found
-
-
-def _noise(analysis: Analysis) -> tuple[float, int]:
-    """Standard deviation of a run's log loss, and its degrees of freedom.
-
-    From what parabolas of log loss on log epochs, one a model, leave over; a frontier's residuals are too small, since
-    it holds chosen losses. Those of the line where the models have too few budgets.
+    From what parabolas of log loss on log epochs, one a model, leave over.
     """
     squares, freedom = 0.0, 0
     for variant in {cell.variant for cell in analysis.cells}:
@@ -220,18 +228,41 @@ def _noise(analysis: Analysis) -> tuple[float, int]:
             x, y = (np.log([getattr(cell, name) for cell in cells]) for name in ("epochs", "loss"))
             squares += float(np.sum((y - np.polyval(np.polyfit(x, y, 2), x)) ** 2))
             freedom += len(cells) - 3
-    if not freedom:
-        assert not isinstance(analysis.line, str)
-        return analysis.line.deviation, len(analysis.trusted) - 2
-    return float(np.sqrt(squares / freedom)), freedom
+    return (float(np.sqrt(squares / freedom)), freedom) if freedom else None
 
 
-def _without_line(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[tuple[float, Cell]]:
-    """The compute, and the cell, of what `points` sets beside lines."""
+def points(runs: Sequence[Run], study: StudyAnalysis) -> list[Point]:
+    """Cells of families that cannot be fitted, beside every frontier that reaches their loss.
+
+    Intervals are of a bootstrap of whole studies, as in `compare`, but symmetric: a cell that was not chosen from many
+    is compared with a frontier that was. The cell has the noise of a run too, and the frontier's residuals.
+    """
     found = []
     for each in study.families.values():
-        if isinstance(each.line, str):
-            found += [(float(each.compute[i]), each.cells[i]) for i in each.frontier]
+        try:
+            parabolas = _resampled(each, seed=0)
+        except StudyError:
+            continue  # too few points, as `compare` says
+        rows, rng = len(parabolas.coefficients), np.random.default_rng(1)
+        spread, reached = np.hypot(parabolas.noise, parabolas.deviation), each.loss[each.frontier]
+        for compute, cell in _left_out(runs, study, each.unit):
+            if reached.min() <= cell.loss <= reached.max():
+                noise = spread * rng.standard_t(parabolas.freedom, rows)
+                noise[0] = 0
+                ratios = np.log(compute) - parabolas.compute(np.log(cell.loss) + noise)
+                # A frontier holds the luckiest losses, so it is too low, and those of resampled studies are lower again
+                # by up to as much: the interval takes both, as if they were not, and as if by as much.
+                low, high = np.quantile(ratios[1:], law.TAILS) - ratios[0]
+                half = max(-low, high)
+                ratio = _exp(Interval(float(ratios[0]), float(ratios[0] - half), float(ratios[0] + half)))
+                family = cell.runs[0].trial.family
+                found.append(Point(family, cell.variant, cell.epochs, each.unit, cell.loss, each.family, ratio))
+    return found
+
+
+def _left_out(runs: Sequence[Run], study: StudyAnalysis, unit: str) -> list[tuple[float, Cell]]:
+    """The compute, and the cell, of families that cannot be fitted."""
+    found = []
     for cell in best_cells([run for run in runs if run.trial.family in study.left_out]):
         with contextlib.suppress(StudyError):  # its cost is unknown, which is why its family is left out
             found.append((float(np.mean([run.compute(unit) for run in cell.runs])), cell))
@@ -267,9 +298,9 @@ def describe(comparison: Comparison) -> str:
             f"  With compute of {middle:.3g}, the loss of {second} is {comparison.gap.text} times that of {first}."
         )
     else:
-        lines.append("  Their lines share no range of compute, so their losses are not compared there.")
+        lines.append("  Their frontiers share no range of compute, so their losses are not compared there.")
     same = "as one exponent would" if comparison.slopes.holds(0.0) else "so the ratio changes with the loss"
-    lines.append(f"  Their exponents differ by {comparison.slopes.text}: {same}.")
+    lines.append(f"  Their exponents, in the middle of those losses, differ by {comparison.slopes.text}: {same}.")
     return "\n".join(lines)
 
 

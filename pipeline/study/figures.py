@@ -77,7 +77,7 @@ def draw(runs: Sequence[Run], analyses: Sequence[Analysis], directory: str) -> l
 
 
 def _families(analyses: Sequence[Analysis], directory: str) -> str:
-    """Held-out loss against compute: every family's runs, frontier and line."""
+    """Held-out loss against compute: every family's runs and frontier, and its line, or else its law with a floor."""
     figure, axes = plt.subplots(figsize=(6.8, 4.4))
     rows: list[tuple] = []
     for place, analysis in enumerate(analyses):
@@ -88,16 +88,17 @@ def _families(analyses: Sequence[Analysis], directory: str) -> str:
         for i, cell in enumerate(analysis.cells):
             values = (cell.variant, cell.epochs, cell.learning_rate, analysis.compute[i], cell.loss, int(i in on))
             rows.append((analysis.family, *values))
-        if isinstance(analysis.line, str):
+        if not analysis.laws:
             continue
-        low, high = analysis.compute[analysis.trusted[[0, -1]]]
+        name, fitted = next(iter(analysis.laws.items()))
+        low, high = analysis.compute[(analysis.trusted if name == "line" else on)[[0, -1]]]
         reach = np.geomspace(low, high, 100)
-        predicted = analysis.line.predict(reach)
+        predicted = fitted.predict(reach)
         axes.plot(reach, predicted.value, _LINES[place % len(_LINES)], color=colour, lw=1.4)
         axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.2, lw=0)
     axes.set(xscale="log", yscale="log", xlabel=UNITS[analyses[0].unit], ylabel="held-out loss")
     _plain_ticks(axes.yaxis)
-    axes.legend(fontsize=8, title=f"frontiers, lines with {LEVEL:.0%} bands", title_fontsize=8)
+    axes.legend(fontsize=8, title=f"frontiers, laws with {LEVEL:.0%} bands", title_fontsize=8)
     head = ("family", "variant", "epochs", "learning_rate", analyses[0].unit, "validation_loss", "on_frontier")
     return _save(figure, directory, "families", head, rows)
 
@@ -126,9 +127,9 @@ def _loss(analysis: Analysis, styles: dict, directory: str, suffix: str) -> str:
         curves = np.column_stack([reach, predicted.value, *predicted.confidence, *predicted.prediction])
         laws += [(name, *row) for row in curves.tolist()]
         axes.plot(reach, predicted.value, line, color=colour, lw=1.2, label=f"{name}: {fit.text.replace('y', 'L', 1)}")
-        if name == "line":
+        if name == next(iter(analysis.laws)):
             axes.fill_between(reach, *predicted.prediction, color=colour, alpha=0.12, lw=0, label="for a new run")
-            axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.25, lw=0, label="of the line")
+            axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.25, lw=0, label="of the law")
     axes.set(xscale="log", yscale="log", xlabel=UNITS[analysis.unit], ylabel="held-out loss")
     axes.set_ylim(0.9 * analysis.loss.min(), 1.05 * analysis.loss.max())
     _plain_ticks(axes.yaxis)
