@@ -99,6 +99,18 @@ def test_a_family_that_cannot_be_fitted_is_named_and_in_no_figure(tmp_path, caps
     assert scaling_study.main([*words, "--family=NFNet"]) == 0
 
 
+def test_a_frontier_of_one_model_has_no_law_and_is_compared(tmp_path, capsys):
+    simulated_studies.write(tmp_path)
+    simulated_studies.write(tmp_path, ["vit_F1"], family=simulated_studies.VIT, ratio=4.0, seed=1)
+    assert scaling_study.main(["plot", f"--study={tmp_path}", "--unit=flops"]) == 0
+    output = capsys.readouterr().out
+    assert "Line:       refused. Every run on the compute-optimal frontier is of vit_F1: no law of a family" in output
+    assert "ViT needs more compute for the same loss" in output
+    assert "vit_F1" in (tmp_path / "figures" / "families.csv").read_text()
+    assert scaling_study.main(["plan", "--flops=1e22", f"--study={tmp_path}", "--family=ViT"]) == 1
+    assert "does not say how the best epoch budget grows" in capsys.readouterr().err
+
+
 def test_a_plan_for_another_family_takes_its_own_configuration(tmp_path, capsys):
     simulated_studies.write_two_families(tmp_path, 2.0)
     assert scaling_study.main(["plan", "--flops=1e22", f"--study={tmp_path}", "--family=ViT"]) == 0

@@ -95,6 +95,11 @@ class Analysis:
         return self._reach(self.trusted)
 
     @property
+    def models(self) -> int:
+        """How many models are on the frontier."""
+        return len({self.cells[i].variant for i in self.frontier})
+
+    @property
     def laws(self) -> dict[str, law.Law]:
         """The laws that could be fitted, by name."""
         both = {"line": self.line, "with floor": self.saturating}
@@ -130,15 +135,16 @@ def analyse_families(runs: Sequence[Run], unit: str) -> StudyAnalysis:
     """Fits the laws of each family of a study.
 
     Raises:
-      StudyError: data or recipes are mixed, or no family can be fitted.
+      StudyError: data or recipes are mixed, or no family can be fitted; frontiers of one model are not enough.
     """
     recipe.check_same(run for run in runs if run.status != UNFINISHED)
     names = list(dict.fromkeys(run.trial.family for run in sorted(runs, key=lambda run: run.trial.family)))
     results = {name: _or_reason(analyse, [run for run in runs if run.trial.family == name], unit) for name in names}
     families = {name: result for name, result in results.items() if isinstance(result, Analysis)}
     left_out = {name: result for name, result in results.items() if isinstance(result, str)}
-    if not families:
-        reasons = [f"{name}: {reason}" for name, reason in left_out.items()] if len(names) > 1 else left_out.values()
+    if all(each.models == 1 for each in families.values()):
+        why = {name: left_out.get(name) or str(families[name].line) for name in names}
+        reasons = [f"{name}: {reason}" for name, reason in why.items()] if len(names) > 1 else why.values()
         raise StudyError("\n".join([*reasons, "`scaling_study.py run` prints the losses of a study that is finished."]))
     return StudyAnalysis(families, left_out)
 
@@ -147,8 +153,7 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
     """Fits the laws of the runs of one family.
 
     Raises:
-      StudyError: data or recipes are mixed, too few runs are finished, the frontier holds one model, or a run's cost
-        in `unit` is unknown.
+      StudyError: data or recipes are mixed, too few runs are finished, or a run's cost in `unit` is unknown.
     """
     recipe.check_same(run for run in runs if run.status != UNFINISHED)
     statuses = [run.status for run in runs if not run.trial.task]
@@ -164,11 +169,6 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
         )
     loss = [cell.loss for cell in cells]
     frontier = law.frontier(compute, loss)
-    if len({cells[i].variant for i in frontier}) < 2:
-        raise StudyError(
-            f"Every run on the compute-optimal frontier is of {cells[frontier[0]].variant}: no law of a family can be "
-            "seen. Add smaller models or smaller budgets of compute, or larger ones of both."
-        )
     if len(frontier) < law.MIN_POINTS_LINE:
         raise StudyError(
             f"The compute-optimal frontier holds {len(frontier)} of {len(cells)} points ({left_out}), a law needs "
@@ -180,6 +180,12 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
     straight = slice(len(x) if start is None else start, None)
     # A law with a floor levels off, which is a bend upwards; it cannot follow one downwards.
     levelling = straight if bend and bend.found and bend.quadratic < 0 else slice(None)
+    of_one_model = ""
+    if len({cells[i].variant for i in frontier}) == 1:
+        of_one_model = (
+            f"Every run on the compute-optimal frontier is of {cells[frontier[0]].variant}: no law of a family can be "
+            "seen. Add smaller models or smaller budgets of compute, or larger ones of both."
+        )
     sizes = [cells[i].runs[0].summary["parameters"] for i in frontier]
     return Analysis(
         family=runs[0].trial.family,
@@ -189,12 +195,12 @@ def analyse(runs: Sequence[Run], unit: str) -> Analysis:
         frontier=frontier,
         bend=bend,
         trusted=frontier[straight],
-        line=_law(law.fit_line, x[straight], y[straight]),
-        saturating=_law(law.fit_saturating, x[levelling], y[levelling]),
+        line=of_one_model or _law(law.fit_line, x[straight], y[straight]),
+        saturating=of_one_model or _law(law.fit_saturating, x[levelling], y[levelling]),
         growth=_or_reason(law.growth, x, sizes, [cells[i].epochs for i in frontier]),
         held_out={
-            "line": _law(law.leave_largest_out, x[straight], y[straight], law.fit_line),
-            "saturating": _law(law.leave_largest_out, x[levelling], y[levelling], law.fit_saturating),
+            "line": of_one_model or _law(law.leave_largest_out, x[straight], y[straight], law.fit_line),
+            "saturating": of_one_model or _law(law.leave_largest_out, x[levelling], y[levelling], law.fit_saturating),
         },
         diverged=diverged,
         unfinished=unfinished,
@@ -230,12 +236,11 @@ def best_cells(runs: Sequence[Run]) -> list[Cell]:
 def describe(analysis: Analysis) -> str:
     """The analysis as text."""
     percent = f"{law.LEVEL:.0%} interval"
-    models = len({analysis.cells[i].variant for i in analysis.frontier})
     lines = [
         f"{analysis.family}: {len(analysis.cells)} pairs of model and epoch budget; left out: {analysis.diverged} "
         f"diverged and {analysis.unfinished} unfinished runs.",
-        f"Frontier: {len(analysis.frontier)} points, {models} models, {analysis.decades:.2f} decades of compute "
-        f"({UNITS[analysis.unit]}).",
+        f"Frontier: {len(analysis.frontier)} points of {analysis.models} model{'s' if analysis.models > 1 else ''}, "
+        f"{analysis.decades:.2f} decades of compute ({UNITS[analysis.unit]}).",
     ]
     if bend := analysis.bend:
         what = "Bends" if bend.found else "No bend found"
