@@ -195,9 +195,7 @@ def _resampled(analysis: Analysis, seed: int) -> _Parabolas:
         )
     rng = np.random.default_rng(seed)
     center = float(np.exp(np.log(analysis.compute).mean()))
-    log_compute = np.log(analysis.compute / center)
-
-    log_loss = np.log(analysis.loss)
+    log_compute, log_loss = np.log(analysis.compute / center), np.log(analysis.loss)
 
     def fitted(log_loss: np.ndarray, frontier: np.ndarray) -> np.ndarray:
         return np.polynomial.polynomial.polyfit(log_compute[frontier], log_loss[frontier], 2)
@@ -210,7 +208,7 @@ def _resampled(analysis: Analysis, seed: int) -> _Parabolas:
     noise, freedom = _noise(analysis) or (deviation, freedom)
     for _ in range(RESAMPLES):
         varied = log_loss + rng.normal(0, noise, len(log_loss))
-        frontier = law.frontier(analysis.compute, np.exp(varied))
+        frontier = law.frontier(analysis.compute, varied)
         if len(frontier) >= law.MIN_POINTS_BEND:
             rows.append(fitted(varied, frontier))
     return _Parabolas(np.array(rows), center, deviation, noise, freedom)

@@ -91,8 +91,7 @@ def _families(analyses: Sequence[Analysis], directory: str) -> str:
         if not analysis.laws:
             continue
         name, fitted = next(iter(analysis.laws.items()))
-        low, high = analysis.compute[(analysis.trusted if name == "line" else on)[[0, -1]]]
-        reach = np.geomspace(low, high, 100)
+        reach = np.geomspace(*_fitted_compute(analysis, name), 100)
         predicted = fitted.predict(reach)
         axes.plot(reach, predicted.value, _LINES[place % len(_LINES)], color=colour, lw=1.4)
         axes.fill_between(reach, *predicted.confidence, color=colour, alpha=0.2, lw=0)
@@ -101,6 +100,12 @@ def _families(analyses: Sequence[Analysis], directory: str) -> str:
     axes.legend(fontsize=8, title=f"frontiers, laws with {LEVEL:.0%} bands", title_fontsize=8)
     head = ("family", "variant", "epochs", "learning_rate", analyses[0].unit, "validation_loss", "on_frontier")
     return _save(figure, directory, "families", head, rows)
+
+
+def _fitted_compute(analysis: Analysis, name: str) -> tuple[float, float]:
+    """The range of compute that a law of `Analysis.laws` is of: the line's is that of the straight end."""
+    compute = analysis.compute[analysis.trusted if name == "line" else analysis.frontier]
+    return float(compute.min()), float(compute.max())
 
 
 def _loss(analysis: Analysis, styles: dict, directory: str, suffix: str) -> str:
@@ -121,8 +126,8 @@ def _loss(analysis: Analysis, styles: dict, directory: str, suffix: str) -> str:
     laws = []
     looks = {"line": ("#444444", "-"), "with floor": ("#999999", "--")}
     for name, fit in analysis.laws.items():
-        fitted = analysis.trusted if name == "line" else on
-        reach = np.geomspace(analysis.compute[fitted].min(), analysis.compute[on].max() * 3, 100)
+        low, high = _fitted_compute(analysis, name)
+        reach = np.geomspace(low, high * 3, 100)
         predicted, (colour, line) = fit.predict(reach), looks[name]
         curves = np.column_stack([reach, predicted.value, *predicted.confidence, *predicted.prediction])
         laws += [(name, *row) for row in curves.tolist()]
