@@ -2,15 +2,16 @@
 
     python examples/make_pattern_images.py --output_dir=runs/study_images --seed=0
 
-    OUTPUT_DIR/pretrain/train-NN.tar, validation-NN.tar     256 classes of 16,384 patterns
+    OUTPUT_DIR/pretrain/train-NN.tar, validation-NN.tar     256 classes of 4,096 patterns
     OUTPUT_DIR/finetune/train-NN.tar, validation-NN.tar     32 classes of 256 other patterns
     OUTPUT_DIR/pattern_images.json                          what was made; its presence says that the folder is whole
 
 A pattern is a coarse grid of random colours. An image shows one at a random place and contrast, in noise; its class is
 that of its pattern, drawn once at random, so that each pattern has to be learned by itself. The k-th pattern of
-pre-training is shown in proportion to k^-1.3: a model that has learned the most frequent n is wrong on a share that
-falls as a power of n, and so does its loss. The argument is that of Michaud et al., "The Quantization Model of Neural
-Scaling", 2023. No label is wrong, so that the loss has no floor.
+pre-training is shown in proportion to (k + 10)^-1.3, Mandelbrot's form of Zipf's law: a model that has learned the most
+frequent n is wrong on a share that falls as a power of n + 10, and so does its loss. The argument is that of Michaud et
+al., "The Quantization Model of Neural Scaling", 2023. The offset keeps a few patterns from being most of the images.
+No label is wrong, so that the loss has no floor.
 """
 
 import argparse
@@ -34,23 +35,23 @@ SIDE, PATTERN_SIDE = 24, 16  # pixels
 CELLS = 5  # of a pattern, along a side
 CONTRAST = (0.6, 1.0)
 NOISE = 64  # standard deviation, in grey levels
-EXPONENT = 1.3  # of Zipf's law
 SHARD = 4_000  # images
 
 
 class PatternSet(NamedTuple):
-    """Numbers of classes, patterns and images; the k-th pattern is shown in proportion to k^-exponent."""
+    """Numbers of classes, patterns and images; the k-th pattern is shown in proportion to (k + offset)^-exponent."""
 
     classes: int
     patterns: int
     train: int
     validation: int
-    exponent: float
+    exponent: float = 0.0
+    offset: int = 0
 
 
 SETS = {
-    "pretrain": PatternSet(classes=256, patterns=16_384, train=128_000, validation=4_000, exponent=EXPONENT),
-    "finetune": PatternSet(classes=32, patterns=256, train=4_000, validation=2_000, exponent=0.0),
+    "pretrain": PatternSet(classes=256, patterns=4_096, train=128_000, validation=4_000, exponent=1.3, offset=10),
+    "finetune": PatternSet(classes=32, patterns=256, train=4_000, validation=2_000),
 }
 
 
@@ -70,7 +71,7 @@ class Patterns:
         resized = (Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR) for grid in grids)
         self.images = np.stack([np.asarray(image) for image in resized])
         self.classes = random.integers(0, chosen.classes, chosen.patterns)
-        weights = np.arange(1, chosen.patterns + 1) ** -chosen.exponent
+        weights = (np.arange(1, chosen.patterns + 1) + chosen.offset) ** -chosen.exponent
         self.frequencies = weights / weights.sum()
 
     def draw(self, random: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -127,7 +128,8 @@ def make(output_dir: str | os.PathLike, seed: int = 0, share: float = 1.0, proce
                 tasks.append((path, path.parent.name, min(SHARD, count - first), seed))
         made_folder.in_processes(_write_shard, tasks, sum(counts.values()), "pattern images", processes)
 
-    made_folder.make(pathlib.Path(output_dir), MARKER, {"seed": seed, **counts}, fill)
+    sets = {name: chosen._asdict() for name, chosen in SETS.items()}
+    made_folder.make(pathlib.Path(output_dir), MARKER, {"seed": seed, "share": share, **sets}, fill)
 
 
 def main() -> None:
