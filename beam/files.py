@@ -72,9 +72,9 @@ def match(pattern: str) -> tuple[str, ...]:
 
 def join(folder: str, name: str) -> str:
     """`name` below `folder`, or `name` itself if it is absolute or has a scheme."""
-    if is_remote(name) or not is_remote(folder):
-        return name if is_remote(name) else os.path.join(folder, name)
-    return FileSystems.join(folder, name)
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    return FileSystems.join(folder, name) if is_remote(folder) else os.path.join(folder, name)
 
 
 def common_folder(paths: Iterable[str]) -> str:
@@ -105,7 +105,13 @@ def size_of(path: str) -> int:
 
 
 def walk(root: str) -> Iterator[tuple[str, int]]:
-    """(path, size) of every file below a remote folder, as a stream."""
+    """(path, size) of every file below a remote folder, as a stream; `lists_trees` says where this can be had."""
     prefix = root.rstrip("/") + "/"
     for metadata in _file_system(prefix)._list(prefix):  # the only listing that streams
-        yield metadata.path, metadata.size_in_bytes
+        if not metadata.path.endswith("/"):  # an object that stands for a folder
+            yield metadata.path, metadata.size_in_bytes
+
+
+def lists_trees(path: str) -> bool:
+    """Whether Beam lists a remote file system by prefix, at any depth, rather than one folder at a time."""
+    return not _file_system(path).has_dirs()

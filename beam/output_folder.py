@@ -26,7 +26,8 @@ _PATHS = ("input", "validation_input", "test_input", "classes", "classes_of", "r
 # Written at the end of a build, some of them in place: they must not be links to the files of another set.
 _NAMES = (manifest.FILE, SETTINGS, finalize.REJECTED, finalize.DUPLICATES, statistics.FILE, build_report.FILE)
 _TFDS_FILES = r"dataset_info\.json|features\.json|\w+\.labels\.txt"
-_OF_EVERY_SET = "|".join([*map(re.escape, _NAMES), build_report.PICTURES, _TFDS_FILES])
+_MARK = "unfinished_replacement"  # in a folder beside the set, while it is ours to remove
+_OF_EVERY_SET = "|".join([*map(re.escape, _NAMES), build_report.PICTURES, _TFDS_FILES, _MARK])
 _CURRENT_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
@@ -86,8 +87,10 @@ def finish(options: BuildOptions, folder: str) -> None:
             f"than in {options.output_dir}, which is unchanged. The same command with --replace puts the new set there."
         )
     _link_others(output, folder, {new.name} | ({old.name} if old else set()))
+    _mark(output)
     _exchange(output, folder)
-    shutil.rmtree(folder)
+    os.remove(os.path.join(output, _MARK))
+    _remove(folder)
 
 
 def unchanged(options: BuildOptions, folder: str) -> str:
@@ -103,11 +106,15 @@ def unchanged(options: BuildOptions, folder: str) -> str:
 def complete_exchange(options: BuildOptions) -> None:
     """Ends an exchange of folders that was killed between its two steps (see `_exchange`)."""
     output = _real(options.output_dir)
-    if not files.is_remote(output) and os.path.exists(_aside(output)):
+    if files.is_remote(output):
+        return
+    if _is_marked(_aside(output)):
         if os.path.exists(output):
-            shutil.rmtree(_aside(output))
+            _remove(_aside(output))
         else:
             os.rename(_aside(output), output)
+    if _is_marked(output):
+        os.remove(os.path.join(output, _MARK))
 
 
 def _real(path: str) -> str:
@@ -121,7 +128,29 @@ def _replacement(output: str) -> str:
             f"{'it is a mount point' if os.path.ismount(output) else 'its parent folder cannot be written'}: "
             "give another --output_dir."
         )
-    return f"{output}.replacement"
+    folder = f"{output}.replacement"
+    if os.path.exists(folder) and not _is_marked(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise BuildError(
+            f"{output} holds a finished set, and a new one must be built beside it, in {folder}, which exists and "
+            "was not made by a build: rename it, or give another --output_dir."
+        )
+    return folder
+
+
+def _mark(folder: str) -> None:
+    open(os.path.join(folder, _MARK), "w").close()
+
+
+def _is_marked(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, _MARK))
+
+
+def _remove(folder: str) -> None:
+    """Removes a marked folder, its mark last: so a removal that is killed can be completed."""
+    for entry in os.scandir(folder):
+        if entry.name != _MARK:
+            (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.remove)(entry.path)
+    shutil.rmtree(folder)
 
 
 def _settings(options: BuildOptions) -> dict:
@@ -197,7 +226,9 @@ def _link_shards(output: str, folder: str, settings: dict) -> None:
                 return
     except (OSError, ValueError):
         pass
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
+    os.mkdir(folder)
+    _mark(folder)
     kept = re.compile(shards.file_pattern([settings["name"]]))
     _link_tree(output, folder, lambda name: kept.fullmatch(name) is not None)
 

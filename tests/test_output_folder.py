@@ -133,6 +133,24 @@ def test_an_exchange_in_two_steps_ends_after_a_kill(tree, other_tree, tmp_path, 
     assert sorted(os.listdir(tmp_path)) == ["set"]
 
 
+def test_a_users_folders_of_these_names_stay(tree, other_tree, tmp_path, capsys):
+    output = tmp_path / "set"
+    build(tree, output)
+    for name in ("set.replaced", "set.replacement"):
+        ingest_images.write(tmp_path / name / "mine.txt", b"mine")
+    before = state(output)
+    message = failure(capsys, f"--input={other_tree}", f"--output_dir={output}", "--replace")
+    assert f"{output}.replacement, which exists and was not made by a build: rename it" in message
+    assert state(output) == before
+    (tmp_path / "set.replacement").rename(tmp_path / "mine")
+    build(other_tree, output, "--replace")
+    assert sorted(os.listdir(tmp_path)) == ["mine", "set", "set.replaced"]
+    assert (tmp_path / "set.replaced" / "mine.txt").read_bytes() == b"mine"
+    output.rename(tmp_path / "elsewhere")
+    build(tree, output)
+    assert (tmp_path / "set.replaced" / "mine.txt").exists()
+
+
 def test_where_folders_cannot_be_exchanged_another_set_is_refused_with_replace_too(tree):
     """TensorFlow's file system in memory stands for an object store."""
     folder = "ram://set"

@@ -83,15 +83,40 @@ def test_another_file_system_holds_the_same_tree_and_list(tmp_path, monkeypatch)
 
 def test_split_folders_on_another_file_system(tmp_path, monkeypatch):
     monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
-    for name in ("train/a/0.jpg", "val/a/0.jpg", "test/b/0.jpg"):
+    for name in ("train/a/0.jpg", "Val/a/0.jpg", "test/b/0.jpg", "bus/0.jpg", "list.txt"):
         ingest_images.write(tmp_path / "box" / name, picture(len(name)))
     source = registry.open_inputs({"train": "shelf://box"})
     examples = [example for part in source.parts for example in source.examples(part)]
-    assert [(example.key, example.split, example.labels) for example in examples] == [
-        (b"train/a/0.jpg", "train", ("a",)),
-        (b"val/a/0.jpg", "validation", ("a",)),
-        (b"test/b/0.jpg", "test", ("b",)),
-    ]
+    assert {(example.key, example.split, example.labels, example.refusal is None) for example in examples} == {
+        (b"train/a/0.jpg", "train", ("a",), True),
+        (b"Val/a/0.jpg", "validation", ("a",), True),
+        (b"test/b/0.jpg", "test", ("b",), True),
+        (b"bus/0.jpg", "train", (), False),
+        (b"list.txt", "train", (), False),
+    }
+    assert len(examples) == 5
+
+
+def test_objects_that_stand_for_folders_are_no_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
+    objects = ["box/", "box/test/", "box/train/", "box/train/a/", "box/train/a/0.jpg"]
+
+    def listing(_, prefix):
+        return (FileMetadata(f"shelf://{name}", 1) for name in objects if f"shelf://{name}".startswith(prefix))
+
+    monkeypatch.setattr(ShelfFileSystem, "_list", listing)
+    source = registry.open_inputs({"train": "shelf://box"})
+    assert [example.key for part in source.parts for example in source.examples(part)] == [b"train/a/0.jpg"]
+
+
+def test_a_tree_that_beam_cannot_list_is_refused(tmp_path, monkeypatch):
+    """As on `hdfs://`, where it lists one folder."""
+    monkeypatch.setattr(ShelfFileSystem, "root", str(tmp_path))
+    monkeypatch.setattr(ShelfFileSystem, "has_dirs", lambda _: True)
+    ingest_images.folder_tree(tmp_path / "box", images=2, classes=2)
+    for auto in (True, False):
+        with pytest.raises(BuildError, match=r"--input=shelf://box: .* one folder at a time.*give tables.* or tars"):
+            registry.open_inputs({"train": "shelf://box"}, auto=auto)
 
 
 class LockerFileSystem(ShelfFileSystem):

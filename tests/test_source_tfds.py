@@ -1,5 +1,6 @@
 """TFDS data sets as a source: record files, choice of features, other formats."""
 
+import io
 import pathlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from beam import launch
 from beam.errors import BuildError
 from beam.sources import registry
 from pipeline.data import manifest
+from pipeline.data.shard import scan
 from tests.source_listing import content, listed, picture, stream
 
 
@@ -48,10 +50,14 @@ def test_tfds_set_keeps_its_class_order_and_its_bytes(tmp_path):
         registry.open_source(f"tfds:{tmp_path}/test")
     with pytest.raises(BuildError, match="download_and_prepare"):
         registry.open_source("tfds:no_such_data_set/train")
-    with open(shard, "r+b") as file:
-        file.truncate(shard.stat().st_size - 700)
-    last = list(listed(f"tfds:{tmp_path}/train").values())[-1]
-    assert last.refusal is not None
+    with pytest.raises(BuildError, match=r"train\[:50%\] is no whole split; expected one of train"):
+        registry.open_source(f"tfds:{tmp_path}/train[:50%]")
+    whole = shard.read_bytes()
+    ends = [offset - 12 for offset, _ in scan(io.BytesIO(whole))]  # 12: length and its CRC
+    for size, missing in ((len(whole) - 700, 1), (ends[4], 2), (0, 6)):  # within a record, between two, nothing at all
+        shard.write_bytes(whole[:size])
+        refused = [example.refusal is not None for example in listed(f"tfds:{tmp_path}/train").values()]
+        assert refused == [False] * (6 - missing) + [True] * missing
 
 
 class TwoNames(tfds.core.GeneratorBasedBuilder):

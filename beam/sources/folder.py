@@ -6,16 +6,19 @@ from collections.abc import Collection, Iterator, Mapping
 
 from beam import files, splits
 from beam.errors import BuildError
-from beam.examples import SourceExample, label_text, name_bytes
+from beam.examples import SourceExample, label_text, name_bytes, text
 from beam.sources.source import Source
 
 _NO_CLASS = ("no_label", "is beside the class folders, not in one")
+_NO_SPLIT = ("no_label", "is beside the folders of the splits, not in one (--splits=none reads them as classes)")
+_BESIDE_SPLITS = "/"  # a part of a remote folder
+_REMOTE_SPLITS = frozenset(form for name in splits.NAMES for form in (name, name.capitalize(), name.upper()))
 
 
 class FolderSource(Source):
     """A folder of class folders, each with images at any depth; a part is a class folder, or "": what is beside them.
 
-    A tree on a remote file system is one part, because listing it is one request after the other anyway.
+    A tree in an object store is one part, because listing it is one request after the other anyway.
     """
 
     name = "a folder tree"
@@ -29,6 +32,7 @@ class FolderSource(Source):
     def open(cls, path: str, flags: Mapping[str, str]) -> "FolderSource":
         layout = f"expected {path}/CLASS/IMAGE.jpg and the like"
         if files.is_remote(path):
+            _check_that_trees_are_listed(path)
             if next(files.walk(path), None) is None:
                 raise BuildError(f"--input={path} holds no file: {layout}.")
             return cls(path, ("",))
@@ -79,14 +83,15 @@ class FolderSource(Source):
 
     @classmethod
     def beside_splits(cls, path: str) -> list[Source]:
-        """The files beside the folders of the splits."""
-        has_files = not files.is_remote(path) and next(_beside_class_folders(path), None) is not None
-        return [cls(path, ("",))] if has_files else []
+        """The files beside the folders of the splits; in an object store those in other folders, too."""
+        if files.is_remote(path):
+            return [cls(path, (_BESIDE_SPLITS,))]
+        return [cls(path, ("",))] if next(_beside_class_folders(path), None) else []
 
     def examples(self, part: str) -> Iterator[SourceExample]:
         """The images of a part; hidden files and folders (`.name`) are not listed."""
         if files.is_remote(self.path):
-            return _remote_tree(self.path)
+            return _remote_beside_splits(self.path) if part == _BESIDE_SPLITS else _remote_tree(self.path)
         return _class_folder(self.path, part) if part else _beside_class_folders(self.path)
 
     def label_order(self, names: Collection[str]) -> list[str]:
@@ -99,9 +104,19 @@ def _folders(path: str) -> list[str]:
         return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
+def _check_that_trees_are_listed(path: str) -> None:
+    if not files.lists_trees(path):
+        scheme = path.partition("://")[0]
+        raise BuildError(
+            f"--input={path}: Beam lists {scheme}:// one folder at a time, so it reads no folder tree there: give "
+            "tables (.csv, .jsonl, .parquet) of the images' paths, or tars."
+        )
+
+
 def _remote_split_folders(path: str) -> list[str]:
     """Those folders that are named as splits: to list all would be to list every image."""
-    return [name for name in splits.NAMES if next(files.walk(files.join(path, name)), None) is not None]
+    _check_that_trees_are_listed(path)
+    return [name for name in sorted(_REMOTE_SPLITS) if next(files.walk(files.join(path, name)), None) is not None]
 
 
 def _holds_folders(path: str) -> bool:
@@ -129,13 +144,22 @@ def _remote_tree(root: str) -> Iterator[SourceExample]:
     for path, size in files.walk(root):
         key = path[len(root.rstrip("/")) + 1 :]
         steps = key.split("/")
-        if any(step.startswith(".") for step in steps) or not steps[-1]:
+        if any(step.startswith(".") for step in steps):
             continue
         example = SourceExample(name_bytes(key), name_bytes(path), size=size)
         if len(steps) == 1:
             yield example._replace(refusal=_NO_CLASS)
         else:
             yield example._replace(labels=(label_text(steps[0]),), weights=(1.0,))
+
+
+def _remote_beside_splits(root: str) -> Iterator[SourceExample]:
+    for example in _remote_tree(root):
+        folder, slash, _ = text(example.key).partition("/")
+        if not slash:
+            yield example
+        elif folder not in _REMOTE_SPLITS:
+            yield example._replace(labels=(), weights=(), refusal=_NO_SPLIT)
 
 
 def _files(folder: str) -> Iterator[tuple[str, int, tuple[str, str] | None]]:

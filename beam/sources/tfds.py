@@ -4,6 +4,7 @@ Nothing is copied. Listing finds where the bytes of each image are in the record
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -28,7 +29,7 @@ class TfdsSource(Source):
       classes: always known.
       image, label, weights: which fields of its records are taken, `a/b` for one inside another; no weights: None.
       file_format: of the record files, as TFDS names it.
-      lengths: parts that are no TFRecords, and how many records each holds.
+      lengths: the parts, and how many records each should hold.
     """
 
     name = "a TFDS data set"
@@ -70,6 +71,12 @@ class TfdsSource(Source):
                 f"tfds:NAME/SPLIT of a data set on disk ({_PREPARE}; say where with the environment variable "
                 "TFDS_DATA_DIR), or tfds:FOLDER/SPLIT."
             ) from error
+        if split not in builder.info.splits:  # TFDS would give the files of the whole split
+            names = ", ".join(builder.info.splits)
+            raise BuildError(
+                f"--input={path}: {split} is no whole split; expected one of {names}: give it with "
+                "--validation_fraction or --validation_examples, and another as --validation_input or --test_input."
+            )
         file_format = builder.info.file_format.value
         if file_format not in (_TFRECORD, *record_files.NAMES):
             raise BuildError(
@@ -98,7 +105,7 @@ class TfdsSource(Source):
             label=label,
             weights=weights,
             file_format=file_format,
-            lengths=() if file_format == _TFRECORD else tuple(zip(parts, found.shard_lengths, strict=True)),
+            lengths=tuple(zip(parts, found.shard_lengths, strict=True)),
         )
 
     @classmethod
@@ -125,10 +132,16 @@ class TfdsSource(Source):
         return [(split, "", f"{path}/{found[split]}") for split in splits.in_order(found)]
 
     def examples(self, part: str) -> Iterator[SourceExample]:
-        """The records of a file; what is cut off at the end of TFRecords is one with a refusal."""
+        """The records of a file; one that TFRecords lack, or whose end they lack, has a refusal."""
         path = name_bytes(part if self.file_format == _TFRECORD else record_files.path_of(self.file_format, part))
-        for number, (payload, offset) in enumerate(self._payloads(part)):
+        expected = dict(self.lengths)[part]
+        records = itertools.zip_longest(range(expected), self._payloads(part, expected))
+        for number, (_, found) in enumerate(records):
             example = SourceExample(name_bytes(f"{os.path.basename(part)}__{number}"), path)
+            if found is None:
+                yield example._replace(refusal=("bad_row", f"its file lacks it; expected {expected} records"))
+                continue
+            payload, offset = found
             try:
                 image, labels, weights = self._fields(payload)
             except Exception as error:  # the protocol buffer library raises a type of its own
@@ -142,8 +155,8 @@ class TfdsSource(Source):
                 refusal=None if labels else ("no_label", "the data set gives it no label"),
             )
 
-    def _payloads(self, part: str) -> Iterator[tuple[bytes, int]]:
-        """(serialised record, offset where it begins) of a file.
+    def _payloads(self, part: str, count: int) -> Iterator[tuple[bytes, int]]:
+        """(serialised record, offset where it begins) of a file that should hold `count`.
 
         Raises:
           BuildError: it is damaged, and not of TFRecords.
@@ -155,7 +168,6 @@ class TfdsSource(Source):
                 yield from ((payload, offset) for offset, payload in shard.scan(file))
             return
         try:
-            count = dict(self.lengths)[part]
             for number, payload in enumerate(record_files.payloads(self.file_format, part, count)):
                 yield payload, record_files.offset_of(number, 0)
         except OSError as error:
