@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from beam import images, record_files, shards
+from beam.errors import BuildError
 from beam.examples import name_bytes, text
 from pipeline import contact_sheet
 from pipeline.data import manifest, record, shard
@@ -172,8 +173,13 @@ def _written(spec: shards.BuildSpec, results: list[shards.ShardResult], classes:
             break
         if number < stats["examples"]:
             path = os.path.join(spec.output_dir, stats["file"])
-            payload = shard.read_records(path, shard.read_index(path, stats["examples"]), number, 1)[0]
-            values = record.decode(payload or b"")
+            (payload,) = shard.read_records(path, shard.read_index(path, stats["examples"]), number, 1)
+            if payload is None:
+                raise BuildError(
+                    f"Record {number} of {path}, which an earlier build wrote, is damaged: remove {path}.json, and the "
+                    "same command writes this shard again."
+                )
+            values = record.decode(payload)
             labels = [values["label"]] if "label" in values else values["labels"]
             title = ", ".join(classes[label] for label in labels)
             tiles.append((_thumbnail(values["image"], spec), [title]))

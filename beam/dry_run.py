@@ -121,7 +121,7 @@ def plan(measured: Measurement, count: int, options: BuildOptions) -> dict[str, 
         tables = bands * (bands - 1) // 2 if options.duplicate_distance > 0 else 0
         shuffle += count * measured.name_bytes + written * measured.hash_bytes * (1 + tables)
         hours += count / measured.hashing
-    elif options.remove_duplicates_of:
+    if options.remove_duplicates_of:  # writing hashes, too
         hours += count / measured.hashing - count / measured.writing
     requests = count * readings + math.ceil(count / _LIST_PAGE) + number * _SHARD_REQUESTS
     planned = {

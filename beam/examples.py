@@ -1,5 +1,6 @@
 """A listed image: its key, where its bytes are stored, and its labels."""
 
+import unicodedata
 from typing import Generic, TypeVar
 
 from typing_extensions import NamedTuple  # of Python 3.10, the one in typing cannot be generic
@@ -7,6 +8,7 @@ from typing_extensions import NamedTuple  # of Python 3.10, the one in typing ca
 from beam.splits import TRAIN
 
 WHOLE_FILE = -1
+_ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separator
 Label = TypeVar("Label", str, int)
 
 
@@ -57,9 +59,9 @@ def to_record(example: SourceExample[int], image: bytes, label_kind: str) -> byt
 
 
 def label_text(name: str) -> str:
-    """A class name as one line of valid UTF-8 (other bytes and control characters as escapes)."""
+    """A class name as one line of valid UTF-8 (other bytes, control characters and ends of lines as escapes)."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in text)
 
 
 def text(name: bytes) -> str:

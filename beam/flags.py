@@ -38,7 +38,10 @@ def parse(argv: list[str], own: type[PipelineOptions], program: str, usage: str,
     if not asked or _HELP[2] in asked:
         runner = PipelineOptions(argv).view_as(StandardOptions).runner
         if runner:
-            create_runner(runner)  # importing a runner's module defines the runner's own flags
+            try:
+                create_runner(runner)  # importing a runner's module defines the runner's own flags
+            except (ValueError, ImportError) as error:
+                parser.exit(2, f"{program}: --runner={runner}: {str(error).strip()}\n")
         option_classes = list({str(c): c for c in PipelineOptions.__subclasses__()}.values())
     for option_class in option_classes:
         option_class._add_argparse_args(ours if option_class is own else others)

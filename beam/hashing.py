@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import tensorflow as tf
 
@@ -15,6 +15,9 @@ from beam.errors import BuildError
 from beam.examples import SourceExample, name_bytes
 from pipeline import files
 from pipeline.data import manifest, record, shard
+from pipeline.errors import cause
+
+_RECORDS_AT_ONCE = 16
 
 
 def hash_shard(
@@ -56,16 +59,26 @@ def _compute(
     def outcome(example: SourceExample) -> HashedImage | None:
         if example.location in hashes and not example.refusal:
             return hashes[example.location]
-        result = checks.checked(example, spec.image_settings, reference)
-        return HashedImage.of(example, result.data) if isinstance(result, images.Encoded) else None
+        encoded = checks.checked(example, spec.image_settings)
+        if isinstance(encoded, images.Refused):
+            return None
+        image = HashedImage.of(example, encoded.data)
+        return None if reference and reference.find(image) else image
 
     for _, result in checks.outcomes(examples, outcome):
         if isinstance(result, HashedImage):
             yield result
 
 
-def evaluation_parts(path: str) -> list[tuple[str, str]]:
-    """What holds the hashes of an evaluation set: ("shard" or "file", path) for each of its parts.
+class EvaluationPart(NamedTuple):
+    """A file of hashes, or a shard of a record set: then with the number of its `examples`."""
+
+    path: str
+    examples: int | None = None
+
+
+def evaluation_parts(path: str) -> list[EvaluationPart]:
+    """What holds the hashes of an evaluation set.
 
     Raises:
       BuildError: `path` is neither a record set nor a file of hashes.
@@ -75,7 +88,7 @@ def evaluation_parts(path: str) -> list[tuple[str, str]]:
             _skip_origin(file)
             header = file.readline().decode("utf-8", "replace")
         if {"key", "content", "perceptual"} <= set(next(csv.reader([header]), ())):
-            return [("file", path)]
+            return [EvaluationPart(path)]
         raise BuildError(
             f"--remove_duplicates_of={path}: found no columns key, content and perceptual; expected a record set's "
             "folder, or a file of hashes as a build with --duplicates writes it."
@@ -84,20 +97,21 @@ def evaluation_parts(path: str) -> list[tuple[str, str]]:
         splits = manifest.read(path).splits
     except manifest.ManifestError as error:
         raise BuildError(f"--remove_duplicates_of={path}: {error}") from error
-    return [("shard", os.path.join(path, part.file)) for split in splits.values() for part in split.shards]
+    shards = (part for split in splits.values() for part in split.shards)
+    return [EvaluationPart(os.path.join(path, part.file), part.examples) for part in shards]
 
 
-def hash_part(part: tuple[str, str]) -> Iterator[tuple]:
+def hash_part(part: EvaluationPart) -> Iterator[tuple]:
     """The hashes of one of the `evaluation_parts`, each a `HashedImage` as a plain tuple.
 
     Raises:
       BuildError: it is damaged.
     """
-    kind, path = part
+    path, examples = part
     try:
-        yield from map(tuple, _hash_records(path) if kind == "shard" else _read_file(path))
-    except ValueError as error:
-        raise BuildError(f"--remove_duplicates_of: {path}, {error}: repair it, or build it again.") from error
+        yield from map(tuple, _read_file(path) if examples is None else _hash_records(path, examples))
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise BuildError(f"--remove_duplicates_of: {path}, {cause(error)}: repair it, or build it again.") from error
 
 
 def _read_file(path: str) -> Iterator[HashedImage]:
@@ -111,15 +125,14 @@ def _skip_origin(file: BinaryIO) -> None:
         file.seek(0)
 
 
-def _hash_records(path: str) -> Iterator[HashedImage]:
-    with tf.io.gfile.GFile(shard.index_path(path), "rb") as file:
-        examples = len(file.read()) // 8 - 1
+def _hash_records(path: str, examples: int) -> Iterator[HashedImage]:
     index = shard.read_index(path, examples)
-    for number in range(examples):
-        (payload,) = shard.read_records(path, index, number, 1)
-        if payload is None:
-            raise ValueError(f"record {number} is damaged")
-        values = record.decode(payload)
-        image = values["image"]
-        offset = shard.payload_offset(int(index[number])) + payload.find(image)
-        yield HashedImage.of(SourceExample(values["key"], name_bytes(path), offset, len(image)), image)
+    for first in range(0, examples, _RECORDS_AT_ONCE):
+        payloads = shard.read_records(path, index, first, min(_RECORDS_AT_ONCE, examples - first))
+        for number, payload in enumerate(payloads, first):
+            if payload is None:
+                raise ValueError(f"record {number} is damaged")
+            values = record.decode(payload)
+            image = values["image"]
+            offset = shard.payload_offset(int(index[number])) + payload.find(image)
+            yield HashedImage.of(SourceExample(values["key"], name_bytes(path), offset, len(image)), image)

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import io
 import itertools
 from collections.abc import Hashable, Iterable, Iterator
 
@@ -11,9 +12,9 @@ from apache_beam.pvalue import AsList, AsSingleton
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam import duplicates, finalize, hashing, planning, progress, shards, splits, writing
+from beam import duplicates, files, finalize, hashing, planning, progress, shards, splits, writing
 from beam.errors import BuildError
-from beam.examples import SourceExample, name_bytes, text
+from beam.examples import SourceExample, label_text, name_bytes, text
 from beam.options import BuildOptions
 from beam.sources.source import Source
 from pipeline.data import manifest, record
@@ -57,10 +58,10 @@ def given_classes(options: BuildOptions) -> list[str] | None:
 
 
 def read_classes(path: str) -> list[str]:
-    """Class names in label order, one a line."""
+    """Class names in label order, one a line; written as those of a source are."""
     try:
-        with open(path, encoding="utf-8") as file:
-            names = [line.rstrip("\r\n") for line in file]
+        with io.TextIOWrapper(files.open_to_read(path), encoding="utf-8-sig") as file:
+            names = [label_text(line.rstrip("\r\n")) for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"--classes={path}: {error}; expected a text file with a class name a line.") from error
     if not names or "" in names or len(set(names)) != len(names):

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
             print(dry_run(_source(build), build))
             return 0
         run(parsed)
-    except (BuildError, tf.errors.OpError) as error:
+    except (BuildError, OSError, tf.errors.OpError) as error:
         print(f"build_tfrecords.py: {runners.message(error)}", file=sys.stderr)
         return 1
     made = manifest.read(build.output_dir)

@@ -10,7 +10,10 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam import worker_code
-from pipeline.errors import remote_file_error
+from pipeline.errors import cause, remote_file_error
+
+# Those of TensorFlow that say what is wrong with a file or its folder.
+_OF_FILES = ("FailedPreconditionError", "NotFoundError", "PermissionDeniedError", "ResourceExhaustedError")
 
 
 def quiet() -> None:
@@ -49,22 +52,28 @@ def pipeline(parsed: PipelineOptions, folder: str, expected: type[Exception]) ->
 
 
 def run(pipeline: beam.Pipeline, expected: type[Exception]) -> None:
-    """Runs a job and waits for it; an `expected` error of a worker is raised again with its message alone."""
+    """Runs a job and waits for it.
+
+    An `expected` error of a worker, or one about a file, is raised as an `expected` one with its message alone.
+    """
     try:
         pipeline.run().wait_until_finish()
     except ImportError as error:
         raise expected(f"This runner needs more than is installed: {error}.") from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        if message := re.search(rf"{expected.__name__}: (.*?)(?: \[while running|\n|$)", text):
-            raise expected(message[1]) from error
+        for what in (f"{expected.__name__}: ", r"Error: (?=\[Errno)", rf"(?:{'|'.join(_OF_FILES)}): "):
+            if message := re.search(rf"{what}(.*?)(?: \[while running|\n|$)", text):
+                raise expected(message[1]) from error
         raise
 
 
 def message(error: Exception) -> str:
-    """What an error says; those of TensorFlow are raised again if they are not about a file in an object store."""
+    """What an error says; those of TensorFlow are raised again if they are not about a file."""
     if not isinstance(error, tf.errors.OpError):
         return str(error)
-    if (problem := remote_file_error(error)) is None:
+    if (problem := remote_file_error(error)) is not None:
+        return str(problem)
+    if type(error).__name__ not in _OF_FILES:
         raise error
-    return str(problem)
+    return cause(error)

@@ -101,11 +101,11 @@ def _kept_images(
     same = old["kept"] == _fingerprint_of_kept(spec, old, examples, reference)
     if not looser or not same or pairs.keys() - _rejected_keys(old):
         return {}
-    index = shard.read_index(path, old["examples"])
     try:
+        index = shard.read_index(path, old["examples"])
         records = [record.decode(payload or b"") for payload in shard.read_records(path, index, 0, old["examples"])]
     except ValueError:
-        return {}  # a damaged record: write the whole shard again
+        return {}  # a damaged record or index: write the whole shard again
     return {values["key"]: values["image"] for values in records}
 
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from beam import checks, images, planning
+from beam import checks, images, launch, planning, writing
 from beam.options import ImageSettings
 from pipeline.data import record
 from tests import ingest_images
@@ -208,6 +209,7 @@ def test_names_that_are_not_text_and_links_in_circles(tmp_path):
         (["--input={tree}", "--output_dir={out}", "--max_bytes=2000000000"], ["--max_bytes=2000000000", "1073741824"]),
         (["--input={tree}", "--output_dir={out}", "--name=a-b"], ["--name='a-b'"]),
         (["--input={tree}", "--output_dir={out}", "--classes=/nowhere"], ["--classes=/nowhere"]),
+        (["--input={tree}", "--output_dir={columns}/set"], ["columns.csv", "directory"]),
         (["--input={broken}", "--output_dir={out}"], ["has no image", "rejected.jsonl"]),
         (["--input={half}", "--output_dir={out}"], ["1 of 2 classes have no usable image", "'bad'"]),
     ],
@@ -230,6 +232,22 @@ def test_one_clear_message_and_no_record_set(tree, tmp_path, capsys, flags, word
     assert all(word in message for word in words), message
     assert "Traceback" not in message
     assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_full_disk_is_one_message(tree, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard")
+
+    monkeypatch.setattr(writing, "commit_shard", full)
+    message = failure(capsys, f"--input={tree}", f"--output_dir={tmp_path}/set")
+    assert message == "build_tfrecords.py: [Errno 28] No space left on device: 'shard'\n"
+
+
+def test_a_runner_that_does_not_exist_is_a_wrong_flag(tree, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        launch.main([f"--input={tree}", f"--output_dir={tmp_path}/set", "--runner=Dataflw"])
+    assert stop.value.code == 2
+    assert "build_tfrecords.py: --runner=Dataflw: " in capsys.readouterr().err
 
 
 def test_a_mistyped_flag_is_an_error_that_suggests_the_right_one(tree, tmp_path):

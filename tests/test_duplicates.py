@@ -263,8 +263,19 @@ def test_a_reference_with_a_malformed_row_is_refused_clearly(tree, tmp_path, cap
 def test_a_reference_with_a_damaged_record_is_refused_clearly(evaluation, tmp_path):
     copy = pathlib.Path(shutil.copytree(evaluation, tmp_path / "copy"))
     path = max(copy.glob("*-of-00002"), key=os.path.getsize)
+    (examples,) = (part.examples for part in hashing.evaluation_parts(str(copy)) if part.path == str(path))
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
     with pytest.raises(BuildError, match=f"--remove_duplicates_of: {path}, record 0 is damaged"):
-        list(hashing.hash_part(("shard", str(path))))
+        list(hashing.hash_part(hashing.EvaluationPart(str(path), examples)))
+    index = path.with_name(path.name + ".index")
+    index.write_bytes(index.read_bytes()[:-8])
+    with pytest.raises(BuildError, match=f"{index} is not the index of {examples} records"):
+        list(hashing.hash_part(hashing.EvaluationPart(str(path), examples)))
+    index.unlink()
+    with pytest.raises(BuildError, match=f"{index} is missing"):
+        list(hashing.hash_part(hashing.EvaluationPart(str(path), examples)))
+    path.unlink()
+    with pytest.raises(BuildError, match=f"--remove_duplicates_of: {path}"):
+        list(hashing.hash_part(hashing.EvaluationPart(str(path), examples)))

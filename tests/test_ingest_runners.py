@@ -119,7 +119,7 @@ def test_a_portable_runner_whose_workers_lack_the_repository(tree, expected, job
 
 def test_what_is_shuffled_for_each_image_names_no_class(tree, tmp_path):
     """Plain tuples: they take a third less than pickles of their classes."""
-    (hashes,) = hashing.hash_part(("file", _hashes(tmp_path)))
+    (hashes,) = hashing.hash_part(hashing.EvaluationPart(_hashes(tmp_path)))
     image = HashedImage._make(hashes)
     placed = ingest.to_shard(stream(tree)[0], spec(tmp_path), {f"class_{i}": i for i in range(3)})
     for value in (hashes, ingest.by_hash(image), *buckets(image, 1), placed):

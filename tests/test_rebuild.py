@@ -64,6 +64,18 @@ def test_damaged_and_unfinished_shards_are_written_again_to_the_same_bytes(tree,
     assert whole.stat().st_ino == inode, "a committed shard was written again"
 
 
+def test_a_damaged_record_of_a_committed_shard_is_named(tree, copy, capsys):
+    path = shard_file(copy, 0)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    (copy / "manifest.json").unlink()
+    message = failure(capsys, f"--input={tree}", f"--output_dir={copy}", *FLAGS)
+    assert f"Record 0 of {path}, which an earlier build wrote, is damaged: remove {path}.json" in message
+    path.with_name(f"{path.name}.json").unlink()
+    assert build(tree, copy, *FLAGS).split("train").written
+
+
 def test_a_failed_build_leaves_the_earlier_set(copy, built, tmp_path, capsys):
     """Also one of the same source and settings, whose images are gone."""
     assert "does not exist" in failure(capsys, "--input=/nowhere", f"--output_dir={copy}")

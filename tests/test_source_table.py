@@ -40,10 +40,26 @@ def test_labels_with_weights_from_csv_and_parquet(tmp_path):
         assert (example.labels, example.weights) == (("cat", "dog"), (0.25, 1.0))
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], [1.0, -1.0], ["heavy", 1]])
-def test_weights_that_make_no_sense_refuse_the_row(tmp_path, weights):
+def test_a_label_that_is_given_twice_counts_once(tmp_path):
     ingest_images.write(tmp_path / "a.jpg", b"x")
-    row = {"path": "a.jpg", "labels": ["cat", "dog"], "label_weights": weights}
+    (tmp_path / "list.csv").write_text("path,labels,label_weights\na.jpg,cat|cat|dog,0.5|0.5|1\n")
+    example = listed(tmp_path / "list.csv")["a.jpg"]
+    assert (example.labels, example.weights) == (("cat", "dog"), (0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights"),
+    [
+        (["cat", "dog"], [1.0]),
+        (["cat", "dog"], [1.0, float("nan")]),
+        (["cat", "dog"], [1.0, -1.0]),
+        (["cat", "dog"], ["heavy", 1]),
+        (["cat", "cat"], [1.0, 0.5]),
+    ],
+)
+def test_weights_that_make_no_sense_refuse_the_row(tmp_path, labels, weights):
+    ingest_images.write(tmp_path / "a.jpg", b"x")
+    row = {"path": "a.jpg", "labels": labels, "label_weights": weights}
     (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
     assert listed(tmp_path / "list.jsonl")["a.jpg"].refusal[0] == "bad_row"
 

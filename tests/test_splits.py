@@ -276,6 +276,17 @@ def test_ten_thousand_classes(tmp_path, capsys):
     assert "train: 4 images of 2 classes" in shown and "No image at all: 9,998 classes ('class_2', " in shown
 
 
+def test_a_list_of_classes_names_them_as_the_source_does(tmp_path):
+    """With a byte order mark and ends of lines as some editors write them, and in other scripts."""
+    names = ["cat", "\u0646\u06cc\u0645\u200c\u0641\u0627\u0635\u0644\u0647", "no\u00a0break", "two\nlines"]
+    for number, name in enumerate(names):
+        ingest_images.write(tmp_path / "images" / name / "0.jpg", picture(number))
+    written = [*names[:3], r"two\nlines"]
+    (tmp_path / "classes.txt").write_bytes("\r\n".join(written).encode("utf-8-sig"))
+    record_set = build(tmp_path / "images", tmp_path / "set", f"--classes={tmp_path}/classes.txt")
+    assert record_set.classes == tuple(written) and sizes(record_set) == {"train": 4}
+
+
 def test_inputs_that_do_not_fit_together_are_refused(tmp_path):
     train = class_folders(tmp_path / "a", 4)
     (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a/class_0/0.jpg", "labels": ["x", "y"]}) + "\n")

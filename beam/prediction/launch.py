@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     runners.quiet()
     try:
         return _predict(options.parse(argv), time.monotonic())
-    except (PredictionError, tf.errors.OpError) as error:
+    except (PredictionError, OSError, tf.errors.OpError) as error:
         print(f"batch_predict.py: {runners.message(error)}", file=sys.stderr)
         return 1
 

@@ -82,6 +82,8 @@ def _split(row: dict) -> str:
 def labels_and_weights(row: dict) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Class names and weights of a row: `label`, or `labels` (a list, or text with `|`) with `label_weights`.
 
+    A name that is given twice counts once.
+
     Raises:
       ValueError, TypeError: they are of the wrong type, do not match, or are not finite.
     """
@@ -96,7 +98,11 @@ def labels_and_weights(row: dict) -> tuple[tuple[str, ...], tuple[float, ...]]:
         raise ValueError(f"label_weights are {weights!r:.80}; expected finite numbers from 0")
     if not all(isinstance(name, str | int) for name in names):
         raise ValueError(f"labels are {names!r:.80}; expected names")
-    return tuple(label_text(str(name)) for name in names), tuple(weights)
+    merged: dict[str, float] = {}
+    for name, weight in zip(map(label_text, map(str, names)), weights, strict=True):
+        if merged.setdefault(name, weight) != weight:
+            raise ValueError(f"label {name!r:.80} has the weights {merged[name]} and {weight}; expected one")
+    return tuple(merged), tuple(merged.values())
 
 
 def _several(value: Any) -> list:
