@@ -94,7 +94,7 @@ def complete(
 ) -> shards.BuildSpec:
     """The spec of the flags, with what the listing decides: the held-out keys, and the number of shards.
 
-    Shards of all splits are about as large.
+    Shards of splits that the source names are about as large as those of train (without it, of the largest).
 
     Raises:
       BuildError: the flags do not fit the splits that are listed, or the sizes of images are needed and not known.
@@ -126,7 +126,11 @@ def complete(
 
 
 def validation_shards(train: int, examples: int, fraction: float) -> dict[str, int]:
-    """Shards of the validation split: about as large as those of the train split; none if nothing is held out."""
+    """Shards of the validation split; none if nothing is held out.
+
+    A fraction is in shards of the size of those of the train split; `examples` are in shards of 4,096, of which there
+    are no more than of the train split.
+    """
     if examples:
         return {VALIDATION: min(train, 1 + examples // 4096)}
     return {VALIDATION: max(1, round(train * fraction / (1 - fraction)))} if fraction else {}

@@ -15,6 +15,7 @@ import io
 import json
 import operator
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -235,8 +236,11 @@ def main() -> None:
             make(os.path.join(flags.directory, SMALL), flags.records, small_photograph)
         report(flags)
         large = os.path.join(flags.directory, "..", f"large{os.getpid()}")
-        make_large(large, flags.directory, 600)
-        report_resume(large, flags)
+        try:
+            make_large(large, flags.directory, 600)
+            report_resume(large, flags)
+        finally:
+            shutil.rmtree(large, ignore_errors=True)
 
 
 def report(flags: argparse.Namespace) -> None:

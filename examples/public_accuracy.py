@@ -156,6 +156,12 @@ def import_weights(path: pathlib.Path, source: str, variant: str, work: pathlib.
 def make_records(imagenet: str, work: pathlib.Path) -> pathlib.Path:
     """The record set of the images to evaluate on; made where it is not there yet."""
     folder = work / "records"
+    settings = folder / "build.json"
+    built_from = json.loads(settings.read_text())["input"] if settings.exists() else None
+    if built_from not in (None, imagenet, os.path.abspath(imagenet)):
+        raise ComparisonError(
+            f"{folder} has images of {built_from}, not of {imagenet}: remove it, or give another --work_dir."
+        )
     command = [sys.executable, "beam/build_tfrecords.py", f"--input={imagenet}", f"--output_dir={folder.resolve()}"]
     if not (folder / "manifest.json").exists() and subprocess.run([*command, "--name=imagenet"], cwd=ROOT).returncode:
         raise ComparisonError(

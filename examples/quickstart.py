@@ -10,6 +10,8 @@ class is a folder of images.
 import argparse
 import hashlib
 import json
+import logging
+import os
 import pathlib
 import random
 import shlex
@@ -18,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+logging.getLogger().setLevel(logging.ERROR)  # before Apache Beam imports cloud libraries, and warns
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import matplotlib
@@ -27,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from beam import splits
+from beam.errors import BuildError
+from beam.sources.folder import FolderSource
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -38,13 +43,15 @@ def main() -> int:
     parser.add_argument("--input", type=pathlib.Path, help="your own images: a folder a class")
     parser.add_argument("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/quickstart"))
     arguments = parser.parse_args()
-    out = arguments.output_dir
+    out, given = arguments.output_dir.resolve(), arguments.input and arguments.input.resolve()
+    os.chdir(ROOT)  # the commands that are shown run here
+    out = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
     signal.signal(signal.SIGINT, lambda *_: None)  # the stage that runs gets it too, saves, and ends
 
     images = out / "images"
     run("Demo images", "examples/make_demo_images.py", f"--output_dir={images}")
-    task_images = arguments.input.resolve() if arguments.input else images / "finetune"
-    task = own_name(task_images) if arguments.input else "finetune"
+    task_images = given or images / "finetune"
+    task = own_name(given) if given else "finetune"
     pretrain_records, task_records = out / "records/pretrain", out / "records" / task
     run(
         "Records for pre-training",
@@ -70,9 +77,9 @@ def main() -> int:
         settings = {"DATA_DIR": task_records, "INITIAL_CHECKPOINT": pretrain}
         train("Export", "quickstart_finetune", finetune, RUN="@export", **settings)
     print(run("Evaluation", "pipeline/main.py", f"--model_dir={finetune}", "--task=evaluate"), end="")
-    examples = held_out_images(task_images, task_records, 8)
-    predictions = predict(saved_model, examples)
-    picture = draw(predictions, finetune / "predictions.png")
+    truths = held_out_images(task_images, task_records, 8)
+    predictions = predict(saved_model, list(truths))
+    picture = draw(predictions, truths, finetune / "predictions.png")
     show(out, finetune, scratch, predictions, picture)
     return 0
 
@@ -84,7 +91,10 @@ def own_name(images: pathlib.Path) -> str:
 
 def has_validation(images: pathlib.Path) -> bool:
     """Whether a folder of images has a folder for validation, which the records then take as such."""
-    return any(splits.named(path.name) == splits.VALIDATION for path in images.iterdir() if path.is_dir())
+    try:
+        return splits.VALIDATION in [split for split, _, _ in FolderSource.splits_of(str(images))]
+    except (BuildError, OSError):
+        return False  # the build says what is wrong with the folder
 
 
 def held_out(records: pathlib.Path, choice: str) -> str:
@@ -102,7 +112,7 @@ def run(title: str, *command: object) -> str:
     words = [str(word) for word in command]
     console.rule(f"[bold]{title}")
     print("python", shlex.join(words), flush=True)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     if done.returncode in (130, -signal.SIGINT):
         sys.exit("\nInterrupted; the same command continues.")
     if done.returncode:
@@ -133,19 +143,19 @@ def predict(saved_model: pathlib.Path, images: list[pathlib.Path]) -> list[dict]
     return [json.loads(line) for line in lines.splitlines()]
 
 
-def held_out_images(folder: pathlib.Path, records: pathlib.Path, count: int) -> list[pathlib.Path]:
-    """Some images of the validation split, which training has not seen: their keys stand in the records."""
+def held_out_images(folder: pathlib.Path, records: pathlib.Path, count: int) -> dict[pathlib.Path, str]:
+    """Some images of the validation split, which training has not seen, and their classes, as the records have them."""
     import tensorflow_datasets as tfds  # the record set is an ordinary TFDS data set
 
-    dataset = tfds.builder_from_directory(str(records)).as_dataset(
-        "validation", decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    keys = sorted(example["key"].decode() for example in dataset.as_numpy_iterator())
-    return [folder / key for key in random.Random(0).sample(keys, min(count, len(keys)))]
+    builder = tfds.builder_from_directory(str(records))
+    dataset = builder.as_dataset("validation", decoders={"image": tfds.decode.SkipDecoding()})
+    names = builder.info.features["label"].names
+    classes = {example["key"].decode(): names[example["label"]] for example in dataset.as_numpy_iterator()}
+    return {folder / key: classes[key] for key in random.Random(0).sample(sorted(classes), min(count, len(classes)))}
 
 
-def draw(predictions: list[dict], path: pathlib.Path) -> pathlib.Path:
-    """Draws the images with their best classes; right ones (by folder name) in blue, wrong ones in orange."""
+def draw(predictions: list[dict], truths: Mapping[pathlib.Path, str], path: pathlib.Path) -> pathlib.Path:
+    """Draws the images with their classes and the best of the model's; right ones in blue, wrong ones in orange."""
     matplotlib.use("Agg")
     columns = 4
     rows = -(-len(predictions) // columns)
@@ -153,8 +163,8 @@ def draw(predictions: list[dict], path: pathlib.Path) -> pathlib.Path:
     for axis in axes.flat:
         axis.axis("off")
     for (picture, chart), prediction in zip(axes.reshape(-1, 2), predictions, strict=False):
-        truth = pathlib.Path(prediction["image"]).parent.name
-        picture.imshow(Image.open(ROOT / prediction["image"]).convert("RGB"))
+        truth = truths[pathlib.Path(prediction["image"])]
+        picture.imshow(Image.open(prediction["image"]).convert("RGB"))
         picture.set_title(truth, fontsize=11)
         names, shares = prediction["classes"][::-1], prediction["probabilities"][::-1]
         bars = chart.barh(names, shares, color=["#0072B2" if name == truth else "#E69F00" for name in names])

@@ -226,6 +226,12 @@ def test_another_file_than_was_published_is_refused(
         assert run(*flags, f"--sha256={sha256}") == 0
 
 
+def test_records_of_other_images_are_not_taken(published, records, files, tmp_path, capsys):
+    shutil.copytree(records, tmp_path / "records")
+    assert run("timm", "tfds:imagenet_v2/test", tmp_path, f"--file={files['timm']}") == 1
+    assert "not of tfds:imagenet_v2/test: remove it, or give another --work_dir" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_said(published, imagenet, files, server, tmp_path, capsys, monkeypatch):
     assert run("deepmind", imagenet, tmp_path, f"--address={server}/none/{{variant}}") == 1
     assert "HTTP Error 404" in capsys.readouterr().err

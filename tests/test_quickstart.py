@@ -18,7 +18,11 @@ def test_what_is_held_out_is_said(tmp_path):
 
 
 def test_a_validation_folder_is_found(tmp_path):
-    (tmp_path / "cats").mkdir()
-    assert not quickstart.has_validation(tmp_path)
-    (tmp_path / "Val").mkdir()
-    assert quickstart.has_validation(tmp_path)
+    for folder in ("invalid", "valid"):  # classes
+        (tmp_path / "classes" / folder).mkdir(parents=True)
+    assert not quickstart.has_validation(tmp_path / "classes")
+    for folder in ("train/cats", "Val/cats"):
+        (tmp_path / "splits" / folder).mkdir(parents=True)
+    assert quickstart.has_validation(tmp_path / "splits")
+    (tmp_path / "splits" / "cats").mkdir()  # which the build refuses
+    assert not quickstart.has_validation(tmp_path / "splits")

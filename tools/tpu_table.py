@@ -126,7 +126,7 @@ def main() -> None:
             rows[name] = compile_variant(name, arguments.task)
             table[arguments.task] = {each: rows[each] for each in names if each in rows}
             files.write_atomically(arguments.output, json.dumps(table, indent=1) + "\n")
-    print(markdown(table["variants"]))
+    print(markdown(table[arguments.task]))
 
 
 if __name__ == "__main__":
