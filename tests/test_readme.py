@@ -72,3 +72,9 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist."
+
+
+def test_the_design_names_every_file():
+    named = set(re.findall(r"`(?:\w+/)*(\w+\.py)`", (ROOT / "docs" / "design.md").read_text()))
+    files = {path.name for folder in ("beam", "pipeline") for path in (ROOT / folder).rglob("*.py")}
+    assert files - named == {"__init__.py"}

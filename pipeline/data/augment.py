@@ -27,7 +27,7 @@ MAX_CROP_PADDING = 1 / 7
 CROP_RESIZE, RESIZE_CROP, SQUARE_RESIZE = "crop_resize", "resize_crop", "square_resize"
 EVAL_VIEWS = (CROP_RESIZE, RESIZE_CROP, SQUARE_RESIZE)
 _MOST_AREA = 4  # of a random crop, as a share of the image's: twice its height and width
-# Images that are prepared at a time: as many as the host of a TPU has cores. Fewer cores take them one after another.
+# Images that are prepared at a time: hosts of TPUs have 112 to 240 cores. Fewer cores take them one after another.
 PARALLEL_CALLS = 128
 
 
