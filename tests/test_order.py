@@ -46,6 +46,12 @@ def test_order_depends_on_all_that_defines_it(other):
     assert np.mean(first == second) < 0.2
 
 
+def test_an_interrupted_run_goes_on_in_the_order_of_older_versions():
+    order = orders.Order(20, 4, seed=1, fingerprint="data", block=2, window=3)
+    expected = [[8, 17, 6, 13], [7, 18, 5, 14], [9, 12, 1, 0], [16, 11, 3, 4], [15, 10, 2, 19]]
+    np.testing.assert_array_equal(epoch_positions(order, 1), expected)
+
+
 def test_seed_and_epoch_do_not_add_up():
     a = epoch_positions(orders.Order(1000, 8, seed=0), 1)
     b = epoch_positions(orders.Order(1000, 8, seed=1), 0)

@@ -114,9 +114,11 @@ class Order:
         text = f"{self.fingerprint}/{self.seed}".encode()
         digest = hashlib.shake_128(text).digest(16)
         seed = tf.constant([int.from_bytes(part, "little", signed=True) for part in (digest[:8], digest[8:])], tf.int64)
+        # The algorithm is left to TensorFlow, which takes Philox on CPUs, where input is made: to name it takes twenty
+        # operations more for each call, and a tenth of the start of a short run.
         for number in (epoch, purpose):
-            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64), alg="philox")
-        return tf.random.stateless_uniform(shape, seed, None, None, tf.int64, alg="philox")
+            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64))
+        return tf.random.stateless_uniform(shape, seed, None, None, tf.int64)
 
 
 @dataclasses.dataclass(frozen=True)
