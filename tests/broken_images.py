@@ -96,9 +96,8 @@ def gif_of(*frames: tuple[int, int, int, int], screen: tuple[int, int] = (12, 8)
     data = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + b"\x80\x80\x80\xff\0\0"
     for left, top, width, height in frames:
         # Codes of 3 bits: clear (4) before each colour (0), so that they never grow; then end (5).
-        codes = [4, 0] * min(width * height, 100_000) + [5]
-        bits = np.array([[code >> bit & 1 for bit in range(3)] for code in codes], np.uint8).ravel()
-        packed = np.packbits(bits, bitorder="little").tobytes()
+        colours = np.tile(np.array([0, 0, 1, 0, 0, 0], np.uint8), min(width * height, 100_000))
+        packed = np.packbits(np.append(colours, np.array([1, 0, 1], np.uint8)), bitorder="little").tobytes()
         data += b"," + struct.pack("<HHHHB", left, top, width, height, 0) + b"\x02"
         for start in range(0, len(packed), block):
             part = packed[start : start + block]
@@ -230,7 +229,7 @@ def _gifs() -> list[Case]:
         Case("GIF: frame beside its canvas", gif_of((6, 4, 12, 8)), False),
         Case("GIF: 60,000 x 60,000", gif_of((0, 0, 60_000, 60_000), screen=(60_000, 60_000)), False),
         Case("GIF: 60,000 x 60,000 on a small canvas", gif_of((0, 0, 60_000, 60_000)), False),
-        Case("GIF: a bomb of 144 megapixels", encode(Image.new("L", (SIDE, SIDE)), "GIF"), False),
+        Case("GIF: a bomb of 144 megapixels", encode(Image.new("L", (SIDE, SIDE)), "GIF", optimize=False), False),
         Case("GIF: 0 x 0", gif_of((0, 0, 0, 0), screen=(0, 0)), False),
         Case("GIF: no frame", gif_of(), False),
         Case("GIF: signature alone", data[:6], False),

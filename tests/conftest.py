@@ -6,8 +6,6 @@ import pytest
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as the programs do, before TensorFlow is imported
 
-import tensorflow as tf
-
 # What takes a worker of pytest-xdist longest, and so begins first: at the end it would keep the others waiting.
 LONGEST = (
     "test_end_to_end",
@@ -29,20 +27,26 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
-def pytest_configure():
+def pytest_configure(config):
     """Gives TensorFlow four logical CPU devices, which it only takes before its first operation."""
     if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for the programs that tests start, too
         os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+    elif config.getoption("numprocesses", None):
+        return  # this process runs no test; its workers start once it is configured, and would wait for TensorFlow
+    import tensorflow as tf
+
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
 @pytest.fixture(scope="session")
-def two_replicas() -> tf.distribute.Strategy:
+def two_replicas():
     """Two replicas on this machine's CPU.
 
     Without collectives, which TensorFlow keeps by device for the whole process: after another strategy over the same
     devices (tests of whole runs make some), those of this one would be taken for the other's.
     """
+    import tensorflow as tf
+
     devices, reduction = ["/cpu:0", "/cpu:1"], tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
