@@ -164,10 +164,13 @@ def estimate(study: Study, topology: str, replica_batch: int | None = None) -> s
       The path of the file.
 
     Raises:
-      StudyError: a step does not fit, or cannot be compiled or built.
+      StudyError: the topology or the compiler is not there, or a step does not fit, or cannot be compiled or built.
     """
     path = os.path.join(study.directory, run_files.SPEEDS_FILE)
-    place = chips.topology(topology, None)
+    try:
+        place, versions = chips.topology(topology, None), compiler.versions()
+    except (chips.TopologyError, compiler.CompilerError) as error:
+        raise StudyError(str(error)) from error
     rows: dict[str, dict] = {}
     if os.path.exists(path):
         with open(path) as file:
@@ -175,7 +178,7 @@ def estimate(study: Study, topology: str, replica_batch: int | None = None) -> s
     os.makedirs(study.directory, exist_ok=True)
     for family in study.members:
         for variant in family.variants:
-            if rows.get(variant, {}).get("versions") == compiler.versions():
+            if rows.get(variant, {}).get("versions") == versions:
                 continue
             trial = study.trial((variant, study.budgets(family)[0]), family.learning_rates[0], study.seeds[0])
             configured = functools.partial(registry.configured, *sweep.configuration(study, trial))

@@ -14,6 +14,7 @@ from pipeline.model import speeds
 from pipeline.study import recipe, run_files, search, sweep
 from pipeline.study.analysis import analyse
 from pipeline.study.run_files import FLOPS, Trial
+from pipeline.tpu import compiler
 from tests import simulated_studies
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -303,3 +304,19 @@ def test_the_demo_study_is_configured_as_documented(tmp_path, capsys):
             files, bindings = family.configuration(family.variants[-1], task)
             experiment = registry.configured([str(ROOT / file) for file in files], bindings)
             assert (experiment.data.train_size, experiment.ema_decay is None) == (24, not task)
+
+
+@pytest.mark.parametrize(
+    ("topology", "installed", "message"),
+    [
+        ("v4:9x9", True, "v4:9x9"),
+        ("v4:2x2x1", False, "pip install -r requirements-tpu.txt"),
+    ],
+)
+def test_an_estimate_that_cannot_be_made_is_a_message(topology, installed, message, tmp_path, monkeypatch, capsys):
+    if not installed:
+        monkeypatch.setattr(compiler, "TESTED", {"no-such-tpu-compiler": "1"})
+    arguments = ["estimate", f"--gin_file={ROOT / 'gin/study/demo.gin'}", f"--topology={topology}"]
+    assert scaling_study.main([*arguments, f'--gin_param=Study.directory="{tmp_path / "study"}"']) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
