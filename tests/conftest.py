@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as the programs do, before TensorFlow is imported
+# As the programs do, before TensorFlow is imported:
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # What takes a worker of pytest-xdist longest, and so begins first: at the end it would keep the others waiting.
 LONGEST = (
@@ -37,6 +39,14 @@ def pytest_configure(config):
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Seeds Python, NumPy and TensorFlow: what is random in a test does not depend on the tests before it."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -85,9 +85,12 @@ def test_exit_codes(body, code, message):
     assert (done.returncode, done.stderr) == (code, message)
 
 
-def test_tensorflow_is_silent_where_there_is_no_gpu():
-    """Where there is one, it may report it."""
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    body = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')), float(tf.constant(1.0)))"
+def test_tensorflow_is_silent_where_there_is_no_gpu_and_has_onednn():
+    """Where there is a GPU, it may report it."""
+    unset = ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    body = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')), float(tf.constant(1.0)), "
+    body += "__import__('os').environ['TF_ENABLE_ONEDNN_OPTS'])"
     done = run("-c", PROGRAM.format(body=body), env=environment)
     assert done.stdout[0] != "0" or done.stderr == ""
+    assert done.stdout.split()[-1] == "1"

@@ -274,6 +274,26 @@ def test_a_command_with_a_mistake_exits_with_its_message_alone(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_without_onednn_exports_answer_and_training_says_what_to_set(
+    predicted, finetuned, records, monkeypatch, tmp_path
+):
+    """As TensorFlow is by itself on CPUs without instructions for neural networks."""
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    paths, expected = predicted
+    done = command("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", *paths)
+    for line, other in zip(done.stdout.splitlines(), expected.splitlines(), strict=True):
+        found, wanted = json.loads(line), json.loads(other)
+        assert found.get("classes") == wanted.get("classes"), done.stderr
+        assert found.get("probabilities") == pytest.approx(wanted.get("probabilities"), abs=1e-4)
+    words = [f"--gin_param={param}" for param in (*SMALL, f'DATA_DIR="{records / "pretrain"}"')]
+    done = command(
+        "pipeline/main.py", "--gin_file=gin/quickstart_pretrain.gin", f"--model_dir={tmp_path / 'run'}", *words
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "without oneDNN" in done.stderr and "TF_ENABLE_ONEDNN_OPTS=1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [

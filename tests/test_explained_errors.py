@@ -44,9 +44,19 @@ RESET = (
             RemoteFileError,
             r"^gs://b/run/x cannot .*All 10 retry attempts failed",
         ),
+        (
+            tf.errors.UnimplementedError(None, None, "Fused conv implementation does not support grouped convolutions"),
+            ValueError,
+            r"without oneDNN .*\(Fused conv.*\).*TF_ENABLE_ONEDNN_OPTS=1 before",
+        ),
+        (
+            tf.errors.InvalidArgumentError(None, None, "Gradients for grouped convolutions are not supported on CPU."),
+            ValueError,
+            r"without oneDNN .*\(Gradients for.*\).*TF_ENABLE_ONEDNN_OPTS=1 before",
+        ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(error, explained, message):
+def test_what_is_missing_is_named(error, explained, message):
     with pytest.raises(explained, match=message), explained_errors(ONE_DEVICE):
         raise error
 

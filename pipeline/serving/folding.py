@@ -132,7 +132,8 @@ class Conv(tf.Module):
 
     def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
         if not self.is_product:
-            return tf.nn.bias_add(tf.nn.conv2d(inputs, self.kernel, self.stride, "SAME"), self.bias)
+            # A sum, not `tf.nn.bias_add`: without oneDNN TensorFlow fuses that with a grouped convolution, and fails.
+            return tf.nn.conv2d(inputs, self.kernel, self.stride, "SAME") + self.bias
         # At small batches a product takes less time on a CPU than a convolution.
         in_channels, channels = self.kernel.shape
         outputs = tf.matmul(tf.reshape(inputs, [-1, in_channels]), self.kernel)

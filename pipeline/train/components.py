@@ -37,7 +37,6 @@ class RunComponents:
 
 def assemble(context: RunContext, experiment: Experiment, loop: Loop) -> RunComponents:
     """Opens the data and makes the state of step 0; everything that can be refused is refused here."""
-    distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
     if not loop.shared_folders:
         distribution.check_reachable(strategy, model_dir=context.model_dir, DATA_DIR=experiment.data.directory)

@@ -20,6 +20,7 @@ from pipeline.train.trainer import Trainer
 _LOOP_SECONDS = 20.0
 _LOOPS = 100  # that a run has at least
 _ALLOCATION = re.compile("OOM|out of memory|allocat", re.IGNORECASE)  # files have the same class of error
+_GROUPED = re.compile("grouped convolutions")
 _LOST_HOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
@@ -64,6 +65,7 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
       ManifestError: a host cannot open a shard.
       RemoteFileError: a file in an object store cannot be read or written.
       OutOfMemoryError: a device has too little memory.
+      ValueError: TensorFlow lacks a kernel of grouped convolutions on this CPU.
       PeerLostError: another process is gone.
       HostLostError: a host of the TPU slice is gone.
     """
@@ -78,6 +80,13 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
                 f"A device has too little memory ({cause(error)[:200]}): lower the batch (Data.batch, or "
                 "Loop.eval_batch in evaluation), or keep it and raise Experiment.accumulation_steps, or lower the "
                 "resolution (Data.train_size), or take a smaller variant."
+            ) from error
+        if _GROUPED.search(str(error)):
+            raise ValueError(
+                "TensorFlow works without oneDNN on this CPU, and then cannot compute an NFNet "
+                f"({cause(error)[:200]}). "
+                "Set TF_ENABLE_ONEDNN_OPTS=1 before TensorFlow is imported; programs of this project set it "
+                "unless it has another value."
             ) from error
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(

@@ -157,15 +157,6 @@ def uses_xla(strategy: tf.distribute.Strategy) -> bool:
     return device(strategy) == "gpu"
 
 
-def check_cpu_kernels() -> None:
-    """Raises where oneDNN is switched off on a CPU: TensorFlow then has no gradient of grouped convolutions."""
-    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" and not tf.config.list_physical_devices("GPU"):
-        raise ValueError(
-            "TF_ENABLE_ONEDNN_OPTS=0 is set: on a CPU TensorFlow then has no gradient of grouped convolutions, which "
-            "every NFNet needs. Unset it and start again."
-        )
-
-
 def _detect() -> str:
     if _cluster():
         return "multi_worker"

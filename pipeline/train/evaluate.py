@@ -47,7 +47,6 @@ def evaluate(
       CheckpointError: there is no checkpoint, or it is of another model.
       ManifestError, ValueError: the records or the split are missing, or have other classes than the checkpoint.
     """
-    distribution.check_cpu_kernels()
     strategy = loop.create_strategy()
     saved, manifest = checkpoint.find(context.model_dir, which_checkpoint), experiment.data.read_manifest()
     check_classes(saved, manifest, experiment.data.directory)

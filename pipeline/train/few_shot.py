@@ -16,6 +16,7 @@ from pipeline.data import reader
 from pipeline.data.augment import normalize
 from pipeline.model.classifier import Classifier
 from pipeline.train import checkpoint, distribution
+from pipeline.train.controller import explained_errors
 from pipeline.train.evaluator import evaluation_batches
 from pipeline.train.experiment import Experiment
 from pipeline.train.run_config import Loop, RunContext
@@ -59,8 +60,9 @@ def few_shot(
         model = load_model(
             saved, lambda num_classes: experiment.create_evaluation_model(num_classes, target_device=None)
         )
-    train = extract(strategy, model, experiment, experiment.data.training_records(made), loop.eval_batch)
-    validation = extract(strategy, model, experiment, experiment.data.validation_records(made), loop.eval_batch)
+    with explained_errors(strategy):
+        train = extract(strategy, model, experiment, experiment.data.training_records(made), loop.eval_batch)
+        validation = extract(strategy, model, experiment, experiment.data.validation_records(made), loop.eval_batch)
     results = {}
     for count in shots:
         chosen = choose(train[1], count, seed)
