@@ -62,7 +62,8 @@ def one_device(records, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_train_what_one_device_trains(records, one_device, tmp_path, replicas):
     # In a process of its own: TensorFlow takes one number of replicas for good.
     several = multiprocessing.get_context("spawn").Process(

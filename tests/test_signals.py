@@ -23,9 +23,8 @@ Loop.steps_per_loop = 2
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_program_within_seconds(tmp_path, number, code):
     record_sets.make(tmp_path / "records", examples=100, validation=20)
     config, model_dir = tmp_path / "endless.gin", tmp_path / "run"
@@ -59,6 +58,7 @@ with Preemption(None, None):
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_program_at_once():
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
