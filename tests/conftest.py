@@ -39,6 +39,10 @@ def pytest_configure(config):
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+    if config.getoption("markexpr") == "not slow":
+        # Optimizing each new graph takes a tenth of the quick tests. Programs that they start have all of TensorFlow,
+        # and so has `make test-all`.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def pytest_collection_finish():

@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline import registry, report
 from pipeline.serving import client
 from pipeline.train import checkpoint, preemption
+from tests import programs
 from tests.ingest_builds import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,12 +32,6 @@ SMALL = (
     "Loop.checkpoint_every=5",
     "WARMUP_EPOCHS=0",
 )
-
-
-def command(*words):
-    """Runs a program of the repository as a user would; returns the finished process."""
-    line = [sys.executable, *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def run(task, gin_file, model_dir, *params):
@@ -71,7 +66,7 @@ def images(tmp_path_factory):
 def records(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     words = (f"--input={images / 'pretrain'}", f"--output_dir={folder / 'pretrain'}", "--name=pretrain", "--shards=2")
-    done = command("beam/build_tfrecords.py", *words, "--validation_examples=30")
+    done = programs.run("beam/build_tfrecords.py", *words, "--validation_examples=30")
     assert done.returncode == 0, done.stderr
     build(images / "finetune", folder / "finetune", "--name=finetune", "--validation_examples=30")
     return folder
@@ -94,7 +89,9 @@ def finetuned(records, pretrained, tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("runs") / "finetune"
     params = finetune_params(records, pretrained)
     words = [f"--gin_param={param}" for param in (*SMALL, *params)]
-    done = command("pipeline/main.py", "--gin_file=gin/quickstart_finetune.gin", f"--model_dir={model_dir}", *words)
+    done = programs.run(
+        "pipeline/main.py", "--gin_file=gin/quickstart_finetune.gin", f"--model_dir={model_dir}", *words
+    )
     assert done.returncode == 0, done.stderr
     assert "initialized at random: linear/bias, linear/kernel" in done.stdout
     assert "epoch 0: exactly once" in done.stderr
@@ -169,7 +166,7 @@ def test_the_readmes_python_classifies_an_image(finetuned, images, tmp_path):
 def predicted(finetuned, images):
     """Two images and a broken one, and what `predict.py` says of them."""
     paths = [*sorted(images.glob("finetune/angle1/*.jpg"))[:2], images / "finetune/angle0/broken.jpg"]
-    done = command("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", *paths)
+    done = programs.run("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", *paths)
     assert done.returncode == 1  # one image could not be classified; the others were
     return paths, done.stdout
 
@@ -192,7 +189,7 @@ def test_a_split_is_evaluated_to_a_page_and_the_run_has_one(finetuned, capsys):
         registry.run_configured([], [f"evaluate.split={split!r}"], str(finetuned), task="evaluate")
         return capsys.readouterr().out
 
-    done = command("pipeline/main.py", f"--model_dir={finetuned}", "--task=evaluate", "--split=train")
+    done = programs.run("pipeline/main.py", f"--model_dir={finetuned}", "--task=evaluate", "--split=train")
     assert done.returncode == 0, done.stderr
     for shown in (done.stdout, evaluate_again("train")):
         values = json.loads((folder / "metrics.json").read_text())
@@ -233,7 +230,7 @@ def moved(finetuned, tmp_path):
 
 def test_a_runs_folder_is_enough_to_export_and_predict(predicted, moved, capsys):
     paths, expected = predicted
-    done = command("pipeline/predict.py", f"--model_dir={moved}", "--json", *paths)
+    done = programs.run("pipeline/predict.py", f"--model_dir={moved}", "--json", *paths)
     assert done.stdout == expected, done.stderr
     registry.run_configured([], ["export.top=2"], str(moved), task="export")
     assert f"Exported to {moved}/saved_model/2" in capsys.readouterr().out
@@ -266,7 +263,7 @@ def test_classes_that_a_run_was_not_trained_on_are_not_evaluated(moved, records)
 
 
 def test_a_command_with_a_mistake_exits_with_its_message_alone(tmp_path):
-    done = command("pipeline/main.py", "--gin_file=gin/f7_jft.gin", f"--model_dir={tmp_path / 'run'}")
+    done = programs.run("pipeline/main.py", "--gin_file=gin/f7_jft.gin", f"--model_dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert "No record set at 'data/jft'" in done.stderr
     assert "python beam/build_tfrecords.py" in done.stderr
@@ -275,19 +272,22 @@ def test_a_command_with_a_mistake_exits_with_its_message_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_onednn_exports_answer_and_training_says_what_to_set(
-    predicted, finetuned, records, monkeypatch, tmp_path
-):
+def test_without_onednn_exports_answer_and_training_says_what_to_set(predicted, finetuned, records, tmp_path):
     """As TensorFlow is by itself on CPUs without instructions for neural networks."""
-    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+
+    def started(*words):
+        environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+        line = [sys.executable, *map(str, words)]
+        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
     paths, expected = predicted
-    done = command("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", *paths)
+    done = started("pipeline/predict.py", f"--saved_model={finetuned / 'saved_model'}", "--json", *paths)
     for line, other in zip(done.stdout.splitlines(), expected.splitlines(), strict=True):
         found, wanted = json.loads(line), json.loads(other)
         assert found.get("classes") == wanted.get("classes"), done.stderr
         assert found.get("probabilities") == pytest.approx(wanted.get("probabilities"), abs=1e-4)
     words = [f"--gin_param={param}" for param in (*SMALL, f'DATA_DIR="{records / "pretrain"}"')]
-    done = command(
+    done = started(
         "pipeline/main.py", "--gin_file=gin/quickstart_pretrain.gin", f"--model_dir={tmp_path / 'run'}", *words
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr

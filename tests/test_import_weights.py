@@ -3,8 +3,6 @@ import functools
 import math
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from pipeline.train import checkpoint, experiment, optimizer, public_weights, ru
 from pipeline.train.evaluate import evaluate
 from pipeline.train.train import train
 from pipeline.train.trained_model import load_model
-from tests import record_sets
+from tests import programs, record_sets
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUFFIXES = {"deepmind": "pkl", "timm": "safetensors"}
@@ -166,7 +164,7 @@ def test_the_command_imports_and_exports(tmp_path, model):
     path, run, out = (str(tmp_path / name) for name in ("weights.pkl", "run", "weights.safetensors"))
     public_files.write(path, weights.extract(model, "deepmind"), "deepmind")
     flags = ["--source=deepmind", f"--file={path}", "--variant=nano", f"--output_dir={run}", f"--export_timm={out}"]
-    done = _command(*flags)
+    done = programs.run("pipeline/import_weights.py", *flags)
     assert done.returncode == 0, done.stderr
     assert "INITIAL_CHECKPOINT" in done.stdout
     assert checkpoint.find(run).facts["variant"] == "nano"
@@ -177,7 +175,13 @@ def test_the_command_imports_and_exports(tmp_path, model):
 
 
 def test_the_command_says_what_is_wrong(tmp_path):
-    done = _command("--source=timm", f"--file={tmp_path}/none", "--variant=F0", f"--output_dir={tmp_path}/run")
+    done = programs.run(
+        "pipeline/import_weights.py",
+        "--source=timm",
+        f"--file={tmp_path}/none",
+        "--variant=F0",
+        f"--output_dir={tmp_path}/run",
+    )
     assert done.returncode == 1
     assert f"There is no file {tmp_path}/none." in done.stderr
     assert "Traceback" not in done.stderr
@@ -215,8 +219,3 @@ def test_imported_weights_evaluate_fine_tune_and_serve_like_a_run(tmp_path):
         if not name.startswith("linear/"):
             np.testing.assert_allclose(arrays[name], variable, rtol=1e-2, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(arrays["stem/conv0/kernel"], weights.named(model)["stem/conv0/kernel"])
-
-
-def _command(*arguments):
-    command = [sys.executable, "pipeline/import_weights.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
