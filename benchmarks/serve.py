@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Mapping
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+from pipeline import command_line
+
+command_line.set_up_tensorflow()
 
 import numpy as np
 import tensorflow as tf

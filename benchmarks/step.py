@@ -23,8 +23,10 @@ import types
 from collections.abc import Callable
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+from pipeline import command_line
+
+command_line.set_up_tensorflow()
 
 from pipeline.model import variants
 

@@ -23,8 +23,10 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # see pipeline/command_line.py
+
+from pipeline import command_line
+
+command_line.set_up_tensorflow()
 
 from pipeline import configure, files, registry
 from pipeline.train import checkpoint, public_weights

@@ -30,10 +30,10 @@ def pytest_collection_modifyitems(items):
 
 def pytest_configure(config):
     """Gives TensorFlow four logical CPU devices, which it only takes before its first operation."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for the programs that tests start, too
-        os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
-    elif config.getoption("numprocesses", None):
+    if "PYTEST_XDIST_WORKER" not in os.environ and config.getoption("numprocesses", None):
         return  # this process runs no test; its workers start once it is configured, and would wait for TensorFlow
+    # One core for each process, for the programs that tests start, too; and the same bits with one process or several.
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
     gc.disable()  # until all tests are imported: a fifth of the time that takes
     import tensorflow as tf
 

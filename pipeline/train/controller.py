@@ -84,9 +84,8 @@ def explained_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
         if _GROUPED.search(str(error)):
             raise ValueError(
                 "TensorFlow works without oneDNN on this CPU, and then cannot compute an NFNet "
-                f"({cause(error)[:200]}). "
-                "Set TF_ENABLE_ONEDNN_OPTS=1 before TensorFlow is imported; programs of this project set it "
-                "unless it has another value."
+                f"({cause(error)[:200]}). Set TF_ENABLE_ONEDNN_OPTS=1 before TensorFlow is imported; programs of this "
+                "project set it unless it has another value."
             ) from error
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise distribution.PeerLostError(
